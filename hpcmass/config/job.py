@@ -1,0 +1,189 @@
+"""The job file: what to train. One frozen, keyword-only model a table; nothing of a site stands here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hpcmass.config.resources import Resources
+
+Scalar = bool | int | float | str
+
+
+class Table(BaseModel):
+    """Base of every table: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class DataTable(Table):
+    """`[data]`: dataset folders, relative to the project folder.
+
+    `train` may name several datasets, which are then read one after the other (train + valid, say).
+    """
+
+    train: str | list[str] | None = None
+    valid: str | list[str] | None = None
+    test: str | list[str] | None = None
+    order: Literal["global", "sequential"] = "global"
+    seed: int = Field(0, ge=0, description="seed of the sample order")
+    inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
+    targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")
+
+
+class ScheduleTable(Table):
+    """`[train.schedule]`: a scheduler of torch.optim.lr_scheduler by name, stepped once an optimiser step."""
+
+    name: str | None = None
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up, in optimiser steps")
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class EarlyStopTable(Table):
+    """`[train.early_stop]`: stop when a validation metric has not improved for `patience` evaluations."""
+
+    metric: str = "loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    patience: int = Field(3, ge=1, description="evaluations without improvement")
+    min_delta: float = Field(0.0, ge=0.0)
+
+
+class TrainTable(Table):
+    """`[train]`: how one model is trained."""
+
+    mode: Literal["data-parallel", "per-shard"] = "data-parallel"
+    backend: Literal["auto", "horovod", "mpi", "torch", "single"] = "auto"
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps at most, over all epochs")
+    global_batch: int = Field(64, ge=1, description="samples an optimiser step over all ranks")
+    accumulation: int = Field(1, ge=1, description="micro-batches a rank cuts its share into")
+    drop_last: bool = False
+    seed: int = Field(0, ge=0, description="seed of initial weights and of dropout")
+    optimizer: str = Field("AdamW", description="a class of torch.optim")
+    lr: float = Field(1e-3, gt=0)
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    schedule: ScheduleTable = ScheduleTable()
+    clip_norm: float | None = Field(None, gt=0, description="limit of the gradient's global L2 norm")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
+    evaluate_every_epochs: int = Field(1, ge=1)
+    checkpoint_every_steps: int | None = Field(None, ge=1, description="default: at every epoch's end")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every_steps: int = Field(10, ge=1)
+    early_stop: EarlyStopTable | None = None
+
+
+class PerShardTable(Table):
+    """`[per_shard]`: one model a group of shards, combined."""
+
+    groups: int = Field(2, ge=2, description="parts that are trained; shards are dealt to them in turn")
+    combine: list[Literal["average", "vote", "stack", "merge"]] = Field(default_factory=lambda: ["vote"])
+    compare: bool = Field(True, description="train the data-parallel model too and put it in the report")
+
+    @field_validator("combine")
+    @classmethod
+    def _some(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("name at least one of average, vote, stack, merge")
+        return value
+
+
+class FloatDimension(Table):
+    """A float of the space, both ends included."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = Field(None, gt=0)
+    when: dict[str, Scalar | list[Scalar]] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FloatDimension:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a log dimension needs low > 0 and no step")
+        return self
+
+
+class IntDimension(Table):
+    """An integer of the space, both ends included."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: int = Field(1, ge=1)
+    when: dict[str, Scalar | list[Scalar]] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntDimension:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        if self.log and (self.low <= 0 or self.step != 1):
+            raise ValueError("a log dimension needs low > 0 and step 1")
+        return self
+
+
+class CategoricalDimension(Table):
+    """One of several values."""
+
+    type: Literal["categorical"]
+    choices: list[Scalar] = Field(min_length=1)
+    when: dict[str, Scalar | list[Scalar]] | None = None
+
+
+Dimension = Annotated[FloatDimension | IntDimension | CategoricalDimension, Field(discriminator="type")]
+
+
+class SweepTable(Table):
+    """`[sweep]`: a study. Keys of `space` are job keys (`train.lr`), or names of `[params]` without a dot.
+
+    A dimension with `when = {family = "cnn"}` exists only in trials where `family` has that value (or one
+    of the values of a list); dimensions are drawn in the order in which they stand in the file.
+    """
+
+    sampler: Literal["random", "grid", "tpe", "cmaes"] = "tpe"
+    pruner: Literal["none", "median", "asha"] = "none"
+    trials: int = Field(20, ge=1)
+    parallel: int = Field(2, ge=1, description="trials at once")
+    ranks: int = Field(1, ge=1, description="ranks a trial")
+    metric: str = Field("loss", description="validation metric that is optimised")
+    direction: Literal["minimize", "maximize"] = "minimize"
+    seed: int = Field(0, ge=0)
+    min_evaluations: int = Field(1, ge=1, description="evaluations before a trial may be pruned")
+    retries: int = Field(2, ge=0, description="further attempts for a trial whose worker was lost")
+    space: dict[str, Dimension] = Field(min_length=1)
+
+
+class Job(Table):
+    """A whole job file.
+
+    Attributes:
+        name: Name of the run (and of the study); letters, digits, `.`, `_`, `-`.
+        recipe: The recipe's file, relative to the job file.
+        command: A script of the user's own instead of a recipe; `{name}` stands for a value of `params`.
+        params: Handed to `build_model`; free keys with TOML values.
+    """
+
+    name: str
+    recipe: str | None = None
+    command: str | list[str] | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    data: DataTable = DataTable()
+    train: TrainTable = TrainTable()
+    per_shard: PerShardTable | None = None
+    sweep: SweepTable | None = None
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Job:
+        if (self.recipe is None) == (self.command is None):
+            raise ValueError("give either 'recipe' or 'command'")
+        if self.recipe is not None and self.data.train is None:
+            raise ValueError("'data.train' is missing: a recipe needs a dataset to train on")
+        if self.train.mode == "per-shard" and self.per_shard is None:
+            raise ValueError("train.mode = \"per-shard\" needs a [per_shard] table")
+        return self

@@ -1,0 +1,43 @@
+"""Floor 0: publish, claim, lease, hash: the only code that makes things appear on a shared file system."""
+
+from hpcmass.files.lease import Lease, Owner, boot_id, process_start
+from hpcmass.files.names import check_name
+from hpcmass.files.publish import (
+    canonical_json,
+    claim,
+    fsync_dir,
+    make_dir,
+    publish,
+    publish_json,
+    publishing,
+    read_json,
+    replace,
+    replace_json,
+    sha256_bytes,
+    sha256_file,
+    storage_errors,
+)
+from hpcmass.files.records import append_record, read_records
+
+__all__ = [
+    "Lease",
+    "Owner",
+    "append_record",
+    "boot_id",
+    "canonical_json",
+    "check_name",
+    "claim",
+    "fsync_dir",
+    "make_dir",
+    "process_start",
+    "publish",
+    "publish_json",
+    "publishing",
+    "read_json",
+    "read_records",
+    "replace",
+    "replace_json",
+    "sha256_bytes",
+    "sha256_file",
+    "storage_errors",
+]

@@ -1,0 +1,192 @@
+"""A lease: a claim with an owner and an expiry, renewed while its owner lives.
+
+The lease of generation n is the file `NAME.n.json`, claimed once. Its owner renews it by replacing
+`NAME.n.beat`. Taking over means claiming generation n + 1, allowed only when the owner of generation n
+has released it, is known to be dead (same host and boot, and its process is gone), or has not renewed
+for `ttl_s`. Two that take over at once race for one name, and one wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcmass.errors import CorruptError, HpcmassError, LeaseHeld, NotFound
+from hpcmass.files.publish import claim, make_dir, read_json, replace_json
+import json
+
+DEFAULT_TTL_S = 60.0
+
+
+def boot_id() -> str:
+    """This boot of this machine, so that a process id means something."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot, or None when there is none (or a zombie)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease: enough to tell from outside whether it is alive."""
+
+    host: str
+    pid: int
+    start_ticks: int
+    boot: str
+    slurm_job_id: str | None
+    since: float
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """The owner record of the calling process."""
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            start_ticks=process_start(os.getpid()) or 0,
+            boot=boot_id(),
+            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            since=time.time(),
+        )
+
+    def alive(self) -> bool | None:
+        """True or False where this host can tell, None where it cannot (another host)."""
+        if self.host != socket.gethostname() or self.boot != boot_id():
+            return None
+        return process_start(self.pid) == self.start_ticks
+
+
+class Lease:
+    """A lease named by a path without suffix, such as `run/lease`.
+
+    Use `acquire` and `release`, or as a context manager. While held, a daemon thread renews it every
+    third of `ttl_s`.
+    """
+
+    def __init__(self, base: Path, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        self.base = base
+        self.ttl_s = ttl_s
+        self._generation: int | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        """Take the lease.
+
+        Raises:
+            LeaseHeld: Its owner is alive, or may be and has renewed within `ttl_s`.
+        """
+        make_dir(self.base.parent)
+        last = self._last_generation()
+        if last is not None and self._held(last):
+            owner = self._owner(last)
+            who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
+            raise LeaseHeld(
+                f"is in use by {who}",
+                where=self.base.parent,
+                hint="wait for it to end, or end it",
+                transient=True,
+                owner=owner,
+            )
+        generation = (last or 0) + 1
+        record = json.dumps(vars(Owner.this_process()), sort_keys=True) + "\n"
+        if not claim(self._file(generation), record):
+            raise LeaseHeld("was taken by another process just now", where=self.base.parent, transient=True)
+        self._generation = generation
+        self._beat()
+        for old in range(max(1, generation - 3), generation):
+            for path in (self._file(old), self._beat_file(old)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="hpcmass-lease")
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lease back; without one, do nothing."""
+        if self._generation is None:
+            return
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(HpcmassError):
+            replace_json(self._beat_file(self._generation), {"released": True})
+        self._generation = None
+
+    def owner(self) -> Owner | None:
+        """Who holds the lease now, or None when it is free."""
+        last = self._last_generation()
+        return self._owner(last) if last is not None and self._held(last) else None
+
+    def __enter__(self) -> Lease:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _file(self, generation: int) -> Path:
+        return self.base.with_name(f"{self.base.name}.{generation}.json")
+
+    def _beat_file(self, generation: int) -> Path:
+        return self.base.with_name(f"{self.base.name}.{generation}.beat")
+
+    def _last_generation(self) -> int | None:
+        pattern = re.compile(re.escape(self.base.name) + r"\.(\d+)\.json")
+        try:
+            names = os.listdir(self.base.parent)
+        except FileNotFoundError:
+            return None
+        return max((int(m[1]) for n in names if (m := pattern.fullmatch(n))), default=None)
+
+    def _owner(self, generation: int) -> Owner | None:
+        try:
+            record: dict[str, Any] = read_json(self._file(generation))
+            return Owner(**record)
+        except (NotFound, CorruptError, TypeError):
+            return None
+
+    def _held(self, generation: int) -> bool:
+        try:
+            if read_json(self._beat_file(generation)).get("released"):
+                return False
+        except (NotFound, CorruptError):
+            pass
+        owner = self._owner(generation)
+        alive = owner.alive() if owner else None
+        if alive is not None:
+            return alive
+        return self._age_s(generation) < self.ttl_s
+
+    def _age_s(self, generation: int) -> float:
+        """Seconds since the last renewal by the owner's clock, as written in the file, not by mtime."""
+        try:
+            return time.time() - float(read_json(self._beat_file(generation)).get("beat", 0.0))
+        except (NotFound, CorruptError):
+            owner = self._owner(generation)
+            return time.time() - owner.since if owner else float("inf")
+
+    def _beat(self) -> None:
+        assert self._generation is not None
+        with contextlib.suppress(HpcmassError):
+            replace_json(self._beat_file(self._generation), {"beat": time.time()})
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.ttl_s / 3):
+            self._beat()

@@ -1,0 +1,217 @@
+"""The only code that makes files appear on a shared file system.
+
+Three verbs. `publish`: a name is written once and is complete or absent. `replace`: a small live file
+(a status) is exchanged as a whole. `append_line`: one record at the end of a file with one writer.
+
+A publication is a temporary in the same folder, fsync, `link(2)` onto the final name, unlink, fsync of
+the folder. `link` may succeed and still report an error over NFS, so an error is settled by the
+temporary's link count (open(2) and link(2), Linux manual, on O_EXCL over NFS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpcmass.errors import AlreadyExists, CorruptError, NotFound, StorageError
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path | str, doing: str) -> Iterator[None]:
+    """Turn an `OSError` of the body into a `StorageError` or `NotFound` that says what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(f"cannot {doing}: no such file or folder", where=error.filename or path) from error
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "the disk is full: free space, or put the project elsewhere",
+            errno.EDQUOT: "the quota is used up: remove files, or put the project elsewhere",
+            errno.EFBIG: "a file size limit was hit (ulimit -f)",
+            errno.EACCES: "check the permissions of this folder",
+            errno.EPERM: "check the permissions of this folder",
+            errno.EROFS: "the file system is mounted read-only",
+        }
+        raise StorageError(
+            f"cannot {doing}: {error.strerror or error}",
+            where=error.filename or path,
+            hint=hints.get(error.errno or 0),
+            transient=error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+            errno=error.errno,
+        ) from error
+
+
+def make_dir(path: Path) -> Path:
+    """Create a folder and its parents; an existing one is fine."""
+    with storage_errors(path, "make the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that no other process uses, and that readers skip (leading dot)."""
+    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:80]}.{unique}.tmp")
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _link_once(temporary: Path, path: Path) -> None:
+    """Give `temporary` its final name if that name is free, else raise `FileExistsError`."""
+    try:
+        os.link(temporary, path)
+        return
+    except OSError as error:
+        if os.stat(temporary).st_nlink == 2:
+            return
+        if error.errno not in _NO_LINKS:
+            raise
+    # No hard links here: O_EXCL reserves the name, and the rename puts the content in its place.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    os.rename(temporary, path)
+
+
+@contextlib.contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """Publish a file that the body writes: `with publishing(final) as temporary: …`.
+
+    The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
+
+    Raises:
+        AlreadyExists: The final name was taken (before, or meanwhile).
+        StorageError: The file system refused.
+    """
+    make_dir(path.parent)
+    if path.exists():
+        raise AlreadyExists("is there already and is written only once", where=path)
+    temporary = temporary_beside(path)
+    try:
+        with storage_errors(path, "write the file"):
+            yield temporary
+            fsync_file(temporary)
+            _link_once(temporary, path)
+    except StorageError as error:
+        if error.data.get("errno") == errno.EEXIST:
+            raise AlreadyExists("is there already and is written only once", where=path) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    with storage_errors(path, "write the folder"):
+        fsync_dir(path.parent)
+
+
+def publish(path: Path, data: bytes | str) -> None:
+    """Publish bytes (or UTF-8 text) under a name that is written once.
+
+    Raises:
+        AlreadyExists: The name is taken.
+        StorageError: The file system refused; nothing is left behind.
+    """
+    with publishing(path) as temporary:
+        _write(temporary, data.encode() if isinstance(data, str) else data)
+
+
+def claim(path: Path, data: bytes | str = b"") -> bool:
+    """Publish, and say whether the name was ours: of many callers exactly one gets `True`."""
+    try:
+        publish(path, data)
+    except AlreadyExists:
+        return False
+    return True
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Publish a value as indented JSON."""
+    publish(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def replace(path: Path, data: bytes | str) -> None:
+    """Exchange a small live file (a status) as a whole; a reader sees the old or the new one."""
+    make_dir(path.parent)
+    temporary = temporary_beside(path)
+    try:
+        with storage_errors(path, "write the file"):
+            _write(temporary, data.encode() if isinstance(data, str) else data)
+            os.replace(temporary, path)
+            fsync_dir(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Exchange a small live JSON file as a whole."""
+    replace(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        NotFound: There is no such file.
+        CorruptError: The file is not JSON.
+    """
+    with storage_errors(path, "read the file"):
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"is not valid JSON ({error})", where=path) from error
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 as lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path, block_bytes: int = 1 << 22) -> str:
+    """SHA-256 of a file's bytes as lower-case hex, read in blocks."""
+    digest = hashlib.sha256()
+    with storage_errors(path, "read the file"), open(path, "rb", buffering=0) as file:
+        while block := file.read(block_bytes):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value that identities are hashed from: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()

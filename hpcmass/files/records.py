@@ -1,0 +1,64 @@
+"""Append-only files of JSON records, one a line, one writer each, read while they grow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpcmass.files.publish import make_dir, storage_errors
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one record as one line by a single write; a torn line before it is closed off first.
+
+    NaN and infinities become the strings `"NaN"`, `"Infinity"`, `"-Infinity"`, so that every line is JSON.
+
+    Raises:
+        StorageError: The file system refused.
+    """
+    line = json.dumps(_finite(record), separators=(",", ":")).encode() + b"\n"
+    make_dir(path.parent)
+    with storage_errors(path, "append to the file"):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            written = os.write(handle, line)
+            if written != len(line):
+                os.write(handle, line[written:])
+        finally:
+            os.close(handle)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a file, oldest first; a torn or half-written line is skipped.
+
+    A file that does not exist has no records.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return "NaN" if value != value else ("Infinity" if value > 0 else "-Infinity")
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return _finite(value.item())
+    return value
