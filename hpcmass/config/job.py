@@ -78,7 +78,7 @@ class PerShardTable(Table):
     """`[per_shard]`: one model a group of shards, combined."""
 
     groups: int = Field(2, ge=2, description="parts that are trained; shards are dealt to them in turn")
-    combine: list[Literal["average", "vote", "stack", "merge"]] = Field(default_factory=lambda: ["vote"])
+    combine: list[Literal["average", "vote", "stack", "merge"]] = ["vote"]
     compare: bool = Field(True, description="train the data-parallel model too and put it in the report")
 
     @field_validator("combine")
@@ -185,5 +185,5 @@ class Job(Table):
         if self.recipe is not None and self.data.train is None:
             raise ValueError("'data.train' is missing: a recipe needs a dataset to train on")
         if self.train.mode == "per-shard" and self.per_shard is None:
-            raise ValueError("train.mode = \"per-shard\" needs a [per_shard] table")
+            raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
         return self

@@ -9,6 +9,7 @@ for `ttl_s`. Two that take over at once race for one name, and one wins.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -20,7 +21,6 @@ from typing import Any
 
 from hpcmass.errors import CorruptError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files.publish import claim, make_dir, read_json, replace_json
-import json
 
 DEFAULT_TTL_S = 60.0
 

@@ -110,7 +110,7 @@ def _link_once(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def publishing(path: Path) -> Iterator[Path]:
-    """Publish a file that the body writes: `with publishing(final) as temporary: …`.
+    """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
 

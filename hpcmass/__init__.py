@@ -1,0 +1,48 @@
+"""hpcmass: train, search, catalogue and use masses of models on a supercomputer, with no server.
+
+The names below are imported when first used, so that `import hpcmass` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "HpcmassError": "hpcmass.errors",
+    "Job": "hpcmass.config",
+    "Project": "hpcmass.config",
+    "Site": "hpcmass.config",
+    "load": "hpcmass.workflow.api",
+    "open_dataset": "hpcmass.data",
+    "report": "hpcmass.runs",
+    "should_stop": "hpcmass.runs",
+    "sweep": "hpcmass.workflow.api",
+    "train": "hpcmass.workflow.api",
+}
+
+__all__ = [
+    "HpcmassError",
+    "Job",
+    "Project",
+    "Site",
+    "__version__",
+    "load",
+    "open_dataset",
+    "report",
+    "should_stop",
+    "sweep",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'hpcmass' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,256 @@
+"""The run folder: the truth about a run, written by its ranks and read by everybody else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hpcmass.errors import CorruptError, HpcmassError, NotFound
+from hpcmass.files import (
+    Lease,
+    append_record,
+    claim,
+    make_dir,
+    read_json,
+    read_records,
+    replace_json,
+)
+
+FORMAT = 1
+
+
+class State(str, Enum):
+    """What a run is. `UNKNOWN` is never written: a reader says it when nothing better can be known."""
+
+    CREATED = "CREATED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of `status.json`.
+
+    Attributes:
+        step: Optimiser steps done.
+        samples_done: Samples seen in the current epoch.
+        attempt: 1 at the first start, one more at every resume.
+        reason: Why the run is in its state, one sentence, or None.
+        metrics: The last validation's metrics.
+    """
+
+    state: State
+    step: int = 0
+    epoch: int = 0
+    samples_done: int = 0
+    ranks: int = 0
+    backend: str = ""
+    attempt: int = 0
+    started: float | None = None
+    updated: float | None = None
+    ended: float | None = None
+    reason: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RankError:
+    """What one rank said before it ended badly (`errors/attempt-A-rank-R.json`).
+
+    Attributes:
+        kind: `exception`, `signal` (ended from outside) or `exit` (a script's own exit code).
+    """
+
+    attempt: int
+    rank: int
+    kind: str
+    error: str
+    message: str
+    hint: str | None = None
+    where: str | None = None
+    traceback: str | None = None
+    step: int | None = None
+    time: float = 0.0
+    host: str = ""
+
+
+class RunFolder:
+    """One run's folder. Rank 0 writes status and metrics; every rank writes its own errors and log.
+
+    Nothing is created until `create` is called, so a refused start leaves no trace.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    # -- places ---------------------------------------------------------------------------------------
+    @property
+    def job_file(self) -> Path:
+        """The job as resolved."""
+        return self.path / "job.toml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Records of rank 0."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The model bundle, there once training has completed."""
+        return self.path / "model"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its presence asks the run to end."""
+        return self.path / "stop"
+
+    def log_file(self, attempt: int, rank: int) -> Path:
+        """Where the output of a rank goes."""
+        return self.path / "logs" / f"attempt-{attempt}-rank-{rank}.log"
+
+    # -- life -----------------------------------------------------------------------------------------
+    def exists(self) -> bool:
+        """Whether the run was created."""
+        return self.job_file.exists()
+
+    def create(self, job_toml: str, site_toml: str, recipe: Path | None = None) -> None:
+        """Lay the folder down: job, site, recipe; `job.toml` last, since it makes the run exist.
+
+        Raises:
+            AlreadyExists: The run was created before.
+            StorageError: The file system refused.
+        """
+        from hpcmass.files import publish, storage_errors
+
+        make_dir(self.path)
+        with storage_errors(self.path, "create the run"):
+            if recipe is not None:
+                shutil.copyfile(recipe, self.path / "recipe.py")
+            (self.path / "site.toml").write_text(site_toml, encoding="utf-8")
+        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)))
+        publish(self.job_file, job_toml)
+
+    def lease(self, *, ttl_s: float = 60.0) -> Lease:
+        """The lease that whoever runs this run holds (rank 0, or the launcher of a script)."""
+        return Lease(self.path / "lease", ttl_s=ttl_s)
+
+    # -- status ---------------------------------------------------------------------------------------
+    def status(self) -> Status:
+        """What the file says, corrected by what the lease proves.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        try:
+            raw = read_json(self.path / "status.json")
+        except NotFound as error:
+            raise NotFound("there is no run here", where=self.path) from error
+        try:
+            raw.pop("format", None)
+            status = Status(**{**raw, "state": State(raw["state"])})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptError(f"is not a run's status ({error})", where=self.path / "status.json") from error
+        if status.state is State.RUNNING and self.lease().owner() is None:
+            return replace(status, state=State.UNKNOWN, reason="its processes are gone without a last word")
+        return status
+
+    def update(self, **changes: Any) -> Status:
+        """Change fields of the status; the writer is the holder of the lease."""
+        try:
+            raw = read_json(self.path / "status.json")
+            raw.pop("format", None)
+            old = Status(**{**raw, "state": State(raw["state"])})
+        except (NotFound, CorruptError):
+            old = Status(State.CREATED)
+        status = replace(old, **{**changes, "updated": time.time()})
+        replace_json(self.path / "status.json", _status_json(status))
+        return status
+
+    # -- records --------------------------------------------------------------------------------------
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a record to `metrics.jsonl`, with the time."""
+        append_record(self.metrics_file, {**record, "time": time.time()})
+
+    def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Records that count: those of steps that a later resume took back are left out."""
+        kept: list[dict[str, Any]] = []
+        for record in read_records(self.metrics_file):
+            if record.get("kind") == "resume":
+                limit = int(record.get("from_step", 0))
+                kept = [old for old in kept if old.get("kind") == "resume" or old.get("step", 0) <= limit]
+            kept.append(record)
+        return (record for record in kept if kind is None or record.get("kind") == kind)
+
+    # -- errors ---------------------------------------------------------------------------------------
+    def record_error(self, error: RankError) -> None:
+        """Write down why a rank ended; the first word of a rank in an attempt stays."""
+        import json
+
+        name = f"attempt-{error.attempt}-rank-{error.rank}.json"
+        with contextlib.suppress(HpcmassError):
+            claim(self.path / "errors" / name, json.dumps({"format": FORMAT, **asdict(error)}, indent=1) + "\n")
+
+    def record_exception(self, attempt: int, rank: int, error: BaseException, step: int | None = None) -> None:
+        """Write down an exception as a rank's reason to end."""
+        known = isinstance(error, HpcmassError)
+        self.record_error(
+            RankError(
+                attempt=attempt,
+                rank=rank,
+                kind="exception",
+                error=type(error).__name__,
+                message=error.message if isinstance(error, HpcmassError) else str(error),
+                hint=error.hint if isinstance(error, HpcmassError) else None,
+                where=error.where if isinstance(error, HpcmassError) else None,
+                traceback=None if known else "".join(traceback.format_exception(error)),
+                step=step,
+                time=time.time(),
+                host=socket.gethostname(),
+            )
+        )
+
+    def errors(self, attempt: int | None = None) -> list[RankError]:
+        """What the ranks said, first in time first; of one attempt, or of all."""
+        found = []
+        folder = self.path / "errors"
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+            if not name.endswith(".json") or name.startswith("."):
+                continue
+            with contextlib.suppress(NotFound, CorruptError, TypeError):
+                raw = read_json(folder / name)
+                raw.pop("format", None)
+                found.append(RankError(**raw))
+        return sorted((e for e in found if attempt in (None, e.attempt)), key=lambda e: e.time)
+
+    # -- stop -----------------------------------------------------------------------------------------
+    def ask_to_stop(self, reason: str) -> None:
+        """Ask the run to end at its next evaluation."""
+        claim(self.stop_file, reason + "\n")
+
+    def asked_to_stop(self) -> str | None:
+        """The reason, when the run was asked to end."""
+        try:
+            return self.stop_file.read_text(encoding="utf-8").strip() or "asked to stop"
+        except FileNotFoundError:
+            return None
+
+
+def _status_json(status: Status) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(status), "state": status.state.value}
