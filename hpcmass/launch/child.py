@@ -107,6 +107,7 @@ def _rank_environment(settings: dict[str, object]) -> dict[str, str]:
         "HPCMASS_LOCAL_RANK": place.local_rank,
         "HPCMASS_LOCAL_SIZE": place.local_size,
     }
+    env["HPCMASS_SOURCE"] = place.source
     return {**env, **{name: str(number) for name, number in numbers.items()}}
 
 

@@ -26,7 +26,8 @@ class RankEnv:
         local_rank: 0 to `local_size` - 1 on this node.
         local_size: Ranks on this node; where the launcher does not say, `size` (one node).
         source: Whose variables were read: `hpcmass`, `openmpi`, `pmi`, `pmix`, `slurm`, `torchrun`, or
-            `none` (an ordinary process: rank 0 of 1).
+            `none` (an ordinary process: rank 0 of 1). Ranks that hpcmass started say `openmpi` or `pmi`
+            where it used an mpiexec, and `hpcmass` where they are plain processes.
     """
 
     rank: int
@@ -76,7 +77,8 @@ def promised_ranks(env: Mapping[str, str]) -> int | None:
 
 def _hpcmass(env: Mapping[str, str]) -> RankEnv | None:
     names = ("HPCMASS_RANK", "HPCMASS_SIZE", "HPCMASS_LOCAL_RANK", "HPCMASS_LOCAL_SIZE")
-    return _read(env, "hpcmass", *names)
+    # `launch.child` says under whose launcher it found the rank: whether there is an MPI to be had.
+    return _read(env, env.get("HPCMASS_SOURCE", "hpcmass"), *names)
 
 
 def _openmpi(env: Mapping[str, str]) -> RankEnv | None:

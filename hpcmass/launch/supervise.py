@@ -98,6 +98,7 @@ def supervise(
     log_file: Callable[[int], Path],
     console: bool = False,
     cwd: Path | None = None,
+    each_poll: Callable[[], None] | None = None,
     grace_s: float = 5.0,
     stop_grace_s: float = 30.0,
 ) -> Outcome:
@@ -113,6 +114,7 @@ def supervise(
         log_file: The file that a rank's output is appended to.
         console: Whether to show rank 0's log on this process's standard output as it grows.
         cwd: Working folder of the ranks.
+        each_poll: Called about twenty times a second while the ranks run.
         grace_s: Seconds between SIGTERM and SIGKILL after a failure.
         stop_grace_s: Seconds that ranks have to end after being asked to.
 
@@ -134,11 +136,13 @@ def supervise(
         settings = {"ranks": plan.ranks, "logs": [str(log) for log in logs]}
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         with _forwarding(watch.on_signal):
-            watch.start(cwd)
+            watch.start(cwd, _terminal() if console else None)
             while not watch.step():
                 time.sleep(_POLL_S)
                 if tail is not None:
                     tail.copy()
+                if each_poll is not None:
+                    each_poll()
         return watch.outcome()
     finally:
         watch.end_all()
@@ -166,10 +170,13 @@ class _Watch:
         self.stop_since: float | None = None
 
     # -- start ------------------------------------------------------------------------------------------
-    def start(self, cwd: Path | None) -> None:
+    def start(self, cwd: Path | None, terminal: str | None) -> None:
         """Start mpiexec, or every rank."""
         env = {**self.plan.env, "HPCMASS_KEEPER": str(self.folder)}
         env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        if terminal is not None:
+            # Rank 0's output is a file here; a progress line can still be drawn on the terminal itself.
+            env["HPCMASS_TTY"] = terminal
         ranks = range(self.plan.ranks) if self.plan.launcher == "spawn" else [None]
         with open(self.folder / "launcher.log", "ab") as said:
             for rank in ranks:
@@ -353,6 +360,14 @@ class _Tail:
                 sys.stdout.flush()
             except (OSError, ValueError):
                 return
+
+
+def _terminal() -> str | None:
+    """The device of the terminal that shows standard error, or None."""
+    try:
+        return os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else None
+    except (OSError, ValueError):
+        return None
 
 
 def free_port() -> int:

@@ -15,7 +15,8 @@ _TAIL_BYTES = 16384
 # What a rank says when it lost a peer: true, but never the cause.
 _LOST_PEER = re.compile(
     r"connection (closed|reset|refused|aborted)|broken pipe|socket closed|peer (is gone|closed|shut)"
-    r"|remote process exited|connectFullMesh|horovod has been shut down|HorovodInternalError|DistBackendError|MPI_ERR_PROC_FAILED"
+    r"|remote process exited|connectFullMesh|horovod has been shut down|HorovodInternalError|DistBackendError"
+    r"|MPI_ERR_PROC_FAILED|another rank died|^PeerDied"
     r"|one or more (processes|ranks).*(ended|exited|died)|lost .{0,20}\brank",
     re.IGNORECASE,
 )
@@ -146,9 +147,8 @@ def log_tail(path: Path, lines: int = _TAIL_LINES) -> str:
 
 
 def _is_echo(error: RankError) -> bool:
-    if error.kind == "signal":
-        return bool(_POLITE.search(f"{error.error} {error.message}"))
-    return is_lost_peer(f"{error.error}: {error.message}")
+    said = f"{error.error}: {error.message}"
+    return is_lost_peer(said) or (error.kind == "signal" and bool(_POLITE.search(said)))
 
 
 def _headline(run: RunFolder, status: Status, error: RankError | None) -> str:

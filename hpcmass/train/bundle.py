@@ -154,6 +154,7 @@ def write_estimator_bundle(
     sample_output: Any,
     inputs: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
+    task: str | None = None,
 ) -> Path:
     """Write a fitted estimator; as `write_torch_bundle`.
 
@@ -163,7 +164,7 @@ def write_estimator_bundle(
         RecipeError: The estimator is, or holds, something whose type is not allowed in a bundle.
         MissingDependency: skops is not installed.
     """
-    signature = make_signature(dataset, sample_output, inputs, targets)
+    signature = make_signature(dataset, sample_output, inputs, targets, task=task)
     return write_estimator(folder, estimator, recipe.source, params, signature)
 
 

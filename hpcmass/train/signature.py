@@ -80,6 +80,8 @@ def make_signature(
     outputs: Any,
     inputs: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
+    *,
+    task: str | None = None,
 ) -> Signature:
     """The signature of a model trained on a dataset.
 
@@ -91,11 +93,12 @@ def make_signature(
         outputs: The model's outputs for some samples: a tensor or array (n, ...), or a dict or sequence.
         inputs: Input fields, default by role.
         targets: Target fields, default by role.
+        task: Where it is known: a regressor's is `regression` whatever the target's type.
     """
     names, wanted = select_fields(dataset, inputs, targets)
     single = hasattr(outputs, "shape")
-    task, classes = "other", None
-    if single and len(wanted) == 1:
+    known, task, classes = task, task or "other", None
+    if single and len(wanted) == 1 and known in (None, "classification"):
         target = dataset.fields[wanted[0]]
         kind = np.dtype(target.dtype).kind
         if kind in "iub" and not tuple(target.shape) and len(outputs.shape) == 2 and outputs.shape[1] >= 2:

@@ -46,6 +46,13 @@ class TinyDataset:
     def batch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[ids] for name, array in self.arrays.items()}
 
+    def batches(self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0) -> Any:
+        ids = np.arange(len(self))
+        if order == "global":
+            ids = np.random.default_rng([seed, epoch]).permutation(ids)
+        for start in range(0, len(self), batch_size):
+            yield self.batch(ids[start : start + batch_size])
+
     def classes(self, field: str) -> list[str] | None:
         return self.fields[field].classes
 
