@@ -190,6 +190,12 @@ class Catalogue:
         moves = {alias: last_move(self._alias_dir(name, alias)) for alias in self._alias_names(name)}
         return {alias: move.version for alias, move in moves.items() if move is not None}
 
+    def aliases_of(self, version: Version) -> Names:
+        """The aliases that point at a version now, sorted."""
+        return sorted(
+            alias for alias, number in self.aliases(version.name).items() if number == version.version
+        )
+
     def history(self, name: str, alias: str) -> Moves:
         """Every move of an alias, oldest first.
 
