@@ -153,16 +153,19 @@ class Evaluation:
             raise CorruptError(f"is not an evaluation ({error!r})") from error
 
 
-def evaluate(model: Model, dataset: DatasetLike, *, batch_size: int = 256) -> Evaluation:
+def evaluate(
+    model: Model, dataset: DatasetLike, *, batch_size: int = 256, target: str | None = None
+) -> Evaluation:
     """Measure a model on every sample of a dataset, once, in batches.
 
     Args:
         model: A loaded model.
         dataset: With the model's input fields and one target field.
         batch_size: Samples the model sees at once.
+        target: The field to hold the outputs against; default: the only one with that role.
 
     Raises:
-        DataError: The dataset does not fit the model, or the model gives what is no probability or finite value.
+        DataError: The dataset does not fit the model, or the model gives what is no probability.
     """
     signature = model.signature
     if signature.task not in ("classification", "regression"):
@@ -172,20 +175,21 @@ def evaluate(model: Model, dataset: DatasetLike, *, batch_size: int = 256) -> Ev
         )
     if len(dataset) == 0:
         raise DataError("the dataset has no samples to evaluate on")
-    if len(dataset.targets) != 1:
-        raise DataError(f"evaluation needs exactly one target field, the dataset has {list(dataset.targets)}")
+    targets = list(dataset.targets) if target is None else [target]
+    if len(targets) != 1 or targets[0] not in dataset.fields:
+        known = ", ".join(dataset.fields)
+        raise DataError(f"evaluation needs one target field, not {targets}", hint=f"the dataset has: {known}")
     missing = [spec.name for spec in signature.inputs if spec.name not in dataset.fields]
     if missing:
         raise DataError(
             f"the dataset lacks the model's input {missing[0]!r}", hint=f"it has: {', '.join(dataset.fields)}"
         )
     if signature.task == "classification":
-        return _classification(model, dataset, batch_size)
-    return _regression(model, dataset, batch_size)
+        return _classification(model, dataset, batch_size, targets[0])
+    return _regression(model, dataset, batch_size, targets[0])
 
 
-def _classification(model: Model, dataset: DatasetLike, batch_size: int) -> Evaluation:
-    target = dataset.targets[0]
+def _classification(model: Model, dataset: DatasetLike, batch_size: int, target: str) -> Evaluation:
     known = None if model.signature.classes is None else tuple(model.signature.classes)
     names, relabel = _align(known, dataset.classes(target))
     confusion: NDArray[np.int64] | None = None
@@ -220,7 +224,7 @@ def _classification(model: Model, dataset: DatasetLike, batch_size: int) -> Eval
 def classification_evaluation(
     confusion: NDArray[np.int64], classes: Sequence[str], loss_sum: float, loss_squares: float, dataset: str
 ) -> Evaluation:
-    """An evaluation from counts (classes, classes) and the sums of the samples' log losses and their squares."""
+    """An evaluation from counts (classes, classes) and the sums of log losses and of their squares."""
     n, hits = int(confusion.sum()), np.diagonal(confusion)
     supports, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     f1, macro = f1_metrics(confusion)
@@ -241,8 +245,7 @@ def classification_evaluation(
     return Evaluation("classification", n, metrics, confusion, scores, tuple(classes), dataset)
 
 
-def _regression(model: Model, dataset: DatasetLike, batch_size: int) -> Evaluation:
-    target = dataset.targets[0]
+def _regression(model: Model, dataset: DatasetLike, batch_size: int, target: str) -> Evaluation:
     truths, values = [], []
     for batch in dataset.batches(batch_size):
         truth = np.asarray(batch[target], np.float64)
