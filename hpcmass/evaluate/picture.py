@@ -126,7 +126,7 @@ def sweep_picture(
         axes.set_title(f"best: trial {winner.number}, {objective} {winner.value:.4g}", loc="right", color=_INK)
     values = [float(t.value or 0) for t in shown]
     if values and min(values) > 0 and max(values) / min(values) > 10:
-        axes.set_yscale("log")
+        _log_scale(axes)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel(objective)
@@ -158,11 +158,19 @@ def _save(figure: Any, out: Path) -> None:
 def _style(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.tick_params(colors=_GREY, labelsize=10)
+    axes.tick_params(which="both", colors=_GREY, labelsize=10)
     axes.grid(True, color=_GRID, lw=0.8)
     axes.set_axisbelow(True)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=_INK, fontsize=11)
+
+
+def _log_scale(axes: Any) -> None:
+    from matplotlib.ticker import LogFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
 
 
 def _draw_curves(figure: Any, curves: Mapping[str, Curve]) -> None:
@@ -186,7 +194,7 @@ def _draw_curves(figure: Any, curves: Mapping[str, Curve]) -> None:
             )
         flat = [value for curve in group.values() for _, value in curve]
         if label == "loss" and min(flat) > 0 and max(flat) / min(flat) > 20:
-            axes.set_yscale("log")
+            _log_scale(axes)
         axes.set_ylabel(label)
         _style(axes)
         axes.legend(frameon=False, fontsize=10, loc="upper right" if label == "loss" else "lower right")
