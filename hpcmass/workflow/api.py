@@ -58,7 +58,14 @@ def train(
         HpcmassError: The job, the recipe or the data is wrong, or training failed.
     """
     return train_job(
-        job, project_of(project), run_name=run, ranks=ranks, backend=backend, sets=sets, fresh=fresh, console=console
+        job,
+        project_of(project),
+        run_name=run,
+        ranks=ranks,
+        backend=backend,
+        sets=sets,
+        fresh=fresh,
+        console=console,
     )
 
 
