@@ -29,14 +29,17 @@ def command(
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as torchrun sets them;
     hpcmass.report(step=..., loss=...) is recorded; each rank's output has a file of its own.
     """
-    from hpcmass.workflow.training import script_command
+    from hpcmass.cli.outcome import tell_run
+    from hpcmass.workflow.projects import open_project
+    from hpcmass.workflow.training import run_command
 
-    return script_command(
+    run, status = run_command(
         list(script),
+        open_project(project_root),
         ranks=ranks,
         run_name=run_name,
-        threads=threads,
+        threads_per_rank=threads,
         quiet=quiet,
-        project_root=project_root,
         site_file=site_file,
     )
+    return tell_run(run, status)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from hpcmass.cli.console import dump, facts, table
+from hpcmass.cli.console import dump, facts, table, text
 from hpcmass.cli.root import project_option, set_option, site_option
+
+if TYPE_CHECKING:
+    from hpcmass.config import Job, Project
 
 
 class SweepGroup(click.Group):
@@ -60,9 +67,12 @@ def run(
 @project_option
 def resume(study: str, project_root: str | None) -> int:
     """Go on with a study by its name; nothing that is done is run again."""
-    from hpcmass.workflow.training import sweep_resume_command
+    from hpcmass.config import load_job
+    from hpcmass.workflow.projects import find_study, open_project
 
-    return sweep_resume_command(study, project_root=project_root)
+    project = open_project(project_root)
+    folder = find_study(study, project)
+    return _search(load_job(folder / "job.toml"), project, folder, str(folder / "site.toml"))
 
 
 @command.command("show")
@@ -71,11 +81,52 @@ def resume(study: str, project_root: str | None) -> int:
 @project_option
 def show(study: str, as_json: bool, project_root: str | None) -> None:
     """Show the trials of a study, best first; also while it runs."""
-    from hpcmass.workflow.api import study_view
+    from hpcmass.sweep import study_summary, study_table
+    from hpcmass.workflow.projects import find_study, open_project
 
-    view = study_view(study, project_root)
+    folder = find_study(study, open_project(project_root))
+    summary, rows = study_summary(folder), study_table(folder)
     if as_json:
-        dump({"summary": view.summary, "trials": view.trials})
+        dump({"summary": asdict(summary), "trials": [asdict(row) for row in rows]})
         return
-    facts(view.summary)
-    table(view.rows, view.header)
+    best, driver = summary.best, summary.driver
+    facts(
+        {
+            "study": folder,
+            "metric": f"{summary.metric}, {summary.direction}",
+            "trials": f"{len(rows)} of {summary.planned}: {text(summary.counts)}",
+            "best": f"trial {best.number}, {best.value:.6g}, {text(best.params)}" if best else None,
+            "driver": f"process {driver.pid} on {driver.host}" if driver else "none",
+        }
+    )
+    sign = 1 if summary.direction == "minimize" else -1
+    rows.sort(
+        key=lambda row: (row.state != "complete", sign * row.value if row.value is not None else float("inf"))
+    )
+    table(
+        [(r.number, r.state, r.value, r.params, r.steps, r.seconds, r.attempts, r.reason) for r in rows],
+        ["trial", "state", summary.metric, "params", "steps", "seconds", "attempts", "reason"],
+    )
+
+
+def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> int:
+    from hpcmass.cli.progress import SweepProgress
+    from hpcmass.config import load_site
+    from hpcmass.errors import ConfigError
+    from hpcmass.workflow.sweeps import sweep
+
+    if job.sweep is None:
+        raise ConfigError(
+            "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
+        )
+    with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
+        result = sweep(job, project, load_site(site_file), folder=folder, on_event=progress.event)
+    if result.best is not None:
+        click.echo(
+            f"best: trial {result.best.number}, {result.metric} {result.best.value:.6g}, {text(result.best.params)}"
+        )
+    click.echo(f"{text(result.counts)}; see: hpcmass sweep show {folder.name}")
+    if result.signal:
+        click.echo("interrupted; start it again to go on", err=True)
+        return 128 + result.signal
+    return 0 if result.best is not None else 2

@@ -18,6 +18,7 @@ from hpcmass.cli.root import project_option, set_option, site_option
     type=click.Choice(["auto", "horovod", "mpi", "torch", "single"]),
     help="Overrides train.backend.",
 )
+@click.option("--run-folder", hidden=True, help="The run's folder itself, as for a trial of a study.")
 @click.option("--fresh", is_flag=True, help="Begin anew; a run of that name is kept under another name.")
 @set_option
 @project_option
@@ -27,6 +28,7 @@ def command(
     ranks: int | None,
     run_name: str | None,
     backend: str | None,
+    run_folder: str | None,
     fresh: bool,
     sets: tuple[str, ...],
     project_root: str | None,
@@ -37,15 +39,19 @@ def command(
     Started again, a run that was stopped or broken goes on from its last checkpoint, on any number of
     ranks. Under your own `mpiexec -n N hpcmass train JOB` the ranks are those of mpiexec.
     """
-    from hpcmass.workflow.training import train_command
+    from hpcmass.cli.outcome import tell_run
+    from hpcmass.workflow.projects import open_project
+    from hpcmass.workflow.training import train_job
 
-    return train_command(
+    run, status = train_job(
         job_file,
-        ranks=ranks,
+        open_project(project_root),
+        sets=sets,
         run_name=run_name,
+        run_folder=run_folder,
+        ranks=ranks,
         backend=backend,
         fresh=fresh,
-        sets=sets,
-        project_root=project_root,
         site_file=site_file,
     )
+    return tell_run(run, status)

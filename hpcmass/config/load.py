@@ -46,7 +46,7 @@ def job_from_values(values: Mapping[str, Any], where: str = "job") -> Job:
 
 
 def job_with(job: Job, overrides: Mapping[str, Any]) -> Job:
-    """A job with values set; a name without a dot is a name of `[params]`.
+    """A job with values set; a name without a dot is a name of `[params]`, None brings the default back.
 
     Raises:
         ConfigError: A key does not exist, or a value does not fit.

@@ -37,7 +37,7 @@ def parse_sets(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def apply(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested values with dotted keys set; a key without a dot that is no table stays on top.
+    """A copy of nested values with dotted keys set; the value None removes the key.
 
     Raises:
         ConfigError: A key leads through something that is not a table.
@@ -50,5 +50,8 @@ def apply(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             place = place.setdefault(table, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"'{'.'.join(tables[: depth + 1])}' is not a table", where=f"--set {key}")
-        place[last] = value
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
     return result
