@@ -26,7 +26,7 @@ dev:
 	@.ci/install.sh dev
 
 demo: install
-	@mkdir -p demo && cd demo && $(IN_VENV) python "$(CURDIR)/workflows/mnist/demo.py"
+	@$(IN_VENV) python workflows/mnist/demo.py demo
 
 test: dev
 	@$(PYTEST) -m "not soak" $(PYTEST_ARGS)

@@ -139,10 +139,9 @@ def _run_block(
 
 def ensure_demo(checkout: Path, env: dict[str, str]) -> None:
     """Runs the last step of `make demo` in the copy, which resumes what the checkout had."""
-    (checkout / "demo").mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, str(checkout / "workflows" / "mnist" / "demo.py")],
-        cwd=checkout / "demo",
+        [sys.executable, "workflows/mnist/demo.py", "demo"],
+        cwd=checkout,
         env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -175,10 +174,10 @@ def copy_checkout(beside: Path) -> Path:
     return checkout
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One copy for all documents, so that a reader of README and tutorial is what is tested."""
-    return copy_checkout(tmp_path_factory.mktemp("readme"))
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the checkout for each document, as each may be the first that somebody reads."""
+    return copy_checkout(tmp_path / "beside")
 
 
 @pytest.fixture
@@ -278,8 +277,8 @@ def test_git_clone_begins_beside_the_copy_and_make_is_not_run(tmp_path: Path, en
 
 
 def test_make_demo_runs_the_demo_in_its_folder(tmp_path: Path, env: dict[str, str]) -> None:
-    text, beside, checkout = write(tmp_path, "```console\n$ make demo\n$ cat demo/made\n```\n")
+    text, beside, checkout = write(tmp_path, "```console\n$ make demo\n$ cat demo\n```\n")
     (checkout / "workflows" / "mnist").mkdir(parents=True)
-    (checkout / "workflows" / "mnist" / "demo.py").write_text("open('made', 'w').write('yes')\n")
+    (checkout / "workflows" / "mnist" / "demo.py").write_text("import sys\nopen(sys.argv[1], 'w').write('yes')\n")
     assert run_document(text, beside, checkout, env) == 1
-    assert (checkout / "demo" / "made").read_text() == "yes"
+    assert (checkout / "demo").read_text() == "yes"
