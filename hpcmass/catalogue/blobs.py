@@ -22,6 +22,7 @@ class BlobStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._durable: set[str] = set()  # digests whose names this process has made durable
 
     def path(self, digest: str) -> Path:
         """Where the blob of a digest lies."""
@@ -56,6 +57,7 @@ class BlobStore:
                     os.chmod(temporary, 0o444)
             except AlreadyExists:  # another writer had the same content at the same time
                 self._there(entry)
+            self._durable.add(digest)
             return entry
 
     def copy(self, entry: FileEntry, target: Path) -> None:
@@ -108,9 +110,11 @@ class BlobStore:
         except CorruptError as error:
             error.hint = "remove this damaged blob, then register again: the content in hand will replace it"
             raise
-        # Its writer may have linked it this moment: make the name durable before a version relies on it.
-        with storage_errors(path, "write the folder"):
-            fsync_dir(path.parent)
+        if entry.sha256 not in self._durable:
+            # Its writer may have linked it this moment: make the name durable before a version relies on it.
+            with storage_errors(path, "write the folder"):
+                fsync_dir(path.parent)
+            self._durable.add(entry.sha256)
         return True
 
 

@@ -10,15 +10,9 @@ from hpcmass.catalogue import ANY, Catalogue, Version, lineage
 from hpcmass.config import Job, Project, job_from_values
 from hpcmass.data import open_dataset
 from hpcmass.errors import CatalogueError, ConfigError, NotFound
-from hpcmass.evaluate import (
-    Evaluation,
-    Predictions,
-    curves_of,
-    evaluate,
-    predict_file,
-    resolve_model,
-    training_picture,
-)
+from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
+from hpcmass.evaluate.models import resolve_model
+from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.workflow.projects import find_run, open_project
