@@ -6,7 +6,14 @@ The names below are imported when first used, so that `import hpcmass` stays lig
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcmass.config import Job, Project, Site
+    from hpcmass.data import open_dataset
+    from hpcmass.errors import HpcmassError
+    from hpcmass.runs import report, should_stop
+    from hpcmass.workflow.api import load, sweep, train
 
 __version__ = "0.1.0"
 
