@@ -90,7 +90,7 @@ def _process_groups(kernel: DataFlowKernel) -> set[int]:
 
 def worker_environment(target: Target, parallel: int, threads: int | None, tag: str) -> dict[str, str]:
     """What workers and all that they start find in their environment beside the driver's own."""
-    share = threads or max(1, (target.cores or _cores()) // parallel)
+    share = threads or max(1, (target.cores or usable_cores()) // parallel)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     environment = {TAG: tag, **{name: str(share) for name in names}}
     home = Path(__file__).resolve().parents[2]
@@ -100,7 +100,8 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
     return environment
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -4,10 +4,11 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SWEEP_TESTS = Path(__file__).parents[1] / "sweep"
-sys.path.insert(0, str(SWEEP_TESTS))
+sys.path[:0] = [str(SWEEP_TESTS), str(Path(__file__).parent)]
 
 
 class Marked:
@@ -43,3 +44,23 @@ class Marked:
 @pytest.fixture
 def marked():
     return Marked()
+
+
+@pytest.fixture
+def project(tmp_path):
+    from study_jobs import RECIPE, SCRIPT
+
+    from hpcmass.config import Project
+    from hpcmass.workflow.sharding import shard
+
+    project = Project.create(tmp_path / "project", "test")
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(240, 4)).astype(np.float32)
+    np.savez(tmp_path / "raw.npz", x=features, y=(features[:, 0] > 0).astype(np.int64))
+    shard(
+        [str(tmp_path / "raw.npz")], project.data / "toy",
+        strategy="stratified", by="y", splits={"train": 0.6, "valid": 0.2, "test": 0.2}, shards=4,
+    )  # fmt: skip
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    return project
