@@ -279,6 +279,8 @@ def test_git_clone_begins_beside_the_copy_and_make_is_not_run(tmp_path: Path, en
 def test_make_demo_runs_the_demo_in_its_folder(tmp_path: Path, env: dict[str, str]) -> None:
     text, beside, checkout = write(tmp_path, "```console\n$ make demo\n$ cat demo\n```\n")
     (checkout / "workflows" / "mnist").mkdir(parents=True)
-    (checkout / "workflows" / "mnist" / "demo.py").write_text("import sys\nopen(sys.argv[1], 'w').write('yes')\n")
+    (checkout / "workflows" / "mnist" / "demo.py").write_text(
+        "import sys\nopen(sys.argv[1], 'w').write('yes')\n"
+    )
     assert run_document(text, beside, checkout, env) == 1
     assert (checkout / "demo").read_text() == "yes"
