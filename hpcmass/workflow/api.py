@@ -25,7 +25,7 @@ from hpcmass.workflow.sharding import check_job, shard
 from hpcmass.workflow.training import train_job
 
 if TYPE_CHECKING:
-    from hpcmass.sweep import Event, StudyResult
+    from hpcmass.sweep.driver import Event, StudyResult
 
 
 def train(
@@ -58,7 +58,14 @@ def train(
         HpcmassError: The job, the recipe or the data is wrong, or training failed.
     """
     return train_job(
-        job, project_of(project), run_name=run, ranks=ranks, backend=backend, sets=sets, fresh=fresh, console=console
+        job,
+        project_of(project),
+        run_name=run,
+        ranks=ranks,
+        backend=backend,
+        sets=sets,
+        fresh=fresh,
+        console=console,
     )
 
 

@@ -10,15 +10,9 @@ from hpcmass.catalogue import ANY, Catalogue, Version, lineage
 from hpcmass.config import Job, Project, job_from_values
 from hpcmass.data import open_dataset
 from hpcmass.errors import CatalogueError, ConfigError, NotFound
-from hpcmass.evaluate import (
-    Evaluation,
-    Predictions,
-    curves_of,
-    evaluate,
-    predict_file,
-    resolve_model,
-    training_picture,
-)
+from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
+from hpcmass.evaluate.models import resolve_model
+from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.workflow.projects import find_run, open_project
@@ -81,7 +75,9 @@ def evaluate_model(
         replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
     if picture is not None:
         title = f"{model} on {dataset}"
-        training_picture(picture, curves=curves_of(run.records() if run else ()), evaluation=evaluation, title=title)
+        training_picture(
+            picture, curves=curves_of(run.records() if run else ()), evaluation=evaluation, title=title
+        )
     return evaluation
 
 
@@ -99,7 +95,9 @@ def predict(model: str | Path, inputs: str | Path, project: ProjectRef = None) -
     return predict_file(load(model, project=found), dataset_path(inputs, found))
 
 
-def picture_of(run: RunFolder, evaluation: Evaluation, out: Path, *, title: str, validated_by: Path | None = None) -> None:
+def picture_of(
+    run: RunFolder, evaluation: Evaluation, out: Path, *, title: str, validated_by: Path | None = None
+) -> None:
     """Draw a run's learning curves beside an evaluation.
 
     Args:
@@ -192,7 +190,9 @@ def aliases_of(catalogue: Catalogue, version: Version) -> list[str]:
     return [alias for alias, number in catalogue.aliases(version.name).items() if number == version.version]
 
 
-def set_alias(model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None) -> str:
+def set_alias(
+    model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
+) -> str:
     """Point an alias at a version; gives a line that says what moved.
 
     Args:
@@ -223,8 +223,12 @@ def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
     """
     report = open_catalogue(project).verify(model)
     if report.ok:
-        return f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
-    lines = [f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems]
+        return (
+            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
+        )
+    lines = [
+        f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
+    ]
     raise CatalogueError(
         "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
     )
