@@ -31,7 +31,7 @@ from hpcmass.train.datasets import open_all
 from hpcmass.train.model import load_bundle
 from hpcmass.workflow.pool import Pool, open_pool, usable_cores
 from hpcmass.workflow.sweeps import lay_down_run
-from hpcmass.workflow.training import target_of
+from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
 
 _RETRIES = 2
