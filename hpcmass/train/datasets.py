@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from hpcmass.config import Project
 from hpcmass.data import concat, open_dataset
-from hpcmass.train.estimator import StreamedDataset
+from hpcmass.train.inputs import DatasetLike
 
-Data = StreamedDataset
+Data: TypeAlias = DatasetLike
 
 
 def open_all(project: Project, names: str | list[str]) -> Data:
