@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from hpcmass.config import Project
 from hpcmass.data import concat, open_dataset
-from hpcmass.train.estimator import StreamedDataset
-
-Data = StreamedDataset
+from hpcmass.train.inputs import DatasetLike
 
 
-def open_all(project: Project, names: str | list[str]) -> Data:
+def open_all(project: Project, names: str | list[str]) -> DatasetLike:
     """Open one dataset, or several read one after the other.
 
     Raises:
@@ -18,5 +16,5 @@ def open_all(project: Project, names: str | list[str]) -> Data:
     """
     paths = [names] if isinstance(names, str) else names
     opened = [open_dataset(project.data_path(path)) for path in paths]
-    made: Data = opened[0] if len(opened) == 1 else concat(opened)
+    made: DatasetLike = opened[0] if len(opened) == 1 else concat(opened)
     return made
