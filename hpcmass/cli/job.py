@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.root import project_option, set_option
+from hpcmass.cli.options import project_option, set_option
 
 
 @click.group("job")

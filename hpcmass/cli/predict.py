@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpcmass.cli.console import table
-from hpcmass.cli.root import project_option
+from hpcmass.cli.options import project_option
 
 
 @click.command("predict")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcmass.cli.console import dump, facts, table, text
-from hpcmass.cli.root import project_option, set_option, site_option
+from hpcmass.cli.options import project_option, set_option, site_option
 
 if TYPE_CHECKING:
     from hpcmass.config import Job, Project

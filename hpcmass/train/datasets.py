@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from hpcmass.config import Project
 from hpcmass.data import concat, open_dataset
 from hpcmass.train.inputs import DatasetLike
+
+Data: TypeAlias = DatasetLike
 
 
 def open_all(project: Project, names: str | list[str]) -> DatasetLike:

@@ -27,7 +27,8 @@ from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.datasets import open_all
 from hpcmass.train.estimator import fit_estimator
-from hpcmass.train.inputs import DatasetLike, forward, prepare, select_fields
+from hpcmass.train.inputs import forward, prepare, select_fields
+from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop, Plan, Task
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
@@ -150,6 +151,7 @@ class _Rank:
     ) -> Task:  # fmt: skip
         model.to(self.comm.device)
         model.train()
+        materialise(model, recipe, train, fields)
         plan = Plan.of(self.job, len(train))
         optimizer = make_optimizer(model, recipe, self.job)
         schedule = Schedule(optimizer, self.job, plan.total_steps)
