@@ -37,6 +37,14 @@ if rank == 1:
 dist.all_reduce(torch.ones(1))
 """
 
+STAY = """
+import sys
+from hpcmass.runs import RunFolder
+from hpcmass.train.script import run_script
+stay = "import time; print('up'); time.sleep(600)"
+run_script([sys.executable, "-c", stay], run=RunFolder(sys.argv[1]), ranks=2)
+"""
+
 
 def script(
     tmp_path: Path, code: str, *words: str, launcher: str = "auto", ranks: int = 2
