@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpcmass.cli.console import dump, table
-from hpcmass.cli.root import project_option
+from hpcmass.cli.options import project_option
 
 
 @click.command("evaluate")
@@ -23,7 +23,7 @@ def command(model: str, dataset: str, picture: str | None, as_json: bool, projec
 
     MODEL is a version in the catalogue (NAME, NAME@3, NAME@production), a run's name, or a folder.
     """
-    from hpcmass.workflow.api import evaluate_model
+    from hpcmass.workflow.models import evaluate_model
 
     evaluation = evaluate_model(model, dataset, project_root, picture=Path(picture) if picture else None)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.root import project_option, set_option
+from hpcmass.cli.options import project_option, set_option
 
 
 @click.group("job")
@@ -20,9 +20,10 @@ def command() -> None:
 def check(job_file: str, show: bool, sets: tuple[str, ...], project_root: str | None) -> None:
     """Validate a job file, its recipe, and the datasets it names."""
     from hpcmass.config import job_to_toml
-    from hpcmass.workflow.api import check_job
+    from hpcmass.workflow.models import maybe_project
+    from hpcmass.workflow.sharding import check_job
 
-    job, notes = check_job(job_file, sets, project_root)
+    job, notes = check_job(job_file, sets, maybe_project(project_root))
     if show:
         click.echo(job_to_toml(job))
     for note in notes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpcmass.cli.console import table
-from hpcmass.cli.root import project_option
+from hpcmass.cli.options import project_option
 
 
 @click.command("predict")
@@ -22,9 +22,9 @@ def command(model: str, inputs: str, out: str | None, limit: int, project_root: 
     MODEL is a version in the catalogue (NAME, NAME@3, NAME@production), a run's name, or a folder. INPUT is
     a .npy, .npz, .csv, .parquet, .json or image file, or a dataset's folder.
     """
-    from hpcmass.workflow.api import predict_file
+    from hpcmass.workflow.models import predict
 
-    predictions = predict_file(model, inputs, project_root)
+    predictions = predict(model, inputs, project_root)
     header, rows = predictions.table(limit)
     table(rows, header)
     if predictions.n > limit:

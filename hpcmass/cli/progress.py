@@ -13,6 +13,7 @@ from hpcmass.cli.console import text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from typing_extensions import Self
 
 _LINE_EVERY_S = 5.0
 
@@ -26,7 +27,7 @@ class Bar:
         self._task: TaskID | None = None
         self._said = time.monotonic()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

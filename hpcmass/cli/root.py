@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -96,27 +95,3 @@ def _tell(error: HpcmassError) -> int:
     if not error.data.get("told"):
         click.echo(f"error: {error}", err=True)
     return error.exit_code
-
-
-def project_option(function: Any) -> Any:
-    """`--project FOLDER` on a verb."""
-    return click.option(
-        "--project",
-        "project_root",
-        metavar="FOLDER",
-        help="Project folder [default: HPCMASS_PROJECT, or the nearest parent with hpcmass.toml].",
-    )(function)
-
-
-def set_option(function: Any) -> Any:
-    """`--set key=value` on a verb."""
-    return click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the job file (repeatable)."
-    )(function)
-
-
-def site_option(function: Any) -> Any:
-    """`--site FILE` on a verb."""
-    return click.option("--site", "site_file", metavar="FILE", help="Site file [default: this machine].")(
-        function
-    )

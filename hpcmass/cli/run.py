@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.root import project_option, site_option
+from hpcmass.cli.options import project_option, site_option
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})

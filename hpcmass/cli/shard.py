@@ -37,7 +37,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.command("shard")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, metavar="FOLDER", help="The dataset's folder; it must not exist yet.")
-@click.option("--shards", default=4, show_default=True, type=click.IntRange(1), help="Shards a split.")
+@click.option("--shards", type=click.IntRange(1), help="Shards a split [default: one for each 256 MiB].")
 @click.option(
     "--strategy",
     default="even",
@@ -63,9 +63,11 @@ def command(inputs: tuple[str, ...], out: str, **options: Any) -> None:
     INPUT is a .npz, .npy (several as FIELD=FILE.npy), HDF5, CSV or Parquet file, or a folder of images with
     one folder a class. Every sample lands in exactly one shard; the same seed gives the same shards.
     """
-    from hpcmass.workflow.sharding import shard_inputs
+    from hpcmass.cli.progress import Bar
+    from hpcmass.workflow.sharding import shard
 
-    manifests = shard_inputs(list(inputs), Path(out), **options)
+    with Bar("sharding", 0, "samples") as bar:
+        manifests = shard(inputs, Path(out), progress=bar.to, **options)
     table(
         [
             (

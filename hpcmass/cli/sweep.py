@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcmass.cli.console import dump, facts, table, text
-from hpcmass.cli.root import project_option, set_option, site_option
+from hpcmass.cli.options import project_option, set_option, site_option
 
 if TYPE_CHECKING:
     from hpcmass.config import Job, Project
@@ -55,11 +55,12 @@ def run(
     site_file: str | None,
 ) -> int:
     """Run the study of a job file (the word `run` may be left out)."""
-    from hpcmass.workflow.training import sweep_command
+    from hpcmass.config import load_job
+    from hpcmass.workflow.projects import open_project
 
-    return sweep_command(
-        job_file, study_name=study_name, sets=sets, project_root=project_root, site_file=site_file
-    )
+    project = open_project(project_root)
+    job = load_job(job_file, sets)
+    return _search(job, project, project.study_path(study_name or job.name), site_file)
 
 
 @command.command("resume")
@@ -81,7 +82,7 @@ def resume(study: str, project_root: str | None) -> int:
 @project_option
 def show(study: str, as_json: bool, project_root: str | None) -> None:
     """Show the trials of a study, best first; also while it runs."""
-    from hpcmass.sweep import study_summary, study_table
+    from hpcmass.sweep.show import study_summary, study_table
     from hpcmass.workflow.projects import find_study, open_project
 
     folder = find_study(study, open_project(project_root))
@@ -122,9 +123,8 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
     with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
         result = sweep(job, project, load_site(site_file), folder=folder, on_event=progress.event)
     if result.best is not None:
-        click.echo(
-            f"best: trial {result.best.number}, {result.metric} {result.best.value:.6g}, {text(result.best.params)}"
-        )
+        best = result.best
+        click.echo(f"best: trial {best.number}, {result.metric} {best.value:.6g}, {text(best.params)}")
     click.echo(f"{text(result.counts)}; see: hpcmass sweep show {folder.name}")
     if result.signal:
         click.echo("interrupted; start it again to go on", err=True)

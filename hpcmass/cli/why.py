@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.root import project_option
+from hpcmass.cli.options import project_option
 
 
 @click.command("why")
@@ -16,7 +16,8 @@ def command(run: str, project_root: str | None) -> None:
     RUN is a run's name, STUDY/NUMBER for a trial, or a folder.
     """
     from hpcmass.runs import explain
-    from hpcmass.workflow.api import find_run
+    from hpcmass.workflow.models import maybe_project
+    from hpcmass.workflow.projects import find_run
 
-    for line in explain(find_run(run, project_root)).lines():
+    for line in explain(find_run(run, maybe_project(project_root))).lines():
         click.echo(line)

@@ -1,1 +1,67 @@
-"""."""
+"""Floor 2: datasets: sources, cutting into shards, the sample order, reading and verifying.
+
+The names below are imported when first used: neither torch nor h5py is needed to read a dataset, and
+nothing heavy to import this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcmass.data.cut import STRATEGIES
+    from hpcmass.data.manifest import Field, Manifest, ShardInfo, read_manifest, split_folders
+    from hpcmass.data.order import epoch_ids, rank_slice
+    from hpcmass.data.reader import Dataset, Samples, concat, open_dataset
+    from hpcmass.data.sources import open_source
+    from hpcmass.data.verify import VerifyReport, verify_dataset
+    from hpcmass.data.write import shard
+
+_WHERE = {
+    "Dataset": "reader",
+    "Field": "manifest",
+    "Manifest": "manifest",
+    "STRATEGIES": "cut",
+    "Samples": "reader",
+    "ShardInfo": "manifest",
+    "VerifyReport": "verify",
+    "concat": "reader",
+    "epoch_ids": "order",
+    "open_dataset": "reader",
+    "open_source": "sources",
+    "rank_slice": "order",
+    "read_manifest": "manifest",
+    "shard": "write",
+    "split_folders": "manifest",
+    "verify_dataset": "verify",
+}
+
+__all__ = [
+    "STRATEGIES",
+    "Dataset",
+    "Field",
+    "Manifest",
+    "Samples",
+    "ShardInfo",
+    "VerifyReport",
+    "concat",
+    "epoch_ids",
+    "open_dataset",
+    "open_source",
+    "rank_slice",
+    "read_manifest",
+    "shard",
+    "split_folders",
+    "verify_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"hpcmass.data.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'hpcmass.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

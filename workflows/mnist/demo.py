@@ -66,18 +66,17 @@ def search(project: Project) -> Any:
     assert job.sweep is not None
     say(
         2,
-        f"sweep: {job.sweep.trials} trials, {job.sweep.parallel} at once, networks and forests, bad ones pruned",
+        f"sweep: {job.sweep.trials} trials of networks and forests, {job.sweep.parallel} at once, with pruning",
     )
     with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
-        result = hpcmass.sweep(job, project=project, on_event=progress.event)
+        result = hpcmass.run_sweep(job, project=project, on_event=progress.event)
     if result.signal:
         sys.exit("interrupted; run it again to go on")
     assert result.best is not None, "no trial completed"
     if not result.ran:
         print(f"resumed: all {sum(result.counts.values())} trials were done")
-    print(
-        f"best: trial {result.best.number}, valid accuracy {result.best.value:.4f}, {console.text(result.best.params)}"
-    )
+    best = result.best
+    print(f"best: trial {best.number}, valid accuracy {best.value:.4f}, {console.text(best.params)}")
     return result
 
 
@@ -96,7 +95,7 @@ def retrain(project: Project, best: Any) -> Any:
             "resources.ranks": 2,
         },
     ).model_copy(update={"name": "mnist-final"})
-    run, status = hpcmass.train(final, project=project)
+    run, status = hpcmass.train_job(final, project=project)
     if status.state.value != "COMPLETED":
         sys.exit(f"the run ended as {status.state.value}: {status.reason}\n  see: hpcmass why {run.path}")
     return run
@@ -112,9 +111,8 @@ def keep(project: Project, run: Any, evaluation: Any) -> Any:
         else []
     )
     version = known[-1] if known else api.register_run(run, project, name="mnist", evaluation=evaluation)
-    print(
-        f"{'resumed: ' if known else ''}{version.ref}, {version.bytes / 1000:.0f} kB in {len(version.files)} files"
-    )
+    size = f"{version.bytes / 1000:.0f} kB in {len(version.files)} files"
+    print(f"{'resumed: ' if known else ''}{version.ref}, {size}")
     if catalogue.aliases("mnist").get("production") != version.version:
         catalogue.alias("mnist", "production", version.version, why="make demo")
     print(f"production → {version.ref}")

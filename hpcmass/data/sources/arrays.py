@@ -1,0 +1,268 @@
+"""Plain arrays in files: `.npy`, `.npz`, and the scratch files that other sources are spilled into."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcmass.data.sources.base import (
+    Arrays,
+    Progress,
+    Source,
+    SourceField,
+    check_dtype,
+    check_lengths,
+    pick,
+)
+from hpcmass.errors import CorruptError, DataError
+from hpcmass.files import check_name, storage_errors
+
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """An array lying uncompressed in a file.
+
+    Attributes:
+        path: The file.
+        offset: Byte at which the values begin.
+        dtype: Their type, as stored (byte order included).
+        shape: Shape with the sample axis first.
+        fortran: Whether the first axis varies fastest.
+        codes: If given, stored integers are numbers into this table of what is to be read instead.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool = False
+    codes: tuple[int, ...] | None = None
+
+    def check_size(self) -> None:
+        """Raise CorruptError if the file ends before the array does."""
+        expected = self.offset + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        found = os.stat(self.path).st_size
+        if found < expected:
+            raise CorruptError(f"is truncated: expected {expected} bytes, found {found}", where=self.path)
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start … stop as a new C-contiguous array in native byte order."""
+        if self.fortran:
+            # Mapped for this block only: the pages are given back with the mapping.
+            self.check_size()
+            mapped = np.memmap(self.path, self.dtype, "r", offset=self.offset, shape=self.shape, order="F")
+            values = np.ascontiguousarray(mapped[start:stop])
+        else:
+            values = np.empty((stop - start, *self.shape[1:]), self.dtype)
+            row_bytes = values.nbytes // max(1, stop - start)
+            _read_fully(self.path, values, self.offset + start * row_bytes)
+        if self.codes is not None:
+            values = np.asarray(self.codes, np.int64)[values]
+        return values.astype(self.dtype.newbyteorder("="), copy=False)
+
+
+def _read_fully(path: Path, values: npt.NDArray[Any], offset: int) -> None:
+    view = values.reshape(-1).view(np.uint8).data
+    with storage_errors(path, "read the file"), open(path, "rb", buffering=0) as file:
+        while view:
+            got = os.preadv(file.fileno(), [view], offset)
+            if not got:
+                raise CorruptError(f"is truncated: {len(view)} bytes are missing", where=path)
+            view, offset = view[got:], offset + got
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Samples in plain arrays, one a field."""
+
+    kind: str
+    fields: tuple[SourceField, ...]
+    arrays: Mapping[str, ArrayFile]
+    files: tuple[Path, ...]
+    n: int
+
+    def select(self, names: Sequence[str]) -> ArraySource:
+        """The same with these fields only."""
+        return replace(self, fields=pick(self.fields, names, self.files[0]))
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Samples start … stop."""
+        return {one.name: self.arrays[one.name].rows(start, stop) for one in self.fields}
+
+
+def array_source(
+    kind: str,
+    arrays: Mapping[str, ArrayFile],
+    files: Sequence[Path],
+    names: Sequence[str] | None = None,
+    classes: Mapping[str, tuple[str, ...]] | None = None,
+) -> ArraySource:
+    """A source over arrays of equal length, each checked to be numbers and complete.
+
+    Raises:
+        DataError: An array is no array of numbers, or the lengths differ.
+        CorruptError: A file ends before its array does.
+    """
+    known = [SourceField(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+    chosen = pick(known, list(arrays) if names is None else names, files[0])
+    fields = []
+    for one in chosen:
+        array = arrays[one.name]
+        if not array.shape:
+            raise DataError(f"array {one.name} is a single value, without samples", where=array.path)
+        if min(array.shape[1:], default=1) < 1:
+            raise DataError(f"array {one.name} has an axis of length 0 {array.shape}", where=array.path)
+        dtype = check_dtype(array.dtype, one.name, array.path)
+        with storage_errors(array.path, "read the file"):
+            array.check_size()
+        if array.codes is not None:
+            dtype = np.dtype(np.int64)
+        fields.append(SourceField(one.name, dtype, array.shape[1:], (classes or {}).get(one.name)))
+    n = check_lengths({one.name: arrays[one.name].shape[0] for one in fields}, files[0])
+    return ArraySource(kind, tuple(fields), dict(arrays), tuple(files), n)
+
+
+def read_npy_header(file: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype at the head of `.npy` bytes; leaves `file` at the first value.
+
+    Raises:
+        CorruptError: These are not the bytes of an `.npy` file.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise CorruptError(f"is not a valid .npy array ({error})", where=where) from error
+    raise DataError(f"has .npy format {version}, made for records, not for numbers", where=where)
+
+
+def npy_array(path: Path) -> ArrayFile:
+    """The array of an `.npy` file."""
+    with storage_errors(path, "read the file"), open(path, "rb") as file:
+        shape, fortran, dtype = read_npy_header(file, path)
+        return ArrayFile(path, file.tell(), dtype, shape, fortran and len(shape) > 1)
+
+
+def open_npy(paths: Sequence[str | Path], names: Sequence[str] | None = None) -> ArraySource:
+    """Samples from `.npy` files, each `path` (the field is called as the file) or `field=path`."""
+    arrays = {}
+    for given in paths:
+        field, equals, path = str(given).partition("=")
+        if not equals or Path(given).exists():
+            field, path = Path(given).stem, str(given)
+        if field in arrays:
+            raise DataError(f"two files are given for field {field}", where=path, hint="write NAME=PATH")
+        arrays[check_name(field, "field")] = npy_array(Path(path))
+    return array_source("npy", arrays, [array.path for array in arrays.values()], names)
+
+
+@dataclass(frozen=True)
+class NpzUnread:
+    """An `.npz` file with compressed members, which are unpacked into a scratch folder first."""
+
+    path: Path
+    names: tuple[str, ...] | None
+
+    def spill(self, scratch: Path, progress: Progress | None) -> Source:
+        """Unpack the compressed members that are wanted, block by block."""
+        with _open_zip(self.path) as archive:
+            members = _members(archive, self.names, self.path)
+            total = sum(member.file_size for member in members.values())
+            arrays: dict[str, ArrayFile] = {}
+            done = 0
+            for name, member in members.items():
+                target = scratch / f"{len(arrays)}.npy"
+                with archive.open(member) as packed, storage_errors(target, "write the file"):
+                    # The header is looked at first, so that objects are refused before any copying.
+                    shape, fortran, dtype = read_npy_header(packed, f"{self.path}:{name}")
+                    check_dtype(dtype, name, self.path)
+                    with open(target, "xb", buffering=0) as file:
+                        while block := packed.read(_COPY_BYTES):
+                            file.write(block)
+                            done += len(block)
+                            if progress:
+                                progress("read", min(done, total), total)
+                arrays[name] = ArrayFile(target, 0, dtype, shape, fortran and len(shape) > 1)
+        return replace(array_source("npz", arrays, [self.path], self.names), files=(self.path,))
+
+
+def open_npz(path: Path, names: Sequence[str] | None = None) -> ArraySource | NpzUnread:
+    """Samples from the arrays of an `.npz` file; they are the fields.
+
+    Uncompressed members (`np.savez`) are read where they lie; compressed ones must be spilled.
+    """
+    with _open_zip(path) as archive:
+        members = _members(archive, names, path)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            return NpzUnread(path, None if names is None else tuple(names))
+        arrays = {}
+        for name, member in members.items():
+            with archive.open(member) as stored:
+                shape, fortran, dtype = read_npy_header(stored, f"{path}:{name}")
+                header_bytes = stored.tell()
+            offset = _member_offset(path, member) + header_bytes
+            arrays[name] = ArrayFile(path, offset, dtype, shape, fortran and len(shape) > 1)
+    return array_source("npz", arrays, [path], names)
+
+
+class _open_zip:
+    """`zipfile.ZipFile` whose errors, at opening and while reading, name the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> zipfile.ZipFile:
+        try:
+            with storage_errors(self.path, "read the file"):
+                self.archive = zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile as error:
+            raise CorruptError(f"is not a valid .npz file ({error})", where=self.path) from error
+        return self.archive
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.archive.close()
+        if isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError)):
+            raise CorruptError(f"is damaged ({error})", where=self.path) from error
+        if isinstance(error, (NotImplementedError, RuntimeError)):
+            raise DataError(f"cannot be unpacked ({error})", where=self.path) from error
+
+
+def _members(archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path) -> dict[str, zipfile.ZipInfo]:
+    members = {
+        info.filename.removesuffix(".npy"): info
+        for info in archive.infolist()
+        if info.filename.endswith(".npy")
+    }
+    if not members:
+        raise DataError("holds no arrays", where=path)
+    for name in members if names is None else names:
+        if name not in members:
+            raise DataError(f"has no field {name!r}", where=path, hint=f"there are: {', '.join(members)}")
+        check_name(name, "field")
+    return members if names is None else {name: members[name] for name in names}
+
+
+def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes begin: after its local header of 30 bytes, name and extra field."""
+    with storage_errors(path, "read the file"), open(path, "rb") as file:
+        file.seek(member.header_offset + 26)
+        lengths = file.read(4)
+    return (
+        member.header_offset
+        + 30
+        + int.from_bytes(lengths[:2], "little")
+        + int.from_bytes(lengths[2:], "little")
+    )

@@ -1,0 +1,105 @@
+"""HDF5 files: every data set of numbers whose first axis is the samples; chunked and compressed too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpcmass.data.sources.base import Arrays, SourceField, check_dtype, check_lengths, pick
+from hpcmass.errors import CorruptError, DataError
+from hpcmass.files import check_name, storage_errors
+
+# One open file a process: (path, process id) -> file. A handle must not be used across a fork.
+_open_files: dict[tuple[Path, int], Any] = {}
+
+
+@dataclass(frozen=True)
+class Hdf5Source:
+    """Samples in the data sets of one HDF5 file; a set in a group, `a/b`, is the field `a.b`."""
+
+    path: Path
+    fields: tuple[SourceField, ...]
+    sets: Mapping[str, str]
+    n: int
+    kind: str = "hdf5"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.path,)
+
+    def select(self, names: Sequence[str]) -> Hdf5Source:
+        """The same with these fields only."""
+        return replace(self, fields=pick(self.fields, names, self.path))
+
+    def read(self, start: int, stop: int) -> Arrays:
+        """Samples start … stop."""
+        file = _opened(self.path)
+        blocks = {}
+        for one in self.fields:
+            try:
+                values = file[self.sets[one.name]][start:stop]
+            except OSError as error:
+                raise CorruptError(
+                    f"data set {self.sets[one.name]} cannot be read ({error})", where=self.path
+                ) from error
+            blocks[one.name] = np.ascontiguousarray(values, dtype=one.dtype)
+        return blocks
+
+
+def open_hdf5(path: Path, names: Sequence[str] | None = None) -> Hdf5Source:
+    """Samples from an HDF5 file.
+
+    Args:
+        path: The file.
+        names: Fields to take (`group.set` or `group/set`); None: every data set.
+
+    Raises:
+        DataError: The sets differ in their first axis, or one is not made of numbers.
+        CorruptError: This is not an HDF5 file.
+    """
+    file = _opened(path)
+    found: dict[str, Any] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name.replace("/", ".")] = item
+
+    file.visititems(visit)
+    wanted = list(found) if names is None else [name.strip("/").replace("/", ".") for name in names]
+    fields, sets = [], {}
+    for name in wanted:
+        if name not in found:
+            raise DataError(f"has no data set {name!r}", where=path, hint=f"there are: {', '.join(found)}")
+        item = found[name]
+        if not item.shape:
+            if names is None:
+                continue  # a single value beside the samples, such as a version
+            raise DataError(f"data set {item.name} is a single value, without samples", where=path)
+        if min(item.shape[1:], default=1) < 1:
+            raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        dtype = check_dtype(item.dtype, item.name, path)
+        fields.append(SourceField(check_name(name, "field"), dtype, tuple(item.shape[1:])))
+        sets[name] = item.name
+    n = check_lengths({one.name: int(found[one.name].shape[0]) for one in fields}, path)
+    return Hdf5Source(path, tuple(fields), sets, n)
+
+
+def _opened(path: Path) -> Any:
+    key = (path, os.getpid())
+    if key not in _open_files:
+        for stale in [one for one in _open_files if one[1] == key[1]]:
+            _open_files.pop(stale).close()
+        with storage_errors(path, "read the file"):
+            open(path, "rb").close()  # a plain error for a missing or unreadable file
+        try:
+            _open_files[key] = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            raise CorruptError(f"is not a readable HDF5 file ({error})", where=path) from error
+    return _open_files[key]

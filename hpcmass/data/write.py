@@ -1,0 +1,446 @@
+"""`shard`: cut a source into shards, in parallel workers, in one pass, whatever its size.
+
+Everything is written into a temporary folder beside the wanted one, which takes its name only when all
+shards, checksums and manifests are complete. A run that fails or is interrupted removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcmass.data.cut import STRATEGIES, Codes, Cut, plan_cut
+from hpcmass.data.manifest import Field, Manifest, ShardInfo, newest_manifest, split_folders, write_manifest
+from hpcmass.data.pool import Pool
+from hpcmass.data.roles import TARGET_NAMES, resolve_roles
+from hpcmass.data.scatter import (
+    Scatter,
+    SplitStats,
+    finish_shard,
+    hash_files,
+    tree_hash,
+    write_in_worker,
+)
+from hpcmass.data.shardfile import create_shard
+from hpcmass.data.sources import Progress, Source, Unread, open_source
+from hpcmass.data.stats import FieldStats, is_countable
+from hpcmass.errors import AlreadyExists, DataError, StorageError
+from hpcmass.files import fsync_dir, process_start, storage_errors
+from hpcmass.files.publish import temporary_beside
+
+BLOCK_BYTES = 8 << 20
+MAX_BLOCK_ROWS = 1 << 18
+SHARD_BYTES = 256 << 20
+_HASHED_TOGETHER = 256
+
+
+def shard(
+    source: Source | Unread | str | Path | Sequence[str | Path],
+    out: Path,
+    *,
+    strategy: str = "even",
+    shards: int | Mapping[str, int] | None = None,
+    splits: Mapping[str, float] | None = None,
+    by: str | None = None,
+    seed: int = 0,
+    inputs: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    meta: Sequence[str] | None = None,
+    stack: Sequence[str] = (),
+    resize: tuple[int, int] | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Manifest]:
+    """Cut a source into shards.
+
+    Args:
+        source: What `open_source` takes or gives.
+        out: Folder of the dataset (or of its splits); not there yet, or empty.
+        strategy: `even`, `random-cut`, `stratified`, `grouped` or `contiguous`; see `hpcmass.data.cut`.
+        shards: Shards of every split, or a number for each split; None: one for each 256 MiB.
+        splits: Fraction of each split by name, such as {"train": 0.8, "valid": 0.1, "test": 0.1}.
+        by: Field with the class (`stratified`; default: the target) or the group (`grouped`).
+        seed: The same source, arguments and seed give the same shards, byte for byte.
+        inputs: Fields with the role input; fields named nowhere are then left out.
+        targets: Fields with the role target; default: a field called label, target, y or class.
+        meta: Fields with the role meta.
+        stack: Table columns that become one vector field `x`, an input; columns named nowhere are left out.
+        resize: (height, width) that images are scaled to.
+        workers: Processes; None: one a core, 4 at most, and 1 for small sources.
+        overwrite: Exchange a dataset that is there already, once the new one is complete.
+        progress: Called as progress(stage, done, total).
+
+    Returns:
+        The manifests, one a split.
+
+    Raises:
+        AlreadyExists: `out` holds something, and `overwrite` is not set.
+        DataError: The source or an argument is wrong.
+        StorageError: The file system refused; nothing is left behind.
+    """
+    out = Path(os.path.abspath(out))
+    if strategy not in STRATEGIES:
+        raise DataError(f"unknown strategy {strategy!r}", hint=f"choose from {', '.join(STRATEGIES)}")
+    if workers is not None and workers < 1:
+        raise DataError(f"{workers} workers are not possible")
+    _check_free(out, overwrite)
+    with _building(out, overwrite) as folder:
+        scratch = folder / ".scratch"
+        scratch.mkdir()
+        opened = _open(source, inputs, targets, meta, by, stack, resize)
+        # Only sources that must be copied first have `spill`.
+        readable: Source = opened.spill(scratch, progress) if hasattr(opened, "spill") else opened
+        if stack:
+            inputs = list(dict.fromkeys(["x", *(inputs or ())]))
+        fields = resolve_roles(readable.fields, inputs=inputs, targets=targets, meta=meta, by=by)
+        readable = readable.select([one.name for one in fields])
+        label = _label_field(strategy, by, fields)
+        plan = _plan(readable, fields, strategy, shards, splits, seed, label)
+        cut_record = {
+            "strategy": strategy,
+            "seed": seed,
+            "by": label,
+            "splits": dict(splits) if splits else None,
+        }
+        manifests = _write(plan, folder, cut_record, _workers(workers, plan), progress)
+        shutil.rmtree(scratch)
+    return manifests
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is decided before the first sample is written."""
+
+    source: Source
+    fields: tuple[Field, ...]
+    cut: Cut
+
+    @property
+    def splits(self) -> list[str | None]:
+        return list(dict.fromkeys(part.split for part in self.cut.parts))
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(one.row_bytes for one in self.fields)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block: a function of the data alone, as the statistics are merged block by block."""
+        return int(min(max(1, BLOCK_BYTES // self.row_bytes), MAX_BLOCK_ROWS))
+
+
+def _open(
+    source: Source | Unread | str | Path | Sequence[str | Path],
+    inputs: Sequence[str] | None,
+    targets: Sequence[str] | None,
+    meta: Sequence[str] | None,
+    by: str | None,
+    stack: Sequence[str],
+    resize: tuple[int, int] | None,
+) -> Source | Unread:
+    if not isinstance(source, (str, Path, list, tuple)):
+        return source  # type: ignore[return-value]
+    if inputs is None and not stack:
+        return open_source(source, stack=stack, resize=resize)
+    # All but the target is named: other columns and arrays need not even be of a kind that can be read.
+    named = [*(["x"] if stack else []), *(inputs or ()), *(targets or ()), *(meta or ()), *([by] if by else [])]
+    optional = TARGET_NAMES if targets is None else ()
+    return open_source(source, fields=list(dict.fromkeys(named)), optional=optional, stack=stack, resize=resize)
+
+
+def _label_field(strategy: str, by: str | None, fields: Sequence[Field]) -> str | None:
+    """The field that the strategy goes by."""
+    if strategy not in ("stratified", "grouped"):
+        if by is not None:
+            raise DataError(f"the strategy {strategy} goes by no field", hint="leave `by` out")
+        return None
+    if by is None:
+        candidates = [one.name for one in fields if one.role == "target"]
+        if strategy == "grouped" or len(candidates) != 1:
+            what = "group" if strategy == "grouped" else "class"
+            raise DataError(
+                f"the strategy {strategy} needs the field with the {what}", hint="name it with `by`"
+            )
+        by = candidates[0]
+    label = next(one for one in fields if one.name == by)
+    if label.shape != () or np.dtype(label.dtype).kind not in "iub":
+        raise DataError(
+            f"field {by} ({label.dtype}, shape {list(label.shape)}) is no class or group number",
+            hint="name a field with one integer or text a sample",
+        )
+    return by
+
+
+def _plan(
+    source: Source,
+    fields: tuple[Field, ...],
+    strategy: str,
+    shards: int | Mapping[str, int] | None,
+    splits: Mapping[str, float] | None,
+    seed: int,
+    label: str | None,
+) -> _Plan:
+    row_bytes = sum(one.row_bytes for one in fields)
+    codes = None if label is None else _codes(source.select([label]), label)
+    if shards is None:
+        fractions = splits or {"": 1.0}
+        wanted = {
+            name: max(1, round(source.n * fraction * row_bytes / SHARD_BYTES))
+            for name, fraction in fractions.items()
+        }
+        shards = wanted if splits else wanted[""]
+    cut = plan_cut(strategy, source.n, shards=shards, splits=splits, seed=seed, codes=codes)
+    return _Plan(source, fields, cut)
+
+
+def _codes(source: Source, label: str) -> Codes:
+    """Class or group number of each sample, 0 … k - 1 in the order of the values, shape (n,)."""
+    rows = 1 << 20
+    blocks = [source.read(at, min(at + rows, source.n))[label] for at in range(0, source.n, rows)]
+    _, codes = np.unique(np.concatenate(blocks), return_inverse=True)
+    return codes.reshape(-1).astype(np.int64, copy=False)
+
+
+def _workers(workers: int | None, plan: _Plan) -> int:
+    if workers is not None:
+        return workers
+    if plan.row_bytes * plan.source.n < 16 * BLOCK_BYTES and plan.source.kind != "images":
+        return 1
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
+def _write(
+    plan: _Plan, folder: Path, cut_record: dict[str, Any], workers: int, progress: Progress | None
+) -> list[Manifest]:
+    """Write shards and manifests into the folder."""
+    _check_space(folder, plan)
+    scatter, sizes = _create_shards(plan, folder)
+    total = sum(sizes)
+    with Pool(workers, scatter) as pool:
+        stats = _scatter_all(plan, scatter, pool, progress)
+        scatter.close()
+        tell = _adder("checksum", total, progress)
+        sums = []
+        for size, digest in pool.map(finish_shard, ((path,) for path in scatter.paths)):
+            sums.append(digest)
+            tell(size)
+        source_record = _source_record(plan.source, pool)
+    fields = _finished_fields(plan, stats)
+    manifests = []
+    for number, split in enumerate(plan.splits):
+        infos = tuple(
+            ShardInfo(
+                scatter.paths[index].name, part.samples, sizes[index], sums[index], scatter.offsets[index]
+            )
+            for index, part in enumerate(plan.cut.parts)
+            if part.split == split
+        )
+        manifest = Manifest(
+            split=split,
+            samples=sum(info.samples for info in infos),
+            fields=fields[number],
+            shards=infos,
+            cut=cut_record,
+            source=source_record,
+            created=time.time(),
+        )
+        manifests.append(write_manifest(_split_folder(folder, split), manifest))
+    return manifests
+
+
+def _create_shards(plan: _Plan, folder: Path) -> tuple[Scatter, list[int]]:
+    scatter = Scatter(plan.source, plan.fields, [], [], [], frozenset())
+    scatter.countable = frozenset(one.name for one in plan.fields if is_countable(one) or one.classes)
+    sizes = []
+    for part in plan.cut.parts:
+        home = _split_folder(folder, part.split)
+        with storage_errors(home, "make the folder"):
+            home.mkdir(exist_ok=True)
+        path = home / f"shard-{part.number:05d}.h5"
+        size, offsets = create_shard(path, plan.fields, part.samples)
+        scatter.paths.append(path)
+        scatter.offsets.append(offsets)
+        scatter.split_of_part.append(plan.splits.index(part.split))
+        sizes.append(size)
+    return scatter, sizes
+
+
+def _scatter_all(
+    plan: _Plan, scatter: Scatter, pool: Pool, progress: Progress | None
+) -> list[dict[str, FieldStats]]:
+    """Write all blocks; statistics a split are merged in the order of the blocks."""
+    stats = [{one.name: FieldStats() for one in plan.fields} for _ in plan.splits]
+    tell = _adder("shard", plan.source.n, progress)
+    before = np.zeros(len(plan.cut.parts), np.int64)
+    lengths = []
+
+    def blocks() -> Iterator[tuple[int, Any, Any]]:
+        nonlocal before
+        for start in range(0, plan.source.n, plan.block_rows):
+            part_of = plan.cut.part_of(start, min(start + plan.block_rows, plan.source.n))
+            lengths.append(len(part_of))
+            yield start, part_of, before
+            before = before + np.bincount(part_of, minlength=len(before))
+
+    function: Callable[..., SplitStats] = write_in_worker if pool.parallel else scatter.write
+    for number, of_block in enumerate(pool.map(function, blocks())):
+        for split, by_field in of_block.items():
+            for name, seen in by_field.items():
+                stats[split][name].merge(seen)
+        tell(lengths[number])
+    return stats
+
+
+def _finished_fields(plan: _Plan, stats: Sequence[Mapping[str, FieldStats]]) -> list[tuple[Field, ...]]:
+    """The fields of each split with statistics; class names are those of all splits together."""
+    finished: list[list[Field]] = [[] for _ in stats]
+    for one in plan.fields:
+        classes = one.classes
+        if classes is None and is_countable(one):
+            counts = [by_field[one.name].classes for by_field in stats]
+            known = [count.size for count in counts if count is not None]
+            if len(known) == len(counts):
+                classes = [str(number) for number in range(max(known))]
+        for number, by_field in enumerate(stats):
+            shown = len(classes) if classes is not None and one.role == "target" else None
+            values = by_field[one.name].to_json(shown)
+            finished[number].append(replace(one, classes=classes, stats=values))
+    return [tuple(fields) for fields in finished]
+
+
+def _source_record(source: Source, pool: Pool) -> dict[str, Any]:
+    """Where the samples came from. Only names are recorded: the id must not depend on the place."""
+    files = source.files
+    groups = [files[at : at + _HASHED_TOGETHER] for at in range(0, len(files), _HASHED_TOGETHER)]
+    hashes = [one for group in pool.map(hash_files, ((group,) for group in groups)) for one in group]
+    if source.kind == "images":
+        names = [f"{path.parent.name}/{path.name}" for path in files]
+        total = sum(size for size, _ in hashes)
+        folder = files[0].parent.parent.resolve().name
+        entry = {"path": folder, "bytes": total, "sha256": tree_hash(names, hashes), "count": len(files)}
+        return {"kind": source.kind, "files": [entry]}
+    entries = [
+        {"path": path.name, "bytes": size, "sha256": digest}
+        for path, (size, digest) in zip(files, hashes, strict=True)
+    ]
+    return {"kind": source.kind, "files": entries}
+
+
+def _adder(stage: str, total: int, progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(stage, done, total)
+
+    return add
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    return folder if split is None else folder / split
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something; only a dataset of ours may be exchanged."""
+    with storage_errors(out, "look at the folder"):
+        if not os.path.lexists(out):
+            return
+        if not out.is_dir():
+            raise AlreadyExists("is there already and is not a folder", where=out)
+        if not any(out.iterdir()):
+            return
+    is_dataset = newest_manifest(out) is not None or bool(split_folders(out))
+    if not is_dataset:
+        raise AlreadyExists("is there already and holds other files", where=out, hint="name another folder")
+    if not overwrite:
+        raise AlreadyExists(
+            "holds a dataset already",
+            where=out,
+            hint="use it, name another folder, or overwrite it",
+            complete=True,
+        )
+
+
+def _check_space(folder: Path, plan: _Plan) -> None:
+    needed = plan.row_bytes * plan.source.n
+    with storage_errors(folder, "look at the file system"):
+        space = os.statvfs(folder)
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        raise StorageError(
+            f"the shards need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+            where=folder.parent,
+            hint="free space, or put the dataset elsewhere",
+            transient=True,
+            errno=errno.ENOSPC,
+        )
+
+
+@contextlib.contextmanager
+def _building(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes `out` when the body ends well, and vanishes otherwise."""
+    missing = [parent for parent in out.parents if not parent.exists()]
+    with storage_errors(out.parent, "make the folder"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        folder = temporary_beside(out)
+        folder.mkdir()
+    try:
+        yield folder
+        for inner in [*_folders(folder), folder]:
+            fsync_dir(inner)
+        _put_in_place(folder, out, overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+    with storage_errors(out.parent, "write the folder"):
+        fsync_dir(out.parent)
+
+
+def _folders(folder: Path) -> Iterable[Path]:
+    return [inner for inner in folder.iterdir() if inner.is_dir()]
+
+
+def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
+    """Give the finished folder its name; an old dataset is moved aside first and then removed."""
+    aside = None
+    with storage_errors(out, "name the folder"):
+        if overwrite and out.exists():
+            aside = temporary_beside(out)
+            os.rename(out, aside)
+        try:
+            os.rename(folder, out)
+        except OSError as error:
+            if aside is not None:
+                os.rename(aside, out)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise AlreadyExists("was made by another process meanwhile", where=out) from error
+            raise
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove temporary folders of processes on this host that were killed while they made `out`."""
+    pattern = re.compile(re.escape(f".{out.name[:80]}.{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp")
+    for name in os.listdir(out.parent):
+        match = pattern.fullmatch(name)
+        if match and process_start(int(match[1])) is None:
+            shutil.rmtree(out.parent / name, ignore_errors=True)
