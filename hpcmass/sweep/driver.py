@@ -314,3 +314,6 @@ def _seconds(run: RunFolder) -> float | None:
         return None
     end = status.ended or status.updated
     return None if status.started is None or end is None else round(end - status.started, 3)
+
+
+__all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -7,6 +7,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ from parsl.dataflow.dflow import DataFlowKernel
 from parsl.errors import ConfigurationError
 
 from hpcmass.config import Target
-from hpcmass.errors import ConfigError
+from hpcmass.errors import ConfigError, LaunchError
 from hpcmass.files import make_dir, storage_errors
 from hpcmass.workflow.parsl_site import LABEL, parsl_config
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
@@ -70,14 +71,27 @@ def open_pool(
         except BaseException:
             end_tagged(tag, grace_s=0)
             raise
+        closing = threading.Event()
+        threading.Thread(target=_watch_interchange, args=(kernel, closing), daemon=True).start()
         try:
             yield Pool(kernel, tag)
         finally:
+            closing.set()
             told = _process_groups(kernel)
             try:
                 kernel.cleanup()  # Sends TERM to the workers' process group.
             finally:
                 end_tagged(tag, grace_s=grace_s, told=told)
+
+
+def _watch_interchange(kernel: DataFlowKernel, closing: threading.Event) -> None:
+    """Fail what is in flight when the interchange is gone; Parsl would wait for its word for ever."""
+    executor = cast(Any, kernel.executors[LABEL])
+    while not closing.wait(1.0):
+        code = executor.interchange_proc.poll()
+        if code is not None:
+            executor.set_bad_state_and_fail_all(LaunchError(f"Parsl's interchange ended (exit code {code})"))
+            return
 
 
 def _process_groups(kernel: DataFlowKernel) -> set[int]:
@@ -90,9 +104,10 @@ def _process_groups(kernel: DataFlowKernel) -> set[int]:
 
 def worker_environment(target: Target, parallel: int, threads: int | None, tag: str) -> dict[str, str]:
     """What workers and all that they start find in their environment beside the driver's own."""
-    share = threads or max(1, (target.cores or _cores()) // parallel)
+    share = threads or max(1, (target.cores or usable_cores()) // parallel)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    environment = {TAG: tag, **{name: str(share) for name in names}}
+    # Parsl names its processes with setproctitle, which would write over the tag.
+    environment = {TAG: tag, "SPT_NOENV": "1", **{name: str(share) for name in names}}
     home = Path(__file__).resolve().parents[2]
     if home != Path(sysconfig.get_path("purelib")).resolve():
         # hpcmass runs from a checkout: the workers are to find the same one.
@@ -100,7 +115,8 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
     return environment
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
