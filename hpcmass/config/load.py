@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hpcmass.files import check_name
 def load_job(file: Path | str, sets: Sequence[str] = ()) -> Job:
     """Load and validate a job file, with overrides `key=value` applied.
 
-    The recipe's path, relative to the job file, becomes absolute.
+    Paths relative to the job file (the recipe, files that the command names) become absolute.
 
     Raises:
         NotFound: The job file, or the recipe it names, does not exist.
@@ -37,7 +38,18 @@ def load_job(file: Path | str, sets: Sequence[str] = ()) -> Job:
         if not recipe.is_file():
             raise NotFound(f"the recipe '{job.recipe}' does not exist", where=document.where(("recipe",)))
         job = job.model_copy(update={"recipe": str(recipe)})
+    if job.command is not None:
+        job = job.model_copy(update={"command": _beside(file.parent, job.command)})
     return job
+
+
+def _beside(folder: Path, command: str | list[str]) -> list[str] | str:
+    """A command whose words that name files beside the job file name them from anywhere."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else command
+    except ValueError:
+        return command  # Refused, with its place, when the command is filled in.
+    return [str((folder / word).resolve()) if (folder / word).is_file() else word for word in words]
 
 
 def job_from_values(values: Mapping[str, Any], where: str = "job") -> Job:

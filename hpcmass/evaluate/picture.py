@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpcmass.errors import MissingDependency
-from hpcmass.evaluate.evaluate import Evaluation
+from hpcmass.evaluate.measure import Evaluation
 from hpcmass.evaluate.metrics import Metric
 from hpcmass.files import replace
 
@@ -143,8 +143,8 @@ def _figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise MissingDependency("pictures need matplotlib", hint="pip install 'hpcmass[report]'") from error
     # Without pyplot: no global state, no display, no figure that stays open.
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     FigureCanvasAgg(figure)
     return figure
 
@@ -181,7 +181,7 @@ def _draw_curves(figure: Any, curves: Mapping[str, Curve]) -> None:
     for axes, (label, group) in zip(panels, groups, strict=True):
         for index, (name, curve) in enumerate(group.items()):
             steps, values = zip(*curve, strict=True)
-            colour = _COLOURS.get(name, _PALETTE[index % len(_PALETTE)])
+            colour = _COLOURS.get(name.partition(" (")[0], _PALETTE[index % len(_PALETTE)])
             many = len(curve) > 40
             axes.plot(
                 steps,

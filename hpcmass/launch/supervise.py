@@ -207,6 +207,7 @@ class _Watch:
     def step(self) -> bool:
         """Look once; True when everything has ended."""
         self._read_notes()
+        self._note_lost()
         self._deliver()
         running = [process for process in self.processes if process.poll() is None]
         if not running:
@@ -249,6 +250,19 @@ class _Watch:
                 self.exits.setdefault(
                     rank, RankExit(rank, note["exit_code"], note["signal"], ended, note["host"], ours)
                 )
+
+    def _note_lost(self) -> None:
+        """Note spawned ranks that ended without a note: their keeper was killed, or refused."""
+        if self.plan.launcher != "spawn":
+            return
+        for rank, process in enumerate(self.processes):
+            if process.poll() is None or rank in self.exits:
+                continue
+            self._read_notes()  # it may have been written just before the end
+            code = process.returncode
+            exit_code, number = (code, None) if code >= 0 else (None, -code)
+            now, ours = time.time(), self.ending_since is not None
+            self.exits.setdefault(rank, RankExit(rank, exit_code, number, now, socket.gethostname(), ours))
 
     def _notes(self, kind: str) -> Iterator[dict[str, Any]]:
         for path in self.folder.glob(f"{kind}-*.json"):
@@ -293,11 +307,8 @@ class _Watch:
     def outcome(self) -> Outcome:
         """What is known once everything has ended."""
         self._read_notes()
+        self._note_lost()
         tail = (self.folder / "launcher.log").read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        if self.plan.launcher == "spawn":
-            for rank, process in enumerate(self.processes):
-                if rank not in self.exits:  # its keeper was killed, or refused
-                    self.exits[rank] = _exit_of(rank, process.returncode, self.ending_since is not None)
         bad = sorted((end for end in self.exits.values() if not end.ok), key=lambda end: end.time)
         blamed = parse_abort(tail) if self.plan.launcher != "spawn" else None
         if blamed and blamed.rank is not None and blamed.rank not in self.exits:
@@ -314,12 +325,6 @@ class _Watch:
             signalled=self.pending[0] if self.pending else None,
             words=read_words(self.folder),
         )
-
-
-def _exit_of(rank: int, code: int, ended_by_us: bool) -> RankExit:
-    if code < 0:
-        return RankExit(rank, None, -code, time.time(), socket.gethostname(), ended_by_us)
-    return RankExit(rank, code, None, time.time(), socket.gethostname(), ended_by_us)
 
 
 def _spawn_place(rank: int, ranks: int) -> dict[str, str]:

@@ -79,14 +79,14 @@ class Explanation:
         shown = [f"{self.path.name}: {self.state.value}: {self.headline}"]
         shown.append(f"last step: {self.last_step}   attempts: {self.attempts}")
         if (error := self.first_error) is not None:
+            what = "" if error.message in self.headline else f": {error.error}: {error.message}"
             where = f" ({error.where})" if error.where else ""
-            shown.append(
-                f"rank {error.rank} on {error.host or 'an unknown host'}: {error.error}: {error.message}{where}"
-            )
+            shown.append(f"rank {error.rank} on {error.host or 'an unknown host'}{what}{where}")
             if error.traceback:
                 shown += ["", *("  " + line for line in error.traceback.rstrip().splitlines())]
         # A script's error carries the end of its log already.
-        if self.log_tail and not (self.first_error and self.first_error.traceback):
+        ended_badly = self.state in (State.FAILED, State.UNKNOWN)
+        if ended_badly and self.log_tail and not (self.first_error and self.first_error.traceback):
             shown += ["", "the end of its log:", *("  " + line for line in self.log_tail.splitlines())]
         if self.advice:
             shown += ["", *(f"- {line}" for line in self.advice)]
@@ -142,7 +142,7 @@ def log_tail(path: Path, lines: int = _TAIL_LINES) -> str:
     except OSError:
         return ""
     # A progress line is drawn over itself with carriage returns; what was drawn last is what counts.
-    shown = [line.rstrip().rpartition("\r")[2] for line in text.splitlines()]
+    shown = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join([line for line in shown if line.strip()][-lines:])
 
 
@@ -184,14 +184,15 @@ def _advice(run: RunFolder, status: Status, error: RankError | None) -> list[str
     if status.state is State.UNKNOWN:
         advice.append("nothing is known of its end: look at the logs and at the scheduler's record of the job")
     if status.state in (State.FAILED, State.UNKNOWN, State.STOPPED, State.CREATED):
-        advice.append("run the same command again: it goes on from " + _where_it_goes_on(run))
+        advice.append("run the same command again: " + _how_it_goes_on(run, status))
     return advice
 
 
-def _where_it_goes_on(run: RunFolder) -> str:
-    steps = [
-        int(m[1])
-        for f in run.checkpoints.glob("step-*.json")
-        if (m := re.fullmatch(r"step-(\d+)\.json", f.name))
-    ]
-    return f"the checkpoint of step {max(steps)}" if steps else "the beginning (there is no checkpoint yet)"
+def _how_it_goes_on(run: RunFolder, status: Status) -> str:
+    if status.backend == "script":
+        return "a further attempt in this run folder; where the script goes on from is its own affair"
+    numbers = (re.fullmatch(r"step-(\d+)\.json", file.name) for file in run.checkpoints.glob("step-*.json"))
+    steps = [int(number[1]) for number in numbers if number]
+    if not steps:
+        return "it begins anew, since there is no checkpoint yet"
+    return f"it goes on from the checkpoint of step {max(steps)}"

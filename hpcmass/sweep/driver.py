@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,9 @@ from hpcmass.config import Job
 from hpcmass.errors import ConfigError, HpcmassError, LeaseHeld, SweepError
 from hpcmass.files import Lease
 from hpcmass.runs import RunFolder
+from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.interrupt import Interruption
-from hpcmass.sweep.records import BestTrial, Outcome, TrialSpec, best_trial, read_trials, trial_path
+from hpcmass.sweep.records import Outcome, TrialSpec, best_trial, read_trials, trial_path
 from hpcmass.sweep.study import Record, Study
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
@@ -37,45 +38,6 @@ class Submit(Protocol):
     def submit(self, trial: TrialSpec) -> Future[Any]:
         """Start a trial, or queue it."""
         ...
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that a watcher of the study may show.
-
-    Attributes:
-        kind: `opened` | `started` | `value` | `attached` | `retried` | `complete` | `pruned` | `failed`.
-        number: The trial, None for `opened`.
-        finished: Trials counted so far; `trials`: how many there are to be.
-    """
-
-    kind: str
-    number: int | None
-    finished: int
-    trials: int
-    step: int | None = None
-    value: float | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class StudyResult:
-    """What stands in a study's folder when its driver ends.
-
-    Attributes:
-        counts: Trials by outcome (`complete`, `pruned`, `failed`), and `unfinished`.
-        signal: The signal that interrupted the driver, or None.
-        ran: Trials that this driver counted.
-    """
-
-    folder: Path
-    metric: str
-    direction: str
-    best: BestTrial | None
-    counts: dict[str, int]
-    signal: int | None = None
-    ran: int = 0
 
 
 @dataclass

@@ -35,14 +35,6 @@ class Ranks(Protocol):
     def broadcast_object(self, value: Any, root: int = 0) -> Any: ...  # noqa: D102
 
 
-class StreamedDataset(DatasetLike, Protocol):
-    """A dataset whose batches come in the sample order."""
-
-    def batches(  # noqa: D102
-        self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0
-    ) -> Iterator[dict[str, Array]]: ...
-
-
 @dataclass(frozen=True)
 class _Task:
     """What one fit is about.
@@ -79,8 +71,8 @@ def fit_estimator(
     estimator: Any,
     recipe: Recipe,
     job: Job,
-    train_ds: StreamedDataset,
-    valid_ds: StreamedDataset | None,
+    train_ds: DatasetLike,
+    valid_ds: DatasetLike | None,
     run: RunFolder,
     comm: Ranks,
     *,
@@ -144,8 +136,8 @@ def _fit(
     estimator: Any,
     recipe: Recipe,
     job: Job,
-    train_ds: StreamedDataset,
-    valid_ds: StreamedDataset | None,
+    train_ds: DatasetLike,
+    valid_ds: DatasetLike | None,
     run: RunFolder,
     ranks: int,
     say: Callable[[str], None],
@@ -283,7 +275,7 @@ def _whole(task: _Task, dataset: DatasetLike) -> None:
 
 
 def _stream(
-    task: _Task, dataset: StreamedDataset, evaluator: _Evaluator, stopped: Callable[[], str | None]
+    task: _Task, dataset: DatasetLike, evaluator: _Evaluator, stopped: Callable[[], str | None]
 ) -> bool:
     """Stream the epochs; returns whether the fit came to its end (and was not asked to stop)."""
     train, data = task.job.train, task.job.data

@@ -5,7 +5,7 @@ Shared by the loop, by loaded models and by estimators, so that all of them see 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +45,9 @@ class DatasetLike(Protocol):
     def __len__(self) -> int: ...
     def batch(self, ids: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]: ...  # noqa: D102
     def classes(self, field: str) -> list[str] | None: ...  # noqa: D102
+    def batches(  # noqa: D102
+        self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]: ...
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def prepare(
     tensors = to_tensors(batch, [*inputs, *targets])
     if device is not None:
         tensors = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    n = int(tensors[inputs[0]].shape[0])
     tensors = recipe.transform(tensors, train, inputs)
     for name in (*inputs, *targets):
         if name not in tensors:
@@ -143,7 +147,6 @@ def prepare(
             )
     taken = tuple(tensors[name] for name in inputs)
     wanted = {name: _target(tensors[name]) for name in targets}
-    n = int(taken[0].shape[0])
     for name, value in [*zip(inputs, taken, strict=True), *wanted.items()]:
         if value.ndim == 0 or value.shape[0] != n:
             raise RecipeError(

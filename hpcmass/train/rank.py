@@ -19,15 +19,16 @@ import torch
 from hpcmass.config import Job, Project, Site
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease
-from hpcmass.launch import RankEnv, detect_ranks
+from hpcmass.launch import RankEnv, detect_ranks, leave_word
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
-from hpcmass.train.comm.agree import everywhere, is_agreed, on_root
-from hpcmass.train.datasets import open_all
+from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
+from hpcmass.train.datasets import Data, open_all
 from hpcmass.train.estimator import fit_estimator
-from hpcmass.train.inputs import DatasetLike, forward, prepare, select_fields
+from hpcmass.train.inputs import forward, prepare, select_fields
+from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop, Plan, Task
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
@@ -67,18 +68,23 @@ def train_rank(
         HpcmassError: Agreed by all ranks, so every rank raises it; on ranks above 0 `data["told"]` is true,
             for rank 0 is the one to print it. What goes wrong on one rank only ends all processes instead.
     """
-    ranks = detect_ranks(os.environ)
-    with _process_state(job, ranks):
-        comm = open_communicator(comm_name or job.train.backend, ranks)
-        try:
-            status = _Rank(job, run, project, comm, console=console, fresh=fresh, site=site).train()
-        except BaseException as error:
-            if comm.size == 1 or is_agreed(error):
-                comm.close()
+    try:
+        ranks = detect_ranks(os.environ)
+        with _process_state(job, ranks):
+            comm = open_communicator(comm_name or job.train.backend, ranks)
+            try:
+                return _Rank(job, run, project, comm, console=console, fresh=fresh, site=site).train()
+            except BaseException as error:
+                if comm.size > 1 and not is_agreed(error):
+                    _end_all(comm, error)
                 raise
-            _end_all(comm, error)
-        comm.close()
-        return status
+            finally:
+                comm.close()
+    except HpcmassError as error:
+        # Whoever started the ranks says it once.
+        if leave_word(error):
+            error.data["told"] = True
+        raise
 
 
 class _Rank:
@@ -113,7 +119,7 @@ class _Rank:
                 self.lease.release()
 
     # -- before the run folder is touched --------------------------------------------------------------
-    def _open(self) -> tuple[Recipe, DatasetLike, DatasetLike | None]:
+    def _open(self) -> tuple[Recipe, Data, Data | None]:
         assert self.job.recipe is not None
         recipe = load_recipe(Path(self.job.recipe))
         data = self.job.data
@@ -122,7 +128,7 @@ class _Rank:
         train = open_all(self.project, data.train)
         return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
 
-    def _fields(self, train: DatasetLike, valid: DatasetLike | None) -> tuple[list[str], list[str]]:
+    def _fields(self, train: Data, valid: Data | None) -> tuple[list[str], list[str]]:
         data = self.job.data
         fields = select_fields(train, data.inputs, data.targets)
         if "sample_id" in train.fields:
@@ -140,11 +146,12 @@ class _Rank:
         return recipe.build_model(dict(self.job.params))
 
     def _task(
-        self, recipe: Recipe, model: torch.nn.Module, train: DatasetLike, valid: DatasetLike | None,
+        self, recipe: Recipe, model: torch.nn.Module, train: Data, valid: Data | None,
         fields: tuple[list[str], list[str]],
     ) -> Task:  # fmt: skip
         model.to(self.comm.device)
         model.train()
+        materialise(model, recipe, train, fields)
         plan = Plan.of(self.job, len(train))
         optimizer = make_optimizer(model, recipe, self.job)
         schedule = Schedule(optimizer, self.job, plan.total_steps)
@@ -157,13 +164,13 @@ class _Rank:
         return opening.next_attempt(self.run, self.comm.size, self.comm.name)
 
     def _watched(
-        self, task: Task | None, model: Any, recipe: Recipe, train: DatasetLike, valid: DatasetLike | None
+        self, task: Task | None, model: Any, recipe: Recipe, train: Data, valid: Data | None
     ) -> Status:
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
             try:
                 if task is None:
-                    state, reason = self._fit(model, recipe, train, valid)
+                    state, reason = self._fit(model, recipe, train, valid, watch)
                 else:
                     state, reason = self._loop(task, watch)
                 return self._end(state, reason)
@@ -216,14 +223,27 @@ class _Rank:
         )  # fmt: skip
 
     def _fit(
-        self, model: Any, recipe: Recipe, train: DatasetLike, valid: DatasetLike | None
+        self, model: Any, recipe: Recipe, train: Data, valid: Data | None, watch: Watch
     ) -> tuple[State, str | None]:
         on_root(self.comm, lambda: opening.remove_model(self.run))
-        metrics = fit_estimator(model, recipe, self.job, train, valid, self.run, self.comm)
-        if self.comm.rank == 0:
-            finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
-            self.run.update(metrics=finite)
-        return State.COMPLETED, None
+
+        def asked() -> str | None:
+            return f"stopped by {watch.requested}" if watch.requested else None
+
+        try:
+            metrics = fit_estimator(
+                model, recipe, self.job, train, valid, self.run, self.comm, say=self._say, should_stop=asked
+            )
+        except HpcmassError as error:
+            # It raises on every rank what went wrong on rank 0, but a lost rank.
+            raise error if isinstance(error, RankFailed) else agreed(error, self.comm) from None
+
+        def write() -> str | None:
+            self.run.update(metrics={name: value for name, value in metrics.items() if np.isfinite(value)})
+            return None if self.run.model.exists() else self.run.asked_to_stop() or asked() or "asked to stop"
+
+        reason = on_root(self.comm, write)
+        return (State.COMPLETED if reason is None else State.STOPPED), reason
 
     def _end(self, state: State, reason: str | None) -> Status:
         def write() -> None:
@@ -254,7 +274,8 @@ class _Rank:
 def _end_all(comm: Communicator, error: BaseException) -> NoReturn:
     """End every rank: this one cannot go on, and the others are waiting for it."""
     if isinstance(error, HpcmassError):
-        print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+        if not leave_word(error):
+            print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
     else:
         text = "".join(traceback.format_exception(error))
         print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -162,7 +162,10 @@ class Watch:
             hint = "look for 'Out of memory' in the system's log; the run goes on from its last checkpoint"
             self._record(dead.rank, "Died", message, hint)
         what = said.message if said else "its process ended without a word (killed, or out of memory)"
-        self._finish(State.FAILED, f"rank {dead.rank} died: {what}", self.requested or "PeerDied")
+        # What a rank says itself, it has printed too.
+        self._finish(
+            State.FAILED, f"rank {dead.rank} died: {what}", self.requested or "PeerDied", tell=said is None
+        )
 
     def _look_at_steps(self) -> None:
         if not self._signalled:
@@ -188,13 +191,14 @@ class Watch:
             with contextlib.suppress(HpcmassError):
                 self._run.update(state=State.RUNNING, reason=None, ended=None)
 
-    def _finish(self, state: State, reason: str, error: str) -> None:
+    def _finish(self, state: State, reason: str, error: str, *, tell: bool = True) -> None:
         """Write the last words and end this process; the launcher ends the others."""
         self._record(self._rank, error, reason, None)
         # Rank 0 writes the status; when it is the one that died, whoever sees that does.
         if self._rank == 0 or any(peer.rank == 0 and peer.dead() for peer in self._peers):
             fail_status(self._run, reason, state, again=self._provisional)
-            print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+            if tell:
+                print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
         os._exit(2)
 
     def _record(self, rank: int, error: str, message: str, hint: str | None) -> None:

@@ -25,7 +25,7 @@ from hpcmass.workflow.sharding import check_job, shard
 from hpcmass.workflow.training import train_job
 
 if TYPE_CHECKING:
-    from hpcmass.sweep.driver import Event, StudyResult
+    from hpcmass.sweep.events import Event, StudyResult
 
 
 def train(

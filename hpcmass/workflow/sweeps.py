@@ -12,7 +12,6 @@ from hpcmass.config import (
     Job,
     Project,
     Site,
-    Target,
     job_differences,
     job_to_toml,
     job_with,
@@ -21,10 +20,13 @@ from hpcmass.config import (
 )
 from hpcmass.errors import ConfigError, NotFound
 from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
-from hpcmass.sweep.driver import Event, StudyResult, Submit, run_study
+from hpcmass.runs import RunFolder
+from hpcmass.sweep import Event, StudyResult
+from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
 from hpcmass.workflow.pool import Pool, open_pool
+from hpcmass.workflow.training import target_of
 from hpcmass.workflow.trials import run_trial
 
 # What may differ between the job of a study and the job with which it goes on.
@@ -69,7 +71,7 @@ def sweep(
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
-        with open_pool(target, parallel=parallel, folder=folder, threads=threads_of(job, target)) as pool:
+        with open_pool(target, parallel=parallel, folder=folder, threads=worker_threads(job, ranks)) as pool:
             yield _PoolSubmit(pool, project.root, ranks)
 
     def prepare(trial: TrialSpec) -> None:
@@ -101,31 +103,14 @@ class _PoolSubmit:
         return self._pool.run(run_trial, str(trial.path), str(self._root), self._ranks)
 
 
-def target_of(job: Job, site: Site) -> Target:
-    """The target of the site that a job asks for.
-
-    Raises:
-        ConfigError: The site has no target of that name.
-    """
-    name = job.resources.target or site.default_target
-    if name not in site.targets:
-        known = ", ".join(sorted(site.targets))
-        raise ConfigError(f"the site has no target '{name}'", where="resources.target", hint=f"it has: {known}")
-    return site.targets[name]
-
-
-def threads_of(job: Job, target: Target) -> int | None:
-    """CPU threads of one process of a trial, or None to share the cores out evenly."""
-    assert job.sweep is not None
-    if job.resources.threads_per_rank is not None or target.cores is None:
-        return job.resources.threads_per_rank
-    return max(1, target.cores // (job.sweep.parallel * job.sweep.ranks))
+def worker_threads(job: Job, ranks: int) -> int | None:
+    """CPU threads of one worker, with all ranks of its trial; None for its share of the cores."""
+    threads = job.resources.threads_per_rank
+    return None if threads is None else threads * ranks
 
 
 def lay_down_run(job: Job, site: Site, path: Path, *, ranks: int, recipe: Path | None) -> None:
     """Lay down the run folder of one trial or part: one model, data-parallel, with its own recipe.py."""
-    from hpcmass.runs import RunFolder
-
     update: dict[str, Any] = {
         "sweep": None,
         "per_shard": None,

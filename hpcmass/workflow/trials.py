@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hpcmass.config import Job, Project, load_job, load_site
 from hpcmass.errors import HpcmassError, LeaseHeld, RecipeError
 from hpcmass.files import make_dir
 from hpcmass.runs import RunFolder, State
+from hpcmass.workflow.training import target_of
 
 
 def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
@@ -46,19 +48,43 @@ def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
 
 def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
     # The imports are here because torch takes seconds, and a worker imports only what its runs need.
-    site = load_site(run.path / "site.toml")
+    threads = job.resources.threads_per_rank
+    target = target_of(job, load_site(run.path / "site.toml"))
     if job.command is not None:
         from hpcmass.train.script import fill_command, run_script
 
-        run_script(fill_command(job), run, site=site, ranks=ranks)
+        run_script(
+            fill_command(job.command, job.params),
+            run=run,
+            ranks=ranks,
+            target=target,
+            threads_per_rank=threads or _threads(ranks),
+            cwd=project.root,
+            console=False,
+        )
     elif ranks > 1:
         from hpcmass.train.start import start_ranks
 
-        start_ranks(job, run, project, site, ranks)
+        argv = [sys.executable, "-m", "hpcmass", "train", str(run.job_file)]
+        argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
+        start_ranks(
+            argv,
+            run=run,
+            ranks=ranks,
+            target=target,
+            threads_per_rank=threads or _threads(ranks),
+            backend=job.train.backend,
+            console=False,
+        )
     else:
         from hpcmass.train.rank import train_rank
 
-        train_rank(job, run, project, console=False)
+        train_rank(job, run, project, comm_name="single", console=False)
+
+
+def _threads(ranks: int) -> int:
+    """CPU threads of one rank: this worker's share of the cores, shared out among its ranks."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // ranks)
 
 
 def _failed(run: RunFolder, attempt: int, error: BaseException) -> None:

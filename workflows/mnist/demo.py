@@ -66,7 +66,7 @@ def search(project: Project) -> Any:
     assert job.sweep is not None
     say(
         2,
-        f"sweep: {job.sweep.trials} trials of networks and forests, {job.sweep.parallel} at once, bad ones pruned",
+        f"sweep: {job.sweep.trials} trials of networks and forests, {job.sweep.parallel} at once, with pruning",
     )
     with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
         result = hpcmass.sweep(job, project=project, on_event=progress.event)

@@ -113,3 +113,38 @@ def test_moves_with_an_expectation_are_never_lost(tmp_path):
     # Each move went one further than what it was moved from: no move overwrote one that it had not seen.
     assert [m.version for m in moves] == [1 + i % 5 for i in range(40)]
     assert [m.previous for m in moves] == [None, *(m.version for m in moves[:-1])]
+
+
+FULL = """
+import resource, sys, pathlib
+from hpcmass.catalogue import Catalogue
+from hpcmass.errors import StorageError
+root = pathlib.Path(sys.argv[1])
+catalogue = Catalogue(root / "catalogue")
+version = catalogue.register("m", root / "small", metrics={}, lineage={})
+print("ready", flush=True)
+sys.stdin.readline()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for attempt in (
+    lambda: catalogue.register("m", root / "big", metrics={}, lineage={}),
+    lambda: catalogue.register("m", root / "small", metrics={"long": "x" * 50_000}, lineage={}),
+):
+    try:
+        attempt()
+    except StorageError as error:
+        print(error.hint)
+"""
+
+
+def test_a_full_disk_leaves_no_version_and_no_temporaries(tmp_path):
+    for name, size in (("small", 10_000), ("big", 9_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"w" * size)
+    process = start(FULL, tmp_path)
+    out, _ = process.communicate("go\n", timeout=60)
+    assert process.returncode == 0
+    assert out.count("file size limit") == 2
+    catalogue = Catalogue(tmp_path / "catalogue")
+    assert [v.version for v in catalogue.list()] == [1]
+    assert catalogue.verify().ok
+    assert not list(catalogue.path.rglob(".*"))

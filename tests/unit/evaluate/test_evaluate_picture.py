@@ -7,7 +7,7 @@ pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 
 from hpcmass.evaluate import Evaluation  # noqa: E402
-from hpcmass.evaluate.evaluate import classification_evaluation  # noqa: E402
+from hpcmass.evaluate.measure import classification_evaluation  # noqa: E402
 from hpcmass.evaluate.metrics import regression_metrics  # noqa: E402
 from hpcmass.evaluate.picture import TrialPoint, curves_of, sweep_picture, training_picture  # noqa: E402
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import hpcmass.data as data
+from hpcmass.data import open_dataset
 from hpcmass.errors import DataError
 from hpcmass.evaluate.inputs import read_inputs
 from hpcmass.evaluate.interfaces import Array, Inputs, Model, take_inputs
@@ -150,7 +150,7 @@ def predict_file(model: Model, path: Path, *, batch_size: int = 256) -> Predicti
     path = Path(path)
     if not path.is_dir():
         return predict(model, read_inputs(path, model.signature), batch_size=batch_size)
-    dataset = data.open_dataset(path)
+    dataset = open_dataset(path)
     parts = []
     for batch in dataset.batches(batch_size):
         try:

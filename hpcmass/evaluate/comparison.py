@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpcmass.evaluate.evaluate import Evaluation, Row, Table, evaluate
 from hpcmass.evaluate.interfaces import DatasetLike, Model
+from hpcmass.evaluate.measure import Evaluation, Row, Table, evaluate
 
 
 @dataclass(frozen=True)
