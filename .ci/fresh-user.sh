@@ -40,7 +40,7 @@ as_user() {
     runuser -u "$user" -- env -i HOME="$home" PATH=/usr/bin:/bin ${TORCH_INDEX:+TORCH_INDEX="$TORCH_INDEX"} "$@"
 }
 cd "$home"
-as_user git clone -q "$home/hpcmass.bundle" hpcmass
+as_user git -c advice.detachedHead=false clone -q "$home/hpcmass.bundle" hpcmass
 cd hpcmass
 for target in "${targets[@]}"; do
     started=$SECONDS
