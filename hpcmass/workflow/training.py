@@ -32,7 +32,7 @@ def target_of(job: Job, site: Site) -> Target:
     return site.targets[name]
 
 
-def train_job(
+def train(
     job: Job | Path | str,
     project: Project,
     *,
