@@ -1,5 +1,7 @@
 """The sample order: bijections, keyed by seed and epoch, read at random; balanced slices of it."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,6 +68,6 @@ def test_rank_slices_are_balanced_and_cover_the_range(start: int, length: int, s
     slices = [rank_slice(start, start + length, rank, size) for rank in range(size)]
     assert slices[0][0] == start
     assert slices[-1][1] == start + length
-    assert all(left[1] == right[0] for left, right in zip(slices[:-1], slices[1:], strict=True))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
     sizes = [stop - low for low, stop in slices]
     assert max(sizes) - min(sizes) <= 1

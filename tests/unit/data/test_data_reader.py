@@ -288,6 +288,7 @@ def test_folder_of_splits_and_no_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_importing_the_room_is_light() -> None:
-    code = "import sys, hpcmass.data; print([m for m in ('torch', 'h5py', 'numpy', 'pyarrow') if m in sys.modules])"
+    heavy = ("torch", "h5py", "numpy", "pyarrow")
+    code = f"import sys, hpcmass.data; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

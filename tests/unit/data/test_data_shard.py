@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -258,10 +259,15 @@ def test_interruption_leaves_nothing_and_kill_is_cleaned_up_by_the_next(source: 
 
 
 UNWRITABLE = """
-import sys
+import os, sys
 from pathlib import Path
-from hpcmass.data import shard
+import hpcmass.data.sources.arrays
+from hpcmass.data.write import shard
 from hpcmass.errors import StorageError
+if os.getuid() == 0:  # root may write anywhere; whom the folder does not belong to may not
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
 try:
     shard(sys.argv[1], Path(sys.argv[2]))
 except StorageError as error:
@@ -270,36 +276,21 @@ except StorageError as error:
 """
 
 
-def test_unwritable_folder(source: Path, tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    script = tmp_path / "closed.py"
-    script.write_text(UNWRITABLE)
-    command = [sys.executable, str(script), str(source), str(closed / "out")]
-    if os.getuid() == 0:
-        # Root may write anywhere: let an ordinary user try, in a folder that user can reach.
-        probe = "import os, sys; [os.listdir(p) for p in sys.argv[1:]]"
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
-        reachable = subprocess.run(
-            [sys.executable, "-c", probe, str(tmp_path)],
-            user=65534,
-            group=65534,
-            capture_output=True,
-            check=False,
-        )
-        if reachable.returncode:
-            pytest.skip("an ordinary user cannot reach this Python or the temporary folder")
-        done = subprocess.run(
-            command, capture_output=True, text=True, user=65534, group=65534, env=_environment()
-        )
-    else:
-        closed.chmod(0o555)
+def test_unwritable_folder() -> None:
+    # Not below pytest's own folder, which another user could not even enter.
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        closed = base / "closed"
+        closed.mkdir(mode=0o555)
+        base.chmod(0o755)
+        np.save(base / "x.npy", np.arange(10))
+        (base / "run.py").write_text(UNWRITABLE)
+        command = [sys.executable, str(base / "run.py"), str(base / "x.npy"), str(closed / "out")]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment())
         closed.chmod(0o755)
-    assert done.returncode == 2, done.stderr
-    assert "permissions" in done.stdout
-    assert left_behind(closed) == []
+        assert done.returncode == 2, done.stderr
+        assert "permissions" in done.stdout
+        assert left_behind(closed) == []
 
 
 def _environment() -> dict[str, str]:

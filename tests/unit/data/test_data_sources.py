@@ -131,7 +131,7 @@ def test_hdf5_that_cannot_be_sharded(tmp_path: Path) -> None:
         file["x"] = np.arange(5)
         file["z"] = np.arange(6)
         file["text"] = ["a", "b", "c", "d", "e"]
-    with pytest.raises(DataError, match="Python objects|has type"):
+    with pytest.raises(DataError, match=r"Python objects|has type"):
         shard(tmp_path / "a.h5", tmp_path / "out")
     with pytest.raises(DataError, match="x: 5, z: 6"):
         shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x", "z"], targets=[])
@@ -167,7 +167,7 @@ def test_csv_columns_stacked(tmp_path: Path) -> None:
     assert (dataset.inputs, dataset.targets) == (["x"], ["width"])
     with pytest.raises(DataError, match="no column 'depth'"):
         shard(tmp_path / "a.csv", tmp_path / "o", stack=["depth"])
-    with pytest.raises(DataError, match="colour .of all. holds string"):
+    with pytest.raises(DataError, match=r"colour .of all. holds string"):
         shard(tmp_path / "a.csv", tmp_path / "o", stack=["colour (of all)"])
     with pytest.raises(NameNotAllowed):
         shard(tmp_path / "a.csv", tmp_path / "o")
