@@ -1,6 +1,7 @@
 """hpcmass: train, search, catalogue and use masses of models on a supercomputer, with no server.
 
-The names below are imported when first used, so that `import hpcmass` stays light.
+The names below are imported when first used, so that `import hpcmass` stays light. The functions are called
+`train_job` and `run_sweep`, since `hpcmass.train` and `hpcmass.sweep` are the packages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from hpcmass.data import open_dataset
     from hpcmass.errors import HpcmassError
     from hpcmass.runs import report, should_stop
-    from hpcmass.workflow.api import load, sweep, train
+    from hpcmass.workflow.api import load, run_sweep, train_job
 
 __version__ = "0.1.0"
 
@@ -26,8 +27,8 @@ _WHERE = {
     "open_dataset": "hpcmass.data",
     "report": "hpcmass.runs",
     "should_stop": "hpcmass.runs",
-    "sweep": "hpcmass.workflow.api",
-    "train": "hpcmass.workflow.api",
+    "run_sweep": "hpcmass.workflow.api",
+    "train_job": "hpcmass.workflow.api",
 }
 
 __all__ = [
@@ -39,9 +40,9 @@ __all__ = [
     "load",
     "open_dataset",
     "report",
+    "run_sweep",
     "should_stop",
-    "sweep",
-    "train",
+    "train_job",
 ]
 
 

@@ -36,14 +36,14 @@ def register(
 @project_option
 def list_versions(name: str | None, project_root: str | None) -> None:
     """List models, or the versions of one."""
-    from hpcmass.workflow.models import aliases_of, open_catalogue
+    from hpcmass.workflow.models import open_catalogue
 
     catalogue = open_catalogue(project_root)
     table(
         [
             (
                 f"{v.name}@{v.version}",
-                aliases_of(catalogue, v),
+                catalogue.aliases_of(v),
                 v.metrics,
                 size(v.bytes),
                 day(v.created),
@@ -61,7 +61,7 @@ def list_versions(name: str | None, project_root: str | None) -> None:
 @project_option
 def show(model: str, as_json: bool, project_root: str | None) -> None:
     """Show a version: metrics, files, and where it came from."""
-    from hpcmass.workflow.models import aliases_of, open_catalogue
+    from hpcmass.workflow.models import open_catalogue
 
     catalogue = open_catalogue(project_root)
     version = catalogue.get(model)
@@ -72,7 +72,7 @@ def show(model: str, as_json: bool, project_root: str | None) -> None:
     facts(
         {
             "version": f"{version.name}@{version.version}",
-            "aliases": aliases_of(catalogue, version),
+            "aliases": catalogue.aliases_of(version),
             "created": f"{day(version.created)} by {version.by}",
             "description": version.description or None,
             "metrics": version.metrics,

@@ -41,9 +41,9 @@ def command(
     """
     from hpcmass.cli.outcome import tell_run
     from hpcmass.workflow.projects import open_project
-    from hpcmass.workflow.training import train_job
+    from hpcmass.workflow.training import train
 
-    run, status = train_job(
+    run, status = train(
         job_file,
         open_project(project_root),
         sets=sets,

@@ -166,11 +166,16 @@ def _style(axes: Any) -> None:
 
 
 def _log_scale(axes: Any) -> None:
-    from matplotlib.ticker import LogFormatter
-
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times a power of ten (at 1 where that is many)."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
+    low, high = axes.get_ylim()
+    shown = (2, 5) if high / low < 200 else ()
+
+    def minor(value: float, _: int) -> str:
+        return f"{value:g}" if round(value / 10.0 ** np.floor(np.log10(value) + 1e-9)) in shown else ""
+
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(minor)
 
 
 def _draw_curves(figure: Any, curves: Mapping[str, Curve]) -> None:

@@ -22,13 +22,13 @@ from hpcmass.workflow.models import (
 )
 from hpcmass.workflow.projects import find_run, find_study, open_project
 from hpcmass.workflow.sharding import check_job, shard
-from hpcmass.workflow.training import train_job
+from hpcmass.workflow.training import train as train_or_start
 
 if TYPE_CHECKING:
     from hpcmass.sweep.events import Event, StudyResult
 
 
-def train(
+def train_job(
     job: Job | Path | str,
     *,
     project: ProjectRef = None,
@@ -57,7 +57,7 @@ def train(
     Raises:
         HpcmassError: The job, the recipe or the data is wrong, or training failed.
     """
-    return train_job(
+    return train_or_start(
         job,
         project_of(project),
         run_name=run,
@@ -69,7 +69,7 @@ def train(
     )
 
 
-def sweep(
+def run_sweep(
     job: Job | Path | str,
     *,
     project: ProjectRef = None,
@@ -92,14 +92,14 @@ def sweep(
         LeaseHeld: Another driver works on this study.
         SweepError: The first trials all failed the same way.
     """
-    from hpcmass.workflow.sweeps import sweep as run_sweep
+    from hpcmass.workflow.sweeps import sweep
 
     found = project_of(project)
     if not isinstance(job, Job):
         job = load_job(job, sets)
     where = site if isinstance(site, Site) else load_site(site)
     options: dict[str, Any] = {"folder": found.study_path(study)} if study else {}
-    return run_sweep(job, found, where, on_event=on_event, **options)
+    return sweep(job, found, where, on_event=on_event, **options)
 
 
 __all__ = [
@@ -114,9 +114,9 @@ __all__ = [
     "predict",
     "project_of",
     "register_run",
+    "run_sweep",
     "set_alias",
     "shard",
-    "sweep",
-    "train",
+    "train_job",
     "verify_catalogue",
 ]

@@ -185,11 +185,6 @@ def dataset_ids(job: Job, project: Project) -> dict[str, str]:
     return found
 
 
-def aliases_of(catalogue: Catalogue, version: Version) -> list[str]:
-    """The aliases that point at a version now."""
-    return [alias for alias, number in catalogue.aliases(version.name).items() if number == version.version]
-
-
 def set_alias(
     model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
 ) -> str:
@@ -250,7 +245,6 @@ def _folder_of(job: Job) -> Path | None:
 
 
 __all__ = [
-    "aliases_of",
     "dataset_ids",
     "evaluate_model",
     "load",

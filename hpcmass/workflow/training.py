@@ -17,7 +17,7 @@ from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.targets import target_of
 
 
-def train_job(
+def train(
     job: Job | Path | str,
     project: Project,
     *,

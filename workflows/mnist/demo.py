@@ -69,7 +69,7 @@ def search(project: Project) -> Any:
         f"sweep: {job.sweep.trials} trials of networks and forests, {job.sweep.parallel} at once, with pruning",
     )
     with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
-        result = hpcmass.sweep(job, project=project, on_event=progress.event)
+        result = hpcmass.run_sweep(job, project=project, on_event=progress.event)
     if result.signal:
         sys.exit("interrupted; run it again to go on")
     assert result.best is not None, "no trial completed"
@@ -95,7 +95,7 @@ def retrain(project: Project, best: Any) -> Any:
             "resources.ranks": 2,
         },
     ).model_copy(update={"name": "mnist-final"})
-    run, status = hpcmass.train(final, project=project)
+    run, status = hpcmass.train_job(final, project=project)
     if status.state.value != "COMPLETED":
         sys.exit(f"the run ended as {status.state.value}: {status.reason}\n  see: hpcmass why {run.path}")
     return run
@@ -146,6 +146,7 @@ def main() -> None:
     predict(project)
 
     where = console.relative(project.root)
+    print(f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {where}/")
     console.table(
         [
             ("shards", f"{where}/data/mnist"),
@@ -155,7 +156,6 @@ def main() -> None:
             ("picture", f"{where}/mnist.png"),
         ],
         ["what", "where"],
-        f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {where}/",
     )
     print(evaluation.headline("test"))
     print("\ntry next:")
