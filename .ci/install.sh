@@ -79,6 +79,7 @@ make_venv() {
 install_packages() {
     local index
     export UV_SYSTEM_CERTS=1 # sites with a certificate of their own
+    export UV_COMPILE_BYTECODE=1 # as pip does; else every process compiles where PYTHONDONTWRITEBYTECODE is set
     index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null || true)}
     [[ -n $index ]] && export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
     if "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; then return; fi

@@ -9,12 +9,15 @@ the ratio to `python -c pass` is what can be compared between machines. Aim: und
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+HELP_AIM_S, IMPORT_AIM_S = 0.2, 0.1
 BARE, IMPORT, HELP = "python -c pass", "python -c 'import hpcmass'", "hpcmass --help"
 
 
@@ -32,7 +35,9 @@ def commands() -> dict[str, list[str]]:
 def seconds(command: list[str]) -> float:
     """Wall clock of one run of a command."""
     started = time.perf_counter()
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    # Compiled files may be written, as for a user: with this set each process would compile hpcmass anew.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env, check=True)
     return time.perf_counter() - started
 
 
@@ -57,11 +62,11 @@ def main() -> None:
             f"{middle * 1e3:>8.1f}{min(values) * 1e3:>9.1f}{(middle - bare) * 1e3:>12.1f}{middle / bare:>7.2f}"
         )
         print(f"{label:<28}{columns}")
-    for what, value, aim in (
-        ("hpcmass --help", statistics.median(times[HELP]), 0.2),
-        ("import hpcmass (above bare)", statistics.median(times[IMPORT]) - bare, 0.1),
-    ):
-        print(f"{what}: {value:.3f} s, {'under' if value < aim else 'NOT under'} {aim} s")
+    help_s, import_s = statistics.median(times[HELP]), statistics.median(times[IMPORT])
+    print(f"import hpcmass: {import_s:.3f} s (aim: under {IMPORT_AIM_S} s)")
+    met = help_s < HELP_AIM_S and import_s < IMPORT_AIM_S
+    figure = {"name": "startup", "value": round(help_s, 4), "unit": "s", "goal": HELP_AIM_S, "met": met}
+    print(json.dumps({**figure, "import_s": round(import_s, 4), "ratio_to_bare": round(help_s / bare, 2)}))
 
 
 if __name__ == "__main__":
