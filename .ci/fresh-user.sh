@@ -17,11 +17,15 @@ fi
 useradd --create-home --shell /bin/bash "$user"
 home=$(getent passwd "$user" | cut -d: -f6)
 remove() {
-    # Only this user's processes, which exist for this script alone.
-    local pids
-    pids=$(ps -o pid= -u "$user" || true)
-    [[ -z $pids ]] || kill $pids 2>/dev/null || true
-    userdel --remove "$user" 2>/dev/null || rm -rf "$home"
+    # Only this user's processes, which exist for this script alone; userdel refuses while one lives.
+    local try pids
+    for try in TERM TERM KILL KILL KILL; do
+        pids=$(ps -o pid= -u "$user" || true)
+        [[ -n $pids ]] || break
+        kill -s "$try" $pids 2>/dev/null || true
+        sleep 1
+    done
+    userdel --remove "$user" 2>/dev/null || echo "fresh-user.sh: could not remove the user $user" >&2
 }
 trap remove EXIT
 
@@ -40,7 +44,7 @@ as_user() {
     runuser -u "$user" -- env -i HOME="$home" PATH=/usr/bin:/bin ${TORCH_INDEX:+TORCH_INDEX="$TORCH_INDEX"} "$@"
 }
 cd "$home"
-as_user git clone -q "$home/hpcmass.bundle" hpcmass
+as_user git -c advice.detachedHead=false clone -q "$home/hpcmass.bundle" hpcmass
 cd hpcmass
 for target in "${targets[@]}"; do
     started=$SECONDS

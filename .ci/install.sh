@@ -23,7 +23,7 @@ stop() {
 probe() {
     "$1" -c 'import os, sys
 path = getattr(sys, "_base_executable", None) or sys.executable
-print(os.path.realpath(path) if sys.prefix != sys.base_prefix else path)
+print(os.path.realpath(path) if sys.prefix != getattr(sys, "base_prefix", sys.prefix) else path)
 print("%d.%d.%d" % sys.version_info[:3])
 sys.exit(0 if sys.version_info >= (3, 10) else 3)' 2>/dev/null
 }

@@ -17,7 +17,9 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str], title: str | Non
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    if title:
+        click.echo(f"\n{title}")
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     listed = [list(row) for row in rows]
     for column, name in enumerate(header):
         numeric = any(isinstance(row[column], (int, float)) for row in listed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from typing_extensions import Self
 
-_LINE_EVERY_S = 5.0
+_LINE_EVERY_S = 15.0
 
 
 class Bar:

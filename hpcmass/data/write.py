@@ -6,22 +6,20 @@ shards, checksums and manifests are complete. A run that fails or is interrupted
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import re
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hpcmass.data.building import building, check_free
 from hpcmass.data.cut import STRATEGIES, Codes, Cut, plan_cut
-from hpcmass.data.manifest import Field, Manifest, ShardInfo, newest_manifest, split_folders, write_manifest
+from hpcmass.data.manifest import Field, Manifest, ShardInfo, write_manifest
 from hpcmass.data.pool import Pool
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
 from hpcmass.data.scatter import (
@@ -35,9 +33,8 @@ from hpcmass.data.scatter import (
 from hpcmass.data.shardfile import create_shard
 from hpcmass.data.sources import Progress, Source, Unread, open_source
 from hpcmass.data.stats import FieldStats, is_countable
-from hpcmass.errors import AlreadyExists, DataError, StorageError
-from hpcmass.files import fsync_dir, process_start, storage_errors
-from hpcmass.files.publish import temporary_beside
+from hpcmass.errors import DataError, StorageError
+from hpcmass.files import storage_errors
 
 BLOCK_BYTES = 8 << 20
 MAX_BLOCK_ROWS = 1 << 18
@@ -95,8 +92,8 @@ def shard(
         raise DataError(f"unknown strategy {strategy!r}", hint=f"choose from {', '.join(STRATEGIES)}")
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers are not possible")
-    _check_free(out, overwrite)
-    with _building(out, overwrite) as folder:
+    check_free(out, overwrite)
+    with building(out, overwrite) as folder:
         scratch = folder / ".scratch"
         scratch.mkdir()
         opened = _open(source, inputs, targets, meta, by, stack, resize)
@@ -354,27 +351,6 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     return folder if split is None else folder / split
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something; only a dataset of ours may be exchanged."""
-    with storage_errors(out, "look at the folder"):
-        if not os.path.lexists(out):
-            return
-        if not out.is_dir():
-            raise AlreadyExists("is there already and is not a folder", where=out)
-        if not any(out.iterdir()):
-            return
-    is_dataset = newest_manifest(out) is not None or bool(split_folders(out))
-    if not is_dataset:
-        raise AlreadyExists("is there already and holds other files", where=out, hint="name another folder")
-    if not overwrite:
-        raise AlreadyExists(
-            "holds a dataset already",
-            where=out,
-            hint="use it, name another folder, or overwrite it",
-            complete=True,
-        )
-
-
 def _check_space(folder: Path, plan: _Plan) -> None:
     needed = plan.row_bytes * plan.source.n
     with storage_errors(folder, "look at the file system"):
@@ -388,59 +364,3 @@ def _check_space(folder: Path, plan: _Plan) -> None:
             transient=True,
             errno=errno.ENOSPC,
         )
-
-
-@contextlib.contextmanager
-def _building(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the body ends well, and vanishes otherwise."""
-    missing = [parent for parent in out.parents if not parent.exists()]
-    with storage_errors(out.parent, "make the folder"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
-        folder = temporary_beside(out)
-        folder.mkdir()
-    try:
-        yield folder
-        for inner in [*_folders(folder), folder]:
-            fsync_dir(inner)
-        _put_in_place(folder, out, overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-    with storage_errors(out.parent, "write the folder"):
-        fsync_dir(out.parent)
-
-
-def _folders(folder: Path) -> Iterable[Path]:
-    return [inner for inner in folder.iterdir() if inner.is_dir()]
-
-
-def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
-    """Give the finished folder its name; an old dataset is moved aside first and then removed."""
-    aside = None
-    with storage_errors(out, "name the folder"):
-        if overwrite and out.exists():
-            aside = temporary_beside(out)
-            os.rename(out, aside)
-        try:
-            os.rename(folder, out)
-        except OSError as error:
-            if aside is not None:
-                os.rename(aside, out)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise AlreadyExists("was made by another process meanwhile", where=out) from error
-            raise
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Remove temporary folders of processes on this host that were killed while they made `out`."""
-    pattern = re.compile(re.escape(f".{out.name[:80]}.{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp")
-    for name in os.listdir(out.parent):
-        match = pattern.fullmatch(name)
-        if match and process_start(int(match[1])) is None:
-            shutil.rmtree(out.parent / name, ignore_errors=True)

@@ -22,6 +22,7 @@ from hpcmass.evaluate.metrics import (
 )
 
 FORMAT = 1
+_SHOWN_CLASSES = 20  # A wider confusion matrix does not fit a terminal.
 Row = tuple[str, ...]
 Table = tuple[str, list[str], list[Row]]
 
@@ -88,6 +89,12 @@ class Evaluation:
                 for c in self.per_class
             ]
             tables.append(("per class", header, scores))
+        if self.confusion is not None and len(self.classes) <= _SHOWN_CLASSES:
+            counts: list[Row] = [
+                (name, *("." if count == 0 else str(count) for count in row))
+                for name, row in zip(self.classes, self.confusion.tolist(), strict=True)
+            ]
+            tables.append(("confusion matrix", ["true \\ predicted", *self.classes], counts))
         return tables
 
     def flat(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpcmass.config import Job
-from hpcmass.errors import ConfigError, HpcmassError, LeaseHeld, SweepError
+from hpcmass.errors import ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
 from hpcmass.runs import RunFolder
 from hpcmass.sweep.events import Event, StudyResult
@@ -72,7 +72,7 @@ def run_study(
 
     Raises:
         LeaseHeld: Another driver, alive, has this study.
-        SweepError: The first trials all failed the same way.
+        SweepError: The first trials all failed the same way, or there are no workers any more.
         CorruptError: A record of the study is not what it should be.
     """
     assert job.sweep is not None
@@ -214,6 +214,12 @@ class _Driver:
         if future is not None and not future.done():
             return None
         error = future.exception() if future is not None else None
+        if isinstance(error, LaunchError):
+            raise SweepError(
+                f"the workers are gone: {error.message}",
+                where=self.folder,
+                hint="start it again; unfinished trials go on where they stand",
+            ) from error
         if is_running(run) and (error is not None or future is None):
             flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
             return None
@@ -314,3 +320,6 @@ def _seconds(run: RunFolder) -> float | None:
         return None
     end = status.ended or status.updated
     return None if status.started is None or end is None else round(end - status.started, 3)
+
+
+__all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpcmass.config import Job
 from hpcmass.errors import HpcmassError
-from hpcmass.runs import RankError, RunFolder, State
+from hpcmass.runs import RankError, RunFolder, State, first_error
 
 PRUNED = "pruned: "
 
@@ -77,23 +77,30 @@ def _is_number(value: object) -> bool:
 
 
 def judge(run: RunFolder, values: Values) -> Verdict:
-    """What the end of a run means; a run that is being run has no end yet and is not to be judged."""
-    status = run.status()
+    """What the end of a trial means; one that is being run has no end yet and is not to be judged."""
     stopped = run.asked_to_stop() or ""
-    pruned = stopped.startswith(PRUNED)
-    if status.state is State.COMPLETED:
-        return Verdict("complete") if values.last() is not None else Verdict("failed", values.missing())
-    if pruned:
+    verdict = judge_run(run)
+    if verdict.kind == "complete":
+        return verdict if values.last() is not None else Verdict("failed", values.missing())
+    if stopped.startswith(PRUNED):
         return Verdict("pruned", stopped)
-    if status.state is State.STOPPED and stopped:
+    if stopped and run.status().state is State.STOPPED:
         return Verdict("pruned", f"asked to stop: {stopped}")
-    if status.state is State.FAILED:
-        first = next(iter(run.errors(status.attempt) or run.errors()), None)
-        if first is None:
-            return Verdict("failed", status.reason or "it failed without a word")
-        lost = first.kind == "signal" or first.error in _INFRASTRUCTURE
-        return Verdict("lost" if lost else "failed", _sentence(first))
-    return Verdict("lost", status.reason or "its worker was lost")
+    return verdict
+
+
+def judge_run(run: RunFolder) -> Verdict:
+    """What the end of a run means, whatever it was run for: `complete`, `failed` or `lost`."""
+    status = run.status()
+    if status.state is State.COMPLETED:
+        return Verdict("complete")
+    if status.state is not State.FAILED:
+        return Verdict("lost", status.reason or "its worker was lost")
+    first = first_error(run.errors(status.attempt) or run.errors())
+    if first is None:
+        return Verdict("failed", status.reason or "it failed without a word")
+    lost = first.kind == "signal" or first.error in _INFRASTRUCTURE
+    return Verdict("lost" if lost else "failed", _sentence(first))
 
 
 def _sentence(error: RankError) -> str:

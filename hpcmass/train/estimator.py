@@ -7,16 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from hpcmass import errors
 from hpcmass.config.job import EarlyStopTable, Job
-from hpcmass.errors import HpcmassError, MissingDependency, RecipeError
+from hpcmass.errors import MissingDependency, RecipeError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.bundle import write_estimator_bundle
+from hpcmass.train.comm.agree import on_root
+from hpcmass.train.comm.base import Communicator
 from hpcmass.train.inputs import DatasetLike, Prepared, flatten, prepare, select_fields
 from hpcmass.train.predictor import Array, estimator_outputs
 from hpcmass.train.recipe import Recipe
@@ -24,15 +25,6 @@ from hpcmass.train.skops_files import check_storable
 
 READ = 4096  # samples read and transformed at once
 _SMALLEST = 1e-7  # probabilities are held above this before their logarithm is taken
-
-
-class Ranks(Protocol):
-    """What is needed of a communicator."""
-
-    rank: int
-    size: int
-
-    def broadcast_object(self, value: Any, root: int = 0) -> Any: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ def fit_estimator(
     train_ds: DatasetLike,
     valid_ds: DatasetLike | None,
     run: RunFolder,
-    comm: Ranks,
+    comm: Communicator,
     *,
     say: Callable[[str], None] | None = None,
     should_stop: Callable[[], str | None] | None = None,
@@ -105,31 +97,11 @@ def fit_estimator(
         RecipeError: The estimator does not suit the data, cannot be stored, or raised; on every rank.
         MissingDependency: scikit-learn or skops is not installed.
     """
-    told: dict[str, Any] = {}
-    if comm.rank == 0:
-        try:
-            told["metrics"] = _fit(
-                estimator,
-                recipe,
-                job,
-                train_ds,
-                valid_ds,
-                run,
-                comm.size,
-                say or (lambda text: None),
-                should_stop,
-            )
-        except HpcmassError as error:
-            told["error"] = (type(error).__name__, error.message, error.where, error.hint)
-            if comm.size > 1:
-                comm.broadcast_object(told)
-            raise
-    if comm.size > 1:
-        told = comm.broadcast_object(told)
-    if "error" in told:
-        kind, message, where, hint = told["error"]
-        raise getattr(errors, kind, HpcmassError)(message, where=where, hint=hint, rank=0)
-    return dict(told["metrics"])
+
+    def fit() -> dict[str, float]:
+        return _fit(estimator, recipe, job, train_ds, valid_ds, run, comm.size, say or _silent, should_stop)
+
+    return dict(on_root(comm, fit))
 
 
 def _fit(
@@ -151,10 +123,16 @@ def _fit(
     borrowed = _set_params(estimator, job)
     evaluator = _Evaluator(task, valid_ds, run, say)
     started = time.monotonic()
+
+    def asked() -> str | None:
+        return run.asked_to_stop() or (should_stop and should_stop())
+
     name = type(estimator).__name__
     if _streams(task, train_ds):
         say(f"{name}: partial_fit on {len(train_ds)} samples, {job.train.epochs} epochs at most")
-        finished = _stream(task, train_ds, evaluator, lambda: run.asked_to_stop() or (should_stop or _never)())
+        finished = _stream(
+            task, train_ds, evaluator, lambda: run.asked_to_stop() or (should_stop and should_stop())
+        )
     else:
         say(f"{name}: fit on {len(train_ds)} samples")
         _whole(task, train_ds)
@@ -179,8 +157,8 @@ def _fit(
     return evaluator.last
 
 
-def _never() -> None:
-    return None
+def _silent(text: str) -> None:
+    """Show nothing."""
 
 
 # -- what fits what -------------------------------------------------------------------------------------

@@ -64,7 +64,6 @@ def _compare(job: Job, run: RunFolder) -> bool:
             f"the run was begun with another job ({listed})",
             where=run.path,
             hint="undo the change, give the run another name (--run NAME), or begin again (--fresh)",
-            keys=sorted(differs),
         )
     return more
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hpcmass.config import Job, Project, Site
+from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease
 from hpcmass.launch import RankEnv, detect_ranks, leave_word
@@ -25,7 +26,7 @@ from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
-from hpcmass.train.datasets import Data, open_all
+from hpcmass.train.datasets import open_all, open_train
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.inputs import forward, prepare, select_fields
 from hpcmass.train.lazy import materialise
@@ -119,16 +120,16 @@ class _Rank:
                 self.lease.release()
 
     # -- before the run folder is touched --------------------------------------------------------------
-    def _open(self) -> tuple[Recipe, Data, Data | None]:
+    def _open(self) -> tuple[Recipe, Dataset, Dataset | None]:
         assert self.job.recipe is not None
         recipe = load_recipe(Path(self.job.recipe))
         data = self.job.data
         if data.train is None:
             raise ConfigError("is missing: there is nothing to train on", where="data.train")
-        train = open_all(self.project, data.train)
+        train = open_train(self.project, data.train, self.run.path)
         return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
 
-    def _fields(self, train: Data, valid: Data | None) -> tuple[list[str], list[str]]:
+    def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
         data = self.job.data
         fields = select_fields(train, data.inputs, data.targets)
         if "sample_id" in train.fields:
@@ -146,7 +147,7 @@ class _Rank:
         return recipe.build_model(dict(self.job.params))
 
     def _task(
-        self, recipe: Recipe, model: torch.nn.Module, train: Data, valid: Data | None,
+        self, recipe: Recipe, model: torch.nn.Module, train: Dataset, valid: Dataset | None,
         fields: tuple[list[str], list[str]],
     ) -> Task:  # fmt: skip
         model.to(self.comm.device)
@@ -164,7 +165,7 @@ class _Rank:
         return opening.next_attempt(self.run, self.comm.size, self.comm.name)
 
     def _watched(
-        self, task: Task | None, model: Any, recipe: Recipe, train: Data, valid: Data | None
+        self, task: Task | None, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None
     ) -> Status:
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
@@ -223,7 +224,7 @@ class _Rank:
         )  # fmt: skip
 
     def _fit(
-        self, model: Any, recipe: Recipe, train: Data, valid: Data | None, watch: Watch
+        self, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None, watch: Watch
     ) -> tuple[State, str | None]:
         on_root(self.comm, lambda: opening.remove_model(self.run))
 

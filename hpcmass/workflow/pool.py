@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
 import sysconfig
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,7 +20,7 @@ from parsl.dataflow.dflow import DataFlowKernel
 from parsl.errors import ConfigurationError
 
 from hpcmass.config import Target
-from hpcmass.errors import ConfigError
+from hpcmass.errors import ConfigError, LaunchError
 from hpcmass.files import make_dir, storage_errors
 from hpcmass.workflow.parsl_site import LABEL, parsl_config
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
@@ -27,20 +29,68 @@ GRACE_S = 15.0
 
 
 class Pool:
-    """Workers that run functions; open one with `open_pool`."""
+    """Workers that run functions; open one with `open_pool`.
+
+    Attributes:
+        broken: Why no worker can be reached any more, or None.
+    """
 
     def __init__(self, kernel: DataFlowKernel, tag: str) -> None:
         self._kernel = kernel
+        self._lock = threading.Lock()
+        self._waiting: set[Future[Any]] = set()
         self.tag = tag
+        self.broken: LaunchError | None = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Have a worker call a function of an importable module.
 
-        The future holds an exception when the worker was lost, or when the function raised.
+        The future holds an exception when the worker was lost, or when the function raised, and a
+        `LaunchError` when no worker can be reached any more.
         """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self.broken is not None:
+                future.set_exception(self.broken)
+                return future
+            self._waiting.add(future)
         app = parsl.python_app(function, data_flow_kernel=self._kernel, executors=[LABEL], cache=False)
-        future: Future[Any] = app(*args)
+        app(*args).add_done_callback(lambda done: self._settle(future, done))
         return future
+
+    def _settle(self, future: Future[Any], done: Future[Any]) -> None:
+        with self._lock:
+            if future not in self._waiting:
+                return
+            self._waiting.discard(future)
+        error = done.exception()
+        future.set_result(done.result()) if error is None else future.set_exception(error)
+
+    def watch(self, closing: threading.Event) -> None:
+        """Fail what is in flight when the interchange is gone; Parsl would wait for its word for ever."""
+        executor = cast(Any, self._kernel.executors[LABEL])
+        while not closing.wait(1.0):
+            code = executor.interchange_proc.poll()
+            if code is not None:
+                with self._lock:
+                    self.broken = LaunchError(f"Parsl's interchange ended (exit code {code})")
+                    waiting, self._waiting = self._waiting, set()
+                for future in waiting:
+                    future.set_exception(self.broken)
+                return
+
+    def close(self, grace_s: float) -> None:
+        """End the workers and all that they started."""
+        told: set[int] = set()
+        try:
+            if self.broken is None:
+                told = _process_groups(self._kernel)
+                self._kernel.cleanup()  # Sends TERM to the workers' process group.
+            else:
+                # Parsl's own way out would ask the interchange, and wait for its answer.
+                atexit.unregister(self._kernel.atexit_cleanup)
+        finally:
+            end_tagged(self.tag, grace_s=grace_s, told=told)
 
 
 @contextlib.contextmanager
@@ -70,14 +120,14 @@ def open_pool(
         except BaseException:
             end_tagged(tag, grace_s=0)
             raise
+        pool = Pool(kernel, tag)
+        closing = threading.Event()
+        threading.Thread(target=pool.watch, args=(closing,), daemon=True).start()
         try:
-            yield Pool(kernel, tag)
+            yield pool
         finally:
-            told = _process_groups(kernel)
-            try:
-                kernel.cleanup()  # Sends TERM to the workers' process group.
-            finally:
-                end_tagged(tag, grace_s=grace_s, told=told)
+            closing.set()
+            pool.close(grace_s)
 
 
 def _process_groups(kernel: DataFlowKernel) -> set[int]:
@@ -90,9 +140,10 @@ def _process_groups(kernel: DataFlowKernel) -> set[int]:
 
 def worker_environment(target: Target, parallel: int, threads: int | None, tag: str) -> dict[str, str]:
     """What workers and all that they start find in their environment beside the driver's own."""
-    share = threads or max(1, (target.cores or _cores()) // parallel)
+    share = threads or max(1, (target.cores or usable_cores()) // parallel)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    environment = {TAG: tag, **{name: str(share) for name in names}}
+    # Parsl names its processes with setproctitle, which would write over the tag.
+    environment = {TAG: tag, "SPT_NOENV": "1", **{name: str(share) for name in names}}
     home = Path(__file__).resolve().parents[2]
     if home != Path(sysconfig.get_path("purelib")).resolve():
         # hpcmass runs from a checkout: the workers are to find the same one.
@@ -100,7 +151,8 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
     return environment
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -26,7 +26,7 @@ from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
 from hpcmass.workflow.pool import Pool, open_pool
-from hpcmass.workflow.training import target_of
+from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
 
 # What may differ between the job of a study and the job with which it goes on.

@@ -10,26 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcmass.config import Job, Project, Site, Target, job_from_values, job_to_toml, load_job, load_site
+from hpcmass.config import Job, Project, Target, job_from_values, job_to_toml, load_job, load_site
 from hpcmass.errors import ConfigError
 from hpcmass.launch import detect_ranks
 from hpcmass.runs import RunFolder, Status
-
-
-def target_of(job: Job, site: Site) -> Target:
-    """The target that a job asks for.
-
-    Raises:
-        ConfigError: The site has no target of that name.
-    """
-    name = job.resources.target or site.default_target
-    if name not in site.targets:
-        raise ConfigError(
-            f"site '{site.name}' has no target '{name}'",
-            where="resources.target",
-            hint=f"its targets: {', '.join(sorted(site.targets))}",
-        )
-    return site.targets[name]
+from hpcmass.workflow.targets import target_of
 
 
 def train(

@@ -16,7 +16,7 @@ from hpcmass.config import Job, Project, load_job, load_site
 from hpcmass.errors import HpcmassError, LeaseHeld, RecipeError
 from hpcmass.files import make_dir
 from hpcmass.runs import RunFolder, State
-from hpcmass.workflow.training import target_of
+from hpcmass.workflow.targets import target_of
 
 
 def run_trial(run_dir: str, project_root: str, ranks: int) -> str:

@@ -145,7 +145,7 @@ def wait_for(condition, process: subprocess.Popen, timeout: float = 90) -> None:
 def end_group(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        process.communicate()
 
 
 def digest(file: Path) -> str:

@@ -146,6 +146,7 @@ def main() -> None:
     predict(project)
 
     where = console.relative(project.root)
+    print(f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {where}/")
     console.table(
         [
             ("shards", f"{where}/data/mnist"),
@@ -155,7 +156,6 @@ def main() -> None:
             ("picture", f"{where}/mnist.png"),
         ],
         ["what", "where"],
-        f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {where}/",
     )
     print(evaluation.headline("test"))
     print("\ntry next:")

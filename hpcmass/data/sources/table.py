@@ -160,7 +160,7 @@ class TableUnread:
                 for name, one in values.items():
                     column = spilled.setdefault(name, _Column())
                     if column.file is None:
-                        column.path = scratch / f"{len(spilled)}.bin"
+                        column.path = scratch / f"{sum(one.file is not None for one in spilled.values())}.bin"
                         column.file = stack.enter_context(open(column.path, "xb", buffering=0))
                         column.dtype, column.shape = one.dtype, one.shape[1:]
                     data = np.ascontiguousarray(one, dtype=column.dtype).reshape(-1).view(np.uint8).data

@@ -57,6 +57,7 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_runs_nothing_twice(tm
         process = start(folder, marked, **settings)
         wait_for(lambda: len(lines(folder)) >= seen + chance.choice([1, 2, 3]), process)  # noqa: B023
         time.sleep(chance.random() * 0.6)
+        marked.note(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         if chance.random() < 0.6:  # Else the next driver comes while the old workers are still ending.
@@ -103,6 +104,7 @@ def test_sigterm_ends_the_driver_in_order_and_it_goes_on_later(tmp_path, marked)
     folder = tmp_path / "study"
     process = start(folder, marked, trials=3, params={"epochs": 4, "seconds": 0.3})
     wait_for(lambda: "start" in lines(folder), process)
+    marked.note(process.pid)
     process.send_signal(signal.SIGTERM)
     code, result = finish(process, 60)
     assert (code, result["signal"]) == (0, signal.SIGTERM)
@@ -111,3 +113,15 @@ def test_sigterm_ends_the_driver_in_order_and_it_goes_on_later(tmp_path, marked)
     code, result = finish(start(folder, marked, trials=3, params={"epochs": 4, "seconds": 0.3}))
     assert (code, result["counts"]["complete"]) == (0, 3)
     assert lines(folder).count("completed") == 3
+
+
+def test_without_its_interchange_a_driver_says_so_and_ends(tmp_path, marked):
+    folder = tmp_path / "study"
+    process = start(folder, marked, trials=9, params={"epochs": 100, "seconds": 0.3}, retries=0)
+    wait_for(lambda: "start" in lines(folder), process)
+    marked.note(process.pid)
+    (pid,) = [pid for pid, words in marked.alive() if int(pid) in marked.children and "interchange" in words]
+    os.kill(int(pid), signal.SIGKILL)
+    process.wait(60)
+    assert "interchange ended (exit code -9)" in output(process)
+    assert marked.gone(within_s=5) == []
