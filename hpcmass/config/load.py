@@ -39,16 +39,20 @@ def load_job(file: Path | str, sets: Sequence[str] = ()) -> Job:
             raise NotFound(f"the recipe '{job.recipe}' does not exist", where=document.where(("recipe",)))
         job = job.model_copy(update={"recipe": str(recipe)})
     if job.command is not None:
-        job = job.model_copy(update={"command": _beside(file.parent, job.command)})
+        job = job.model_copy(update={"command": _beside(file.parent, job.command, document)})
     return job
 
 
-def _beside(folder: Path, command: str | list[str]) -> list[str] | str:
-    """A command whose words that name files beside the job file name them from anywhere."""
+def _beside(folder: Path, command: str | list[str], document: Document) -> list[str]:
+    """The words of a command, cut as a shell would; those that name files beside the job file are absolute."""
     try:
         words = shlex.split(command) if isinstance(command, str) else command
-    except ValueError:
-        return command  # Refused, with its place, when the command is filled in.
+    except ValueError as error:
+        raise ConfigError(
+            f"'command' cannot be cut into words: {error}", where=document.where(("command",))
+        ) from None
+    if not words:
+        raise ConfigError("'command' has no words", where=document.where(("command",)))
     return [str((folder / word).resolve()) if (folder / word).is_file() else word for word in words]
 
 

@@ -135,3 +135,11 @@ def test_job_is_frozen(tmp_path: Path) -> None:
     job: Job = load_job(write(tmp_path, GOOD))
     with pytest.raises(ValueError, match="frozen"):
         job.name = "other"  # type: ignore[misc]
+
+
+def test_words_of_a_command_that_name_a_file_beside_the_job_become_absolute(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    job = load_job(write(tmp_path, 'name = "x"\ncommand = "python train.py --lr {lr} --note \'a b\'"\n'))
+    assert job.command == ["python", str(tmp_path / "train.py"), "--lr", "{lr}", "--note", "a b"]
+    with pytest.raises(ConfigError, match="cut into words"):
+        load_job(write(tmp_path, 'name = "x"\ncommand = "python \'train.py"\n'))
