@@ -36,7 +36,6 @@ def look(job: Job, run: RunFolder, *, fresh: bool) -> dict[str, Any]:
 
     Raises:
         ConfigError: The folder holds a run of another job, with the keys that differ.
-        LeaseHeld: The run is in use.
     """
     if fresh or not run.exists():
         return {"done": False}
@@ -92,6 +91,13 @@ def take(job: Job, run: RunFolder, site: Site, *, fresh: bool) -> Lease:
     lease = run.lease()
     try:
         lease.acquire()
+    except BaseException:
+        # Another process may have made the folder since we looked, so only an empty one is ours to remove.
+        if not was_there:
+            with contextlib.suppress(OSError):
+                run.path.rmdir()
+        raise
+    try:
         if run.exists():
             _reopen(job, run)
         else:

@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hpcmass.config import Project, job_from_values
+from hpcmass.config import Project, Site, job_from_values
 from hpcmass.data import shard
 from hpcmass.errors import ConfigError, CorruptError, HpcmassError, LeaseHeld, NotFound, RecipeError, TrainError
+from hpcmass.files import Lease
 from hpcmass.runs import RunFolder, State, Status
+from hpcmass.train import opening
 from hpcmass.train.rank import train_rank
 
 RECIPE = """
@@ -279,3 +281,24 @@ def test_missing_recipe_and_unwritable_folder(project: Project, tmp_path: Path) 
         go(project, tmp_path / "file" / "r")
     assert caught.value.exit_code == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_start_that_comes_second_does_not_remove_the_folder_of_the_first(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked before there was a folder; the other one then made it and took the lease."""
+    run = RunFolder(tmp_path / "r")
+    other = run.lease()
+    acquire = Lease.acquire
+
+    def late(lease: Lease) -> None:
+        if lease is not other:
+            acquire(other)
+            (run.path / "metrics.jsonl").write_text("{}")
+        acquire(lease)
+
+    monkeypatch.setattr(Lease, "acquire", late)
+    with pytest.raises(LeaseHeld):
+        opening.take(job(project), run, Site.local(), fresh=False)
+    assert run.metrics_file.exists()
+    other.release()
