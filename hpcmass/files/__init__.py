@@ -1,6 +1,6 @@
 """Floor 0: publish, claim, lease, hash: the only code that makes things appear on a shared file system."""
 
-from hpcmass.files.lease import Lease, Owner, boot_id, process_start
+from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
     canonical_json,
@@ -29,6 +29,7 @@ __all__ = [
     "claim",
     "fsync_dir",
     "make_dir",
+    "pid_namespace",
     "process_start",
     "publish",
     "publish_json",

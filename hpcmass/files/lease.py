@@ -33,6 +33,14 @@ def boot_id() -> str:
         return ""
 
 
+def pid_namespace() -> str:
+    """The namespace in which process ids count here: containers of one host have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def process_start(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot, or None when there is none (or a zombie)."""
     try:
@@ -52,6 +60,7 @@ class Owner:
     boot: str
     slurm_job_id: str | None
     since: float
+    pid_namespace: str = ""
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -63,11 +72,13 @@ class Owner:
             boot=boot_id(),
             slurm_job_id=os.environ.get("SLURM_JOB_ID"),
             since=time.time(),
+            pid_namespace=pid_namespace(),
         )
 
     def alive(self) -> bool | None:
-        """True or False where this host can tell, None where it cannot (another host)."""
-        if self.host != socket.gethostname() or self.boot != boot_id():
+        """True or False where this host can tell, None where it cannot (another host, another container)."""
+        here = (socket.gethostname(), boot_id(), pid_namespace())
+        if (self.host, self.boot, self.pid_namespace) != here:
             return None
         return process_start(self.pid) == self.start_ticks
 
@@ -130,8 +141,13 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        with contextlib.suppress(HpcmassError):
+        try:
             replace_json(self._beat_file(self._generation), {"released": True})
+        except HpcmassError:
+            # On a full disk nothing can be written, but a name can be removed. Kept, the lease would be held
+            # for as long as this process lives, and a worker lives long.
+            with contextlib.suppress(OSError):
+                self._file(self._generation).unlink()
         self._generation = None
 
     def owner(self) -> Owner | None:

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from hpcmass.errors import HpcmassError
-from hpcmass.files import boot_id, process_start
+from hpcmass.files import boot_id, pid_namespace, process_start
 from hpcmass.runs import RankError, RunFolder, State
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -42,16 +42,20 @@ class Peer:
     boot: str
     pid: int
     start_ticks: int
+    pid_namespace: str
 
     @classmethod
     def this(cls, rank: int) -> Peer:
         """The calling process."""
-        return cls(rank, socket.gethostname(), boot_id(), os.getpid(), process_start(os.getpid()) or 0)
+        start = process_start(os.getpid()) or 0
+        return cls(rank, socket.gethostname(), boot_id(), os.getpid(), start, pid_namespace())
 
     def dead(self) -> bool:
-        """Whether this host knows that the process is gone."""
-        here = (self.host, self.boot) == (socket.gethostname(), boot_id())
-        return here and process_start(self.pid) != self.start_ticks
+        """Whether this process can know that the other one is gone (not from within another container)."""
+        here = (socket.gethostname(), boot_id(), pid_namespace())
+        return (self.host, self.boot, self.pid_namespace) == here and process_start(
+            self.pid
+        ) != self.start_ticks
 
 
 class Watch:

@@ -6,12 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hpcmass.errors import LeaseHeld
-from hpcmass.files import Lease, Owner, boot_id, read_json, replace_json
+from hpcmass.errors import LeaseHeld, StorageError
+from hpcmass.files import Lease, Owner, read_json, replace_json
 
 HOLD = """
 import sys, time
@@ -119,8 +120,28 @@ def test_another_hosts_lease_expires(tmp_path: Path, beat: float | None) -> None
 def test_a_pid_that_was_given_to_another_process_is_not_the_owner() -> None:
     me = Owner.this_process()
     assert me.alive() is True
-    assert Owner(me.host, me.pid, me.start_ticks + 1, boot_id(), None, 0.0).alive() is False
-    assert Owner("some-other-host", me.pid, me.start_ticks, boot_id(), None, 0.0).alive() is None
+    assert replace(me, start_ticks=me.start_ticks + 1).alive() is False
+    assert replace(me, host="some-other-host").alive() is None
+
+
+def test_a_process_of_another_container_is_not_known_to_be_dead() -> None:
+    # Its process id means nothing here, though host name and boot are the same.
+    me = Owner.this_process()
+    assert replace(me, pid=2**22 + 1, pid_namespace="pid:[1]").alive() is None
+
+
+def test_a_lease_can_be_given_back_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("cannot write the file: No space left on device")
+
+    lease = Lease(tmp_path / "lease")
+    lease.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr("hpcmass.files.lease.replace_json", full)
+        lease.release()
+    assert lease.owner() is None
+    with Lease(tmp_path / "lease"):
+        pass
 
 
 def test_a_lease_is_renewed(tmp_path: Path) -> None:
