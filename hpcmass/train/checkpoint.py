@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,39 @@ def _read_commit(path: Path) -> Commit:
         ) from error
 
 
-def load_latest(folder: Path) -> tuple[Commit, dict[str, Any]] | None:
+def latest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, or None when there is none.
+
+    Raises:
+        CorruptError: A commit file cannot be read.
+    """
+    found = commits(folder)
+    return found[-1].step if found else None
+
+
+def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str, Any]] | None:
     """The newest checkpoint and its state (tensors on the CPU), or None when there is none.
+
+    Args:
+        folder: The run's `checkpoints`.
+        step: The step that it has to be of, where another rank has looked: on a shared file system this
+            node's view of the folder may be an older one, and ranks that begin at different steps would
+            train different models, or wait for each other for ever.
 
     Raises:
         CorruptError: Its bytes do not fit the commit; the hint names the newest one before it that is whole.
+        TrainError: The checkpoint of `step` cannot be seen here.
     """
     found = commits(folder)
+    if step is not None:
+        found = [commit for commit in found if commit.step <= step]
+        if not found or found[-1].step != step:
+            raise TrainError(
+                f"rank 0 sees a checkpoint of step {step}, and node {socket.gethostname()} does not",
+                where=folder,
+                hint="the file system shows it late: start again",
+                transient=True,
+            )
     if not found:
         return None
     try:

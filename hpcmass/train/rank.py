@@ -180,7 +180,10 @@ class _Rank:
                 raise
 
     def _loop(self, task: Task, watch: Watch) -> tuple[State, str | None]:
-        loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints))
+        newest = on_root(self.comm, lambda: checkpoint.latest_step(self.run.checkpoints))
+        loaded = None
+        if newest is not None:
+            loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest))
         plan = Plan.of(self.job, len(task.train))
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0
@@ -289,7 +292,8 @@ def _process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
     threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
     asked = job.resources.threads_per_rank
     if asked is None and not os.environ.get("OMP_NUM_THREADS"):
-        asked = max(1, (os.cpu_count() or 1) // ranks.local_size)
+        # Not more than this process may use: a cpuset or a launcher's binding may leave it a part of the node.
+        asked = max(1, min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // ranks.local_size))
     if asked is not None:
         torch.set_num_threads(asked)
     try:

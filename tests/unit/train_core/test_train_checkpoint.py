@@ -119,3 +119,13 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="function"):
         checkpoint.save(tmp_path, {"f": len}, step=1, epoch=0, position=0, keep=1, ranks=1)
     assert not tmp_path.exists() or list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_does_not_see_the_checkpoint_of_rank_0_refuses(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    commit, _ = checkpoint.load_latest(tmp_path, 1)
+    assert commit.step == 1
+    with pytest.raises(TrainError, match="step 3") as caught:
+        checkpoint.load_latest(tmp_path, 3)
+    assert caught.value.transient
