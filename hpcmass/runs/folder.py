@@ -159,14 +159,20 @@ class RunFolder:
         Raises:
             NotFound: There is no such run.
         """
+        status = self._read_status()
+        if status.state is State.RUNNING and self.lease().owner() is None:
+            # It may have ended in order between the two looks: the lease is given back after the last word.
+            status = self._read_status()
+            if status.state is State.RUNNING:
+                return replace(status, state=State.UNKNOWN, reason="its processes are gone without a last word")
+        return status
+
+    def _read_status(self) -> Status:
         try:
             raw = read_json(self.path / "status.json")
         except NotFound as error:
             raise NotFound("there is no run here", where=self.path) from error
-        status = _status_of(raw, self.path / "status.json")
-        if status.state is State.RUNNING and self.lease().owner() is None:
-            return replace(status, state=State.UNKNOWN, reason="its processes are gone without a last word")
-        return status
+        return _status_of(raw, self.path / "status.json")
 
     def update(self, **changes: Any) -> Status:
         """Change fields of the status; the writer is the holder of the lease."""

@@ -131,3 +131,14 @@ def test_a_torn_metrics_line_is_no_record(run: RunFolder) -> None:
         file.write('{"kind":"train","st')
     append_record(run.metrics_file, {"kind": "train", "step": 2})
     assert [record["step"] for record in run.records()] == [1, 2]
+
+
+def test_a_run_that_ends_between_two_looks_is_not_unknown(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.update(state=State.RUNNING)
+
+    class Ending:
+        def owner(self) -> None:
+            run.update(state=State.COMPLETED)
+
+    monkeypatch.setattr(run, "lease", Ending)
+    assert run.status().state is State.COMPLETED
