@@ -116,12 +116,12 @@ def manifest_path(folder: Path, number: int = 1) -> Path:
 
 def newest_manifest(folder: Path) -> Path | None:
     """The manifest with the highest number in a folder, or None when there is none."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     with storage_errors(folder, "list the folder"):
-        numbers = {int(match[1]): name for name in names if (match := _FILE_NAME.fullmatch(name))}
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    numbers = {int(match[1]): name for name in names if (match := _FILE_NAME.fullmatch(name))}
     return folder / numbers[max(numbers)] if numbers else None
 
 

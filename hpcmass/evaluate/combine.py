@@ -127,9 +127,7 @@ def _average(bundles: Sequence[Bundle], out: Path, shares: Sequence[float]) -> P
             first = state
             mean = {name: value.to(_wide(value)) * share for name, value in state.items() if _averages(value)}
             continue
-        if {n: (v.shape, v.dtype) for n, v in state.items()} != {
-            n: (v.shape, v.dtype) for n, v in first.items()
-        }:
+        if _structure(state) != _structure(first):
             raise RecipeError("the models differ in the structure of their parameters", where=bundle.folder)
         for name, total in mean.items():
             total.add_(state[name].to(total.dtype), alpha=share)

@@ -119,11 +119,11 @@ def publishing(path: Path) -> Iterator[Path]:
         StorageError: The file system refused.
     """
     make_dir(path.parent)
-    if path.exists():
-        raise AlreadyExists("is there already and is written only once", where=path)
     temporary = temporary_beside(path)
     try:
         with storage_errors(path, "write the file"):
+            if path.exists():
+                raise AlreadyExists("is there already and is written only once", where=path)
             yield temporary
             fsync_file(temporary)
             _link_once(temporary, path)

@@ -110,8 +110,11 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         """Let it go: nothing is left to be ended."""
         assert self._process is not None
-        with contextlib.suppress(OSError):
+        try:
             self._process.communicate(b"done", timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
 
 
 def _watch(driver: int, started: int, tag: str, grace_s: float) -> None:

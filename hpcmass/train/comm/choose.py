@@ -84,7 +84,7 @@ def _open(name: str, ranks: RankEnv, promised: int) -> Communicator:
         raise MissingDependency(
             f"the backend {name!r} cannot be loaded: {error}",
             where="train.backend",
-            hint="see 'hpcmass doctor'",
+            hint='it was built for another MPI library or torch: install it again, or train.backend = "torch"',
         ) from error
     try:
         check_size(promised, comm.size, name)
