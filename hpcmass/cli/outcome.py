@@ -14,8 +14,11 @@ from hpcmass.runs import RunFolder, State, Status
 def tell_run(run: RunFolder, status: Status) -> int:
     """Say how a run ended and give the command's exit code: 0, 2, or 130 when it was stopped."""
     code = {State.COMPLETED: 0, State.STOPPED: 130}.get(status.state, 2)
-    if detect_ranks(os.environ).rank != 0 or "HPCMASS_RANKS" in os.environ:
-        return code  # The command that started the ranks says it.
+    if "HPCMASS_KEEPER" in os.environ:
+        # The command that started the ranks says it, and takes any other code than 0 for a rank that failed.
+        return 0 if status.state is State.STOPPED else code
+    if detect_ranks(os.environ).rank != 0:
+        return code
     where = relative(run.path)
     if status.state is State.COMPLETED:
         metrics = f"; {text(status.metrics)}" if status.metrics else ""

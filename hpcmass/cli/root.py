@@ -84,6 +84,9 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:
+        # A folder that may not be read, a disk that fails: where no code of ours gave it better words.
+        return _tell(HpcmassError(error.strerror or str(error), where=error.filename))
     return result if isinstance(result, int) else 0
 
 

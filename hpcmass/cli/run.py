@@ -7,7 +7,7 @@ import click
 from hpcmass.cli.options import project_option, site_option
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command("run", context_settings={"allow_interspersed_args": False})
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Processes to start.")
 @click.option("--name", "run_name", metavar="NAME", help="Name of the run [default: the script's name].")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads a rank [default: the cores shared out].")
