@@ -39,6 +39,7 @@ class Values:
         self._kind = "report" if job.command is not None else "valid"
         self._size = -1
         self._values: list[list[float]] = []
+        self._ended_in: object = None  # the last evaluation's value where it is no number, such as "NaN"
 
     def read(self) -> list[list[float]]:
         """`[step, value]` of every evaluation that counts, in order; values that are no number are left out."""
@@ -48,16 +49,24 @@ class Values:
             return self._values
         if size != self._size:
             self._size = size
+            records = [r for r in self._run.records(self._kind) if r.get(self._metric) is not None]
             self._values = [
                 [record.get("step", 0), float(record[self._metric])]
-                for record in self._run.records(self._kind)
-                if _is_number(record.get(self._metric))
+                for record in records
+                if _is_number(record[self._metric])
             ]
+            last = records[-1][self._metric] if records else None
+            self._ended_in = None if _is_number(last) else last
         return self._values
 
     def last(self) -> float | None:
-        """The final value: the last evaluation's, else what the status says."""
+        """The final value: the last evaluation's, else what the status says; None where it is no number.
+
+        A trial that diverged in the end is not worth what it was before.
+        """
         values = self.read()
+        if self._ended_in is not None:
+            return None
         if values:
             return values[-1][1]
         value = self._run.status().metrics.get(self._metric)
@@ -65,6 +74,8 @@ class Values:
 
     def missing(self) -> str:
         """Why there is no value, as a sentence."""
+        if self._ended_in is not None:
+            return f"the last '{self._metric}' is {self._ended_in}, not a number"
         seen: set[str] = set(self._run.status().metrics)
         for record in self._run.records(self._kind):
             seen |= {name for name, value in record.items() if _is_number(value)}

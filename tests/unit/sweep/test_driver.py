@@ -10,7 +10,7 @@ from toy_trials import prepare, toy_job, toy_trial
 
 from hpcmass.errors import LeaseHeld, SweepError
 from hpcmass.files import Lease
-from hpcmass.runs import State
+from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.driver import run_study
 from hpcmass.sweep.records import read_outcome, read_trials
 
@@ -188,3 +188,20 @@ def test_proposals_of_a_resumed_study_are_those_of_an_undisturbed_one(tmp_path):
             cut = job.model_copy(update={"sweep": job.sweep.model_copy(update={"trials": stop})})
             drive(cut, tmp_path / sampler / "cut")
         assert params(tmp_path / sampler / "whole") == params(tmp_path / sampler / "cut")
+
+
+def test_a_trial_that_diverges_in_the_end_is_not_worth_what_it_was_before(tmp_path):
+    def diverges(path):
+        if path.endswith("000001"):
+            run = RunFolder(path)
+            with run.lease():
+                run.update(state=State.RUNNING, attempt=1)
+                for step, loss in enumerate((0.001, float("nan")), start=1):
+                    run.append({"kind": "report", "step": step, "loss": loss})
+                run.update(state=State.COMPLETED)
+            return path
+        return toy_trial(path)
+
+    result, _ = drive(toy_job(trials=2), tmp_path, diverges)
+    assert result.best.number == 0
+    assert read_outcome(tmp_path / "trials/000001").reason == "the last 'loss' is NaN, not a number"
