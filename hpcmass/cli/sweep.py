@@ -121,7 +121,9 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
             "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
         )
     with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
-        result = sweep(job, project, load_site(site_file), folder=folder, on_event=progress.event)
+        result = sweep(
+            job, project, load_site(site_file, project.site_file), folder=folder, on_event=progress.event
+        )
     if result.best is not None:
         best = result.best
         click.echo(f"best: trial {best.number}, {result.metric} {best.value:.6g}, {text(best.params)}")

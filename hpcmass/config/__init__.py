@@ -3,6 +3,7 @@
 from hpcmass.config.explain import nearest
 from hpcmass.config.job import Job, SweepTable, TrainTable
 from hpcmass.config.load import (
+    as_job,
     job_differences,
     job_from_values,
     job_to_toml,
@@ -23,6 +24,7 @@ __all__ = [
     "SweepTable",
     "Target",
     "TrainTable",
+    "as_job",
     "job_differences",
     "job_from_values",
     "job_to_toml",

@@ -43,6 +43,17 @@ def load_job(file: Path | str, sets: Sequence[str] = ()) -> Job:
     return job
 
 
+def as_job(job: Job | Path | str, sets: Sequence[str] = ()) -> Job:
+    """A job, or the one of a job file, with overrides `key=value` applied.
+
+    Raises:
+        NotFound, ConfigError: As for `load_job`.
+    """
+    if not isinstance(job, Job):
+        return load_job(job, sets)
+    return job_from_values(apply(job.model_dump(exclude_none=True), parse_sets(sets))) if sets else job
+
+
 def _beside(folder: Path, command: str | list[str], document: Document) -> list[str]:
     """The words of a command, cut as a shell would; those that name files beside the job file are absolute."""
     try:
@@ -79,14 +90,14 @@ def job_to_toml(job: Job) -> str:
     return tomli_w.dumps(_without_none(job.model_dump(mode="json")))
 
 
-def load_site(file: Path | str | None) -> Site:
-    """Load and validate a site file; without one, this machine (`HPCMASS_SITE` names another).
+def load_site(file: Path | str | None, default: Path | None = None) -> Site:
+    """Load and validate a site file: `file`, else that of `HPCMASS_SITE`, else `default`, else this machine.
 
     Raises:
         NotFound: The file does not exist.
         ConfigError: It is wrong.
     """
-    file = file or os.environ.get("HPCMASS_SITE")
+    file = file or os.environ.get("HPCMASS_SITE") or default
     if file is None:
         return Site.local()
     document = read_document(Path(file))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hpcmass.config import Job, Site, load_job, load_site
+from hpcmass.config import Job, Site, as_job, load_site
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.models import (
     ProjectRef,
@@ -47,7 +47,7 @@ def train_job(
         run: Name of the run; default: the job's.
         ranks: Ranks to start; default: `resources.ranks` of the job.
         backend: `auto`, `horovod`, `mpi`, `torch` or `single`; default: `train.backend` of the job.
-        sets: Overrides of a job file, `key=value`.
+        sets: Overrides of the job, `key=value`.
         fresh: Begin anew; an old run of that name is kept under another one.
         console: Whether rank 0 shows its progress.
 
@@ -85,7 +85,7 @@ def run_sweep(
         project: The project, or its folder; default: found from the working folder.
         site: The site, or its file; default: this machine.
         study: Name of the study; default: the job's.
-        sets: Overrides of a job file, `key=value`.
+        sets: Overrides of the job, `key=value`.
         on_event: Told what happens, for showing it.
 
     Raises:
@@ -95,11 +95,9 @@ def run_sweep(
     from hpcmass.workflow.sweeps import sweep
 
     found = project_of(project)
-    if not isinstance(job, Job):
-        job = load_job(job, sets)
-    where = site if isinstance(site, Site) else load_site(site)
-    options: dict[str, Any] = {"folder": found.study_path(study)} if study else {}
-    return sweep(job, found, where, on_event=on_event, **options)
+    where = site if isinstance(site, Site) else load_site(site, found.site_file)
+    folder = found.study_path(study) if study else None
+    return sweep(as_job(job, sets), found, where, folder=folder, on_event=on_event)
 
 
 __all__ = [

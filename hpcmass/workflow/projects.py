@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,12 +49,18 @@ def find_run(name: str, project: Project | None) -> RunFolder:
 def find_study(name: str, project: Project) -> Path:
     """The folder of a study by its name, or the folder itself.
 
+    A name means the project's study before any folder here, and a folder counts only with trials in it:
+    one with a job file alone is where a job is kept (`workflows/mnist`), not a study.
+
     Raises:
         NotFound: There is no such study.
     """
-    for folder in (Path(name), project.study_path(name) if "/" not in name else Path(name)):
-        if (folder / "trials").is_dir() or (folder / "job.toml").is_file():
+    if os.sep not in name and name not in (".", ".."):
+        folder = project.study_path(name)
+        if (folder / "job.toml").is_file():
             return folder
+    if (Path(name) / "job.toml").is_file() and (Path(name) / "trials").is_dir():
+        return Path(name)
     raise NotFound(
         f"there is no study '{name}'",
         where=project.studies,

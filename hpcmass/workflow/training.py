@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcmass.config import Job, Project, Target, job_from_values, job_to_toml, load_job, load_site
+from hpcmass.config import (
+    Job,
+    Project,
+    Site,
+    as_job,
+    job_from_values,
+    job_to_toml,
+    load_site,
+    site_to_toml,
+)
+from hpcmass.config.document import read_document
 from hpcmass.errors import ConfigError
 from hpcmass.launch import detect_ranks
 from hpcmass.runs import RunFolder, Status
@@ -48,8 +59,7 @@ def train(
         The run's folder, and its status when it ended.
     """
     sets = [*sets, *([f'train.backend="{backend}"'] if backend else [])]
-    if not isinstance(job, Job):
-        job = load_job(job, sets)
+    job = as_job(job, sets)
     if job.command is not None:
         raise ConfigError(
             "a job with 'command' has nothing to train by itself",
@@ -57,35 +67,68 @@ def train(
             hint="start the script with: hpcmass run -- COMMAND, or search with: hpcmass sweep JOB",
         )
     run = RunFolder(run_folder or project.run_path(run_name or job.name))
+    site = load_site(site_file, project.site_file)
+    launched = _launched(ranks)
     if job.train.mode == "per-shard":
         from hpcmass.workflow.per_shard import train_per_shard
 
-        return run, train_per_shard(job, run, project, load_site(site_file), fresh=fresh)
-    under_launcher = detect_ranks(os.environ).source != "none"
+        if launched is not None and launched > 1:
+            raise ConfigError(
+                "a per-shard job starts its own workers, and is not run by several ranks",
+                where="train.mode",
+                hint="run it without mpiexec",
+            )
+        return run, train_per_shard(job, run, project, site, fresh=fresh, console=console)
     ranks = ranks or job.resources.ranks
-    if under_launcher or ranks == 1:
+    if launched is not None or ranks == 1:
         from hpcmass.train.rank import train_rank
 
-        return run, train_rank(job, run, project, comm_name=job.train.backend, console=console, fresh=fresh)
-    return run, _start(job, run, project, ranks, target_of(job, load_site(site_file)), fresh)
+        backend = job.train.backend
+        return run, train_rank(job, run, project, comm_name=backend, console=console, fresh=fresh, site=site)
+    return run, _start(job, run, project, site, ranks=ranks, fresh=fresh, console=console)
 
 
-def _start(job: Job, run: RunFolder, project: Project, ranks: int, target: Target, fresh: bool) -> Status:
+def _launched(asked: int | None) -> int | None:
+    """How many ranks a launcher around us has started, or None where this process is to start them.
+
+    Raises:
+        ConfigError: They are several, and another number is asked for.
+    """
+    found = detect_ranks(os.environ)
+    if found.source == "none":
+        return None
+    if asked is None or asked == found.size:
+        return found.size
+    if found.size == 1:
+        return None  # An `srun --pty bash`, say: one process, in which `--ranks 4` means what it says.
+    raise ConfigError(
+        f"{asked} ranks are asked for, but {found.size} were started ({found.source})",
+        where="--ranks",
+        hint="leave --ranks out under mpiexec or srun, or leave those out",
+    )
+
+
+def _start(
+    job: Job, run: RunFolder, project: Project, site: Site, *, ranks: int, fresh: bool, console: bool
+) -> Status:
     """Start the ranks: each is this command again, which then finds itself under a launcher."""
     from hpcmass.train.start import start_ranks
 
     with tempfile.TemporaryDirectory(prefix="hpcmass-job-") as scratch:
-        job_file = Path(scratch) / "job.toml"
+        job_file, site_file = Path(scratch) / "job.toml", Path(scratch) / "site.toml"
         job_file.write_text(job_to_toml(job), encoding="utf-8")
+        site_file.write_text(site_to_toml(site), encoding="utf-8")
         argv = [sys.executable, "-m", "hpcmass", "train", str(job_file), "--project", str(project.root)]
+        argv += ["--site", str(site_file)]
         argv += ["--run-folder", str(run.path.absolute()), *(["--fresh"] if fresh else [])]
         return start_ranks(
             argv,
             run=run,
             ranks=ranks,
-            target=target,
+            target=target_of(job, site),
             threads_per_rank=job.resources.threads_per_rank,
             backend=job.train.backend,
+            console=console,
         )
 
 
@@ -118,11 +161,14 @@ def run_command(
     resources = {"ranks": ranks, **({"threads_per_rank": threads_per_rank} if threads_per_rank else {})}
     run = RunFolder(project.run_path(run_name)) if run_name else _free_run(project, _script_name(command))
     job = job_from_values({"name": run.path.name, "command": list(command), "resources": resources})
-    site = load_site(site_file)
+    if run.exists():
+        _check_same(run, job)
+    site = load_site(site_file, project.site_file)
     status = run_script(
         list(command),
         run=run,
         job=job,
+        site=site,
         ranks=ranks,
         target=target_of(job, site),
         threads_per_rank=threads_per_rank,
@@ -130,6 +176,22 @@ def run_command(
         console=not quiet,
     )
     return run, status
+
+
+def _check_same(run: RunFolder, job: Job) -> None:
+    """Refuse another command under the name of a run: a completed one would be shown as its success.
+
+    Raises:
+        ConfigError: The run was begun with another command.
+    """
+    begun = job_from_values(read_document(run.job_file).values, str(run.job_file))
+    if begun.command != job.command:
+        was = begun.command or []
+        raise ConfigError(
+            f"the run was begun with another command ({was if isinstance(was, str) else shlex.join(was)})",
+            where=run.path,
+            hint="give the run another name (--name NAME)",
+        )
 
 
 def _script_name(command: Sequence[str]) -> str:
