@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmass.config import Job, Project, Site
+from hpcmass.config import Job, Project, Site, job_differences, job_from_values
+from hpcmass.config.document import read_document
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, TrainError
 from hpcmass.evaluate import Compared, compare, compare_table
@@ -73,6 +74,8 @@ def train_per_shard(
     assert job.per_shard is not None
     if opening.look(job, run, fresh=fresh)["done"]:
         return run.status()
+    if run.exists() and not fresh:
+        _check_same(job, run)
     train = open_all(project, job.data.train or [])
     parts = _deal(job, run, train)
     lease = opening.take(job, run, site, fresh=fresh)
@@ -93,6 +96,23 @@ def train_per_shard(
         raise
     finally:
         lease.release()
+
+
+def _check_same(job: Job, run: RunFolder) -> None:
+    """Refuse what a data-parallel run may change when it goes on: the parts were laid down with the old job.
+
+    Raises:
+        ConfigError: The job asks for more epochs or steps than the run was begun with.
+    """
+    begun = job_from_values(read_document(run.job_file).values, str(run.job_file))
+    differing = job_differences(begun, job, ignore=opening.MAY_DIFFER)
+    if differing:
+        facts = "; ".join(f"{key}: {old} then, {new} now" for key, (old, new) in differing.items())
+        raise ConfigError(
+            f"the parts of this run were begun with another job ({facts})",
+            where=run.path,
+            hint="give the run another name (--run NAME), or begin again (--fresh)",
+        )
 
 
 def _deal(job: Job, run: RunFolder, train: Dataset) -> list[_Part]:

@@ -133,7 +133,9 @@ def test_a_torn_metrics_line_is_no_record(run: RunFolder) -> None:
     assert [record["step"] for record in run.records()] == [1, 2]
 
 
-def test_a_run_that_ends_between_two_looks_is_not_unknown(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_ends_between_two_looks_is_not_unknown(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.update(state=State.RUNNING)
 
     class Ending:

@@ -35,6 +35,12 @@ def test_parts_are_trained_on_their_shards_combined_and_compared(project):
     assert again.state is State.COMPLETED
     assert RunFolder(run.path / "parts/00").status().attempt == 1
 
+    # Trained parts are not trained further, so it must not look as if they were.
+    more = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 3})})
+    with pytest.raises(ConfigError, match=r"train\.epochs: 2 then, 3 now"):
+        train_per_shard(more, run, project, Site.local())
+    assert run.status().state is State.COMPLETED
+
 
 def test_too_few_shards_are_refused_before_anything_is_written(project):
     job = job_of(project, JOB + "[per_shard]\ngroups = 5\n")
