@@ -1,12 +1,20 @@
 """hpcmass: train, search, catalogue and use masses of models on a supercomputer, with no server.
 
-The names below are imported when first used, so that `import hpcmass` stays light.
+The names below are imported when first used, so that `import hpcmass` stays light. The functions are called
+`train_job` and `run_sweep`, since `hpcmass.train` and `hpcmass.sweep` are the packages.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcmass.config import Job, Project, Site
+    from hpcmass.data import open_dataset
+    from hpcmass.errors import HpcmassError
+    from hpcmass.runs import report, should_stop
+    from hpcmass.workflow.api import load, run_sweep, train_job
 
 __version__ = "0.1.0"
 
@@ -19,8 +27,8 @@ _WHERE = {
     "open_dataset": "hpcmass.data",
     "report": "hpcmass.runs",
     "should_stop": "hpcmass.runs",
-    "sweep": "hpcmass.workflow.api",
-    "train": "hpcmass.workflow.api",
+    "run_sweep": "hpcmass.workflow.api",
+    "train_job": "hpcmass.workflow.api",
 }
 
 __all__ = [
@@ -32,9 +40,9 @@ __all__ = [
     "load",
     "open_dataset",
     "report",
+    "run_sweep",
     "should_stop",
-    "sweep",
-    "train",
+    "train_job",
 ]
 
 

@@ -1,1 +1,21 @@
-"""."""
+"""Floor 2: the file-based model catalogue. No torch, no pickle, no server."""
+
+from hpcmass.catalogue.aliases import AliasMove
+from hpcmass.catalogue.catalogue import ANY, Catalogue
+from hpcmass.catalogue.check import Problem, VerifyReport
+from hpcmass.catalogue.origin import environment, git_commit, lineage
+from hpcmass.catalogue.version import FileEntry, Version, check_alias
+
+__all__ = [
+    "ANY",
+    "AliasMove",
+    "Catalogue",
+    "FileEntry",
+    "Problem",
+    "VerifyReport",
+    "Version",
+    "check_alias",
+    "environment",
+    "git_commit",
+    "lineage",
+]

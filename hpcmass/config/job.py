@@ -14,7 +14,7 @@ Scalar = bool | int | float | str
 class Table(BaseModel):
     """Base of every table: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataTable(Table):

@@ -16,7 +16,7 @@ class Resources(BaseModel):
         target: Name of a target of the site; None takes the site's default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     ranks: int = Field(1, ge=1)
     threads_per_rank: int | None = Field(None, ge=1)
@@ -34,7 +34,7 @@ class Target(BaseModel):
         launcher: How N ranks are started: `mpiexec`, or `spawn` (plain processes, no MPI), or `auto`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     kind: Literal["local"] = "local"
     cores: int | None = Field(None, ge=1)

@@ -16,7 +16,7 @@ class Site(BaseModel):
         targets: Kinds of node by name.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     default_target: str

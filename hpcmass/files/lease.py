@@ -108,6 +108,11 @@ class Lease:
         record = json.dumps(vars(Owner.this_process()), sort_keys=True) + "\n"
         if not claim(self._file(generation), record):
             raise LeaseHeld("was taken by another process just now", where=self.base.parent, transient=True)
+        if self._last_generation() != generation:
+            # Others took, gave back and cleared away generations since we looked: ours is an old number.
+            with contextlib.suppress(OSError):
+                self._file(generation).unlink()
+            raise LeaseHeld("was taken by another process just now", where=self.base.parent, transient=True)
         self._generation = generation
         self._beat()
         for old in range(max(1, generation - 3), generation):

@@ -1,1 +1,27 @@
-"""."""
+"""Floor 2: from resources and a target to the command and environment of N ranks, and their supervision.
+
+Standard library only: `launch.child` imports it in an interpreter without site-packages.
+"""
+
+from hpcmass.launch.abort import AbortReport, parse_abort
+from hpcmass.launch.lastword import leave_word
+from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
+from hpcmass.launch.plan import LaunchPlan, plan_ranks
+from hpcmass.launch.ranks import RankEnv, detect_ranks, promised_ranks
+from hpcmass.launch.supervise import Outcome, RankExit, supervise
+
+__all__ = [
+    "AbortReport",
+    "LaunchPlan",
+    "MpiFlavour",
+    "Outcome",
+    "RankEnv",
+    "RankExit",
+    "detect_ranks",
+    "find_mpiexec",
+    "leave_word",
+    "parse_abort",
+    "plan_ranks",
+    "promised_ranks",
+    "supervise",
+]

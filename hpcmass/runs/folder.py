@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -162,21 +163,16 @@ class RunFolder:
             raw = read_json(self.path / "status.json")
         except NotFound as error:
             raise NotFound("there is no run here", where=self.path) from error
-        try:
-            raw.pop("format", None)
-            status = Status(**{**raw, "state": State(raw["state"])})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptError(f"is not a run's status ({error})", where=self.path / "status.json") from error
+        status = _status_of(raw, self.path / "status.json")
         if status.state is State.RUNNING and self.lease().owner() is None:
             return replace(status, state=State.UNKNOWN, reason="its processes are gone without a last word")
         return status
 
     def update(self, **changes: Any) -> Status:
         """Change fields of the status; the writer is the holder of the lease."""
+        file = self.path / "status.json"
         try:
-            raw = read_json(self.path / "status.json")
-            raw.pop("format", None)
-            old = Status(**{**raw, "state": State(raw["state"])})
+            old = _status_of(read_json(file), file)
         except (NotFound, CorruptError):
             old = Status(State.CREATED)
         status = replace(old, **{**changes, "updated": time.time()})
@@ -253,4 +249,27 @@ class RunFolder:
 
 
 def _status_json(status: Status) -> dict[str, Any]:
-    return {"format": FORMAT, **asdict(status), "state": status.state.value}
+    # A NaN or an infinity is no JSON; as text it comes back by float().
+    metrics = {name: v if math.isfinite(v) else str(v) for name, v in status.metrics.items()}
+    return {"format": FORMAT, **asdict(status), "metrics": metrics, "state": status.state.value}
+
+
+def _status_of(raw: Any, file: Path) -> Status:
+    """The status out of its JSON.
+
+    Raises:
+        CorruptError: It is none.
+        HpcmassError: A newer hpcmass wrote it.
+    """
+    try:
+        if int(raw["format"]) > FORMAT:
+            raise HpcmassError(
+                f"is of format {raw['format']}, this hpcmass knows {FORMAT}",
+                where=file,
+                hint="use a newer hpcmass",
+            )
+        values = {name: value for name, value in raw.items() if name != "format"}
+        values["metrics"] = {name: float(value) for name, value in raw.get("metrics", {}).items()}
+        return Status(**{**values, "state": State(raw["state"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptError(f"is not a run's status ({error})", where=file) from error

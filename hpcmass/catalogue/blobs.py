@@ -1,0 +1,199 @@
+"""Content-addressed, read-only blobs: `cas/ab/<sha256>`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hpcmass.catalogue.version import FileEntry, check_file_name
+from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound
+from hpcmass.files import fsync_dir, make_dir, publishing, storage_errors
+
+_BLOCK_BYTES = 1 << 20
+_SMALL_BYTES = 8 << 20  # files up to this size are read once, into memory
+
+
+class BlobStore:
+    """The blobs of one catalogue. A blob appears whole or not at all and is never written again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._durable: set[str] = set()  # digests whose names this process has made durable
+
+    def path(self, digest: str) -> Path:
+        """Where the blob of a digest lies."""
+        return self.folder / digest[:2] / digest
+
+    def add(self, source: Path) -> FileEntry:
+        """Put a file's content into the store; a blob that is there already is reused.
+
+        Raises:
+            CatalogueError: The source is no regular file, or changed while it was read.
+            CorruptError: The blob of this content has another size.
+            StorageError: The file system refused.
+        """
+        with storage_errors(source, "read the file"), open_regular(source) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read() if size <= _SMALL_BYTES else None
+            digest = hashlib.sha256(data).hexdigest() if data is not None else _sha256(file)
+            entry = FileEntry(digest, size if data is None else len(data))
+            if self._there(entry):
+                return entry
+            target = self.path(digest)
+            make_durable_dir(target.parent)
+            try:
+                with publishing(target) as temporary:
+                    if data is not None:
+                        temporary.write_bytes(data)
+                    else:
+                        file.seek(0)
+                        copied = _copy(file, temporary)
+                        if copied != entry:
+                            raise CatalogueError("changed while it was being registered", where=source)
+                    os.chmod(temporary, 0o444)
+            except AlreadyExists:  # another writer had the same content at the same time
+                self._there(entry)
+            self._durable.add(digest)
+            return entry
+
+    def copy(self, entry: FileEntry, target: Path) -> None:
+        """Copy a blob to a new file, holding its bytes against the digest on the way.
+
+        Raises:
+            NotFound: The blob is missing.
+            CorruptError: The blob's content does not fit its name.
+        """
+        with self.open(entry) as blob, storage_errors(target, "write the file"):
+            if _copy(blob, target, sync=True) != entry:
+                raise CorruptError("the blob's content does not fit its digest", where=self.path(entry.sha256))
+
+    def check(self, entry: FileEntry) -> str | None:
+        """What is wrong with a blob (`missing: …`, `corrupt: …`), or None; reads all of it."""
+        try:
+            with self.open(entry) as blob, storage_errors(self.path(entry.sha256), "read the blob"):
+                fits = _sha256(blob) == entry.sha256
+        except NotFound:
+            return "missing: there is no such blob"
+        except CorruptError as error:
+            return f"corrupt: {error.message}"
+        return None if fits else "corrupt: its content does not fit its digest"
+
+    def open(self, entry: FileEntry) -> BinaryIO:
+        """Open a blob for reading, after a check of its size.
+
+        Raises:
+            NotFound: The blob is missing.
+            CorruptError: It is no regular file, or its size is another one.
+        """
+        path = self.path(entry.sha256)
+        with storage_errors(path, "read the blob"):
+            try:
+                file = open_regular(path)
+            except CatalogueError as error:
+                raise CorruptError("is not a regular file", where=path) from error
+            size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            file.close()
+            raise CorruptError(f"has {size} bytes instead of {entry.bytes}", where=path)
+        return file
+
+    def _there(self, entry: FileEntry) -> bool:
+        path = self.path(entry.sha256)
+        try:
+            self.open(entry).close()
+        except NotFound:
+            return False
+        except CorruptError as error:
+            error.hint = "remove this damaged blob, then register again: the content in hand will replace it"
+            raise
+        if entry.sha256 not in self._durable:
+            # Its writer may have linked it this moment: make the name durable before a version relies on it.
+            with storage_errors(path, "write the folder"):
+                fsync_dir(path.parent)
+            self._durable.add(entry.sha256)
+        return True
+
+
+def make_durable_dir(path: Path) -> None:
+    """Create a folder and its parents so that they outlive a power cut; an existing one costs one stat."""
+    if path.is_dir():
+        return
+    make_durable_dir(path.parent)
+    make_dir(path)
+    with storage_errors(path, "write the folder"):
+        fsync_dir(path.parent)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a link, pipe, device or folder is refused.
+
+    Raises:
+        CatalogueError: It is something else than a regular file.
+        OSError: It cannot be opened.
+    """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise CatalogueError("is not a regular file", where=path)
+    # A pipe put there since then neither blocks the open nor passes the second look.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CatalogueError("is not a regular file", where=path)
+    return os.fdopen(handle, "rb")
+
+
+def walk_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Relative POSIX path and path of every file of a folder, sorted; `__pycache__` is passed over.
+
+    Raises:
+        NotFound: There is no such folder.
+        CatalogueError: Something in it is no regular file or folder, or has a name that versions may not hold.
+    """
+    with storage_errors(folder, "read the folder"):
+        if not folder.is_dir():
+            raise NotFound("there is no such folder", where=folder)
+        yield from _walk(folder, "")
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        name, path = prefix + entry.name, folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name != "__pycache__":
+                check_file_name(name)
+                yield from _walk(path, name + "/")
+            continue
+        if not entry.is_file(follow_symlinks=False):
+            kind = "a symbolic link" if entry.is_symlink() else "not a regular file"
+            raise CatalogueError(f"is {kind}", where=path, hint="a version holds regular files only")
+        try:
+            check_file_name(name)
+        except CatalogueError as error:
+            error.where = str(path)
+            raise
+        yield name, path
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _copy(source: BinaryIO, target: Path, *, sync: bool = False) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    with open(target, "xb") as out:
+        while block := source.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+            out.write(block)
+        out.flush()
+        if sync:
+            os.fsync(out.fileno())
+    return FileEntry(digest.hexdigest(), size)

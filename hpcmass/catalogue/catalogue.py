@@ -1,0 +1,331 @@
+"""The file-based model catalogue: immutable versions, read-only blobs, aliases as numbered claims.
+
+No server, no lock and no database: a version or a move of an alias is one file that is claimed by its
+number, so of many writers on many nodes exactly one gets it and the others take the next.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
+from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, walk_files
+from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
+from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers, read_claim
+from hpcmass.catalogue.version import Version, check_alias, parse_version, plain, who
+from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
+from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
+
+
+class _Any:
+    """The type of `ANY`."""
+
+
+ANY: Final = _Any()
+"""For `expect`: whatever the alias has now."""
+
+
+# The method `Catalogue.list` hides the type of this name inside the class.
+Versions: TypeAlias = list[Version]
+Moves: TypeAlias = list[AliasMove]
+Names: TypeAlias = list[str]
+
+
+class Catalogue:
+    """A catalogue in a folder, which is made at the first registration."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.blobs = BlobStore(self.path / "cas")
+
+    # -- writing ---------------------------------------------------------------------------------------
+    def register(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        metrics: Mapping[str, Any],
+        lineage: Mapping[str, Any],
+        description: str = "",
+    ) -> Version:
+        """Make the next version of a model from the files of a folder.
+
+        The blobs go first and the version's file last, in one atomic step, so a writer that dies leaves no
+        version at all (blobs that nobody names stay behind).
+
+        Args:
+            name: The model's name, see `check_name`.
+            folder: Every regular file in it and below, `__pycache__` aside, becomes part of the version.
+            metrics: What was measured; anything JSON can hold, numpy scalars too.
+            lineage: Where it came from, see `hpcmass.catalogue.lineage`.
+            description: One or a few sentences.
+
+        Raises:
+            NameNotAllowed: The name is none.
+            NotFound: There is no such folder.
+            CatalogueError: The folder is empty or holds links or odd files, or a value is no JSON.
+            StorageError: The file system refused.
+        """
+        check_name(name, "model name")
+        facts = {"metrics": plain(metrics, "metrics"), "lineage": plain(lineage, "lineage")}
+        sources = list(walk_files(Path(folder)))
+        if not sources:
+            raise CatalogueError("has no files to register", where=folder)
+        files = {path: self.blobs.add(source) for path, source in sources}
+        versions = self._versions_dir(name)
+        make_durable_dir(versions)
+        number = max(numbers(versions), default=0) + 1
+        while True:
+            version = Version(name, number, time.time(), who(), files, description=str(description), **facts)
+            if claim_json(numbered(versions, number), version.to_json()):
+                return version
+            number += 1  # another writer was faster
+
+    def alias(
+        self, name: str, alias: str, version: int, *, why: str, expect: int | _Any | None = ANY
+    ) -> AliasMove:
+        """Point an alias at a version.
+
+        Args:
+            name: The model.
+            alias: Such as `production`; not all digits, not `latest`.
+            version: A version that exists.
+            why: The reason, kept in the history.
+            expect: The version that the caller believes the alias has now, or None for "no such alias yet";
+                left out, the alias moves whatever it has.
+
+        Raises:
+            CatalogueError: The alias has another version than expected; says who moved it, and when.
+            NotFound: There is no such model or version.
+        """
+        check_alias(alias)
+        self.get(f"{check_name(name, 'model name')}@{version:d}")
+        folder = self._alias_dir(name, alias)
+        make_durable_dir(folder)
+        while True:
+            number = max(numbers(folder), default=0)
+            last = last_move(folder)
+            now = last.version if last else None
+            if not isinstance(expect, _Any) and now != expect:
+                raise CatalogueError(
+                    f"alias {alias!r} of {name!r} has {_at(now)}, not {_at(expect)}"
+                    + (f": {last.told()}" if last else ""),
+                    hint=f"look at its history, then say again, expecting {_at(now)}",
+                    alias=alias,
+                    actual=now,
+                    expected=expect,
+                )
+            move = AliasMove(number + 1, int(version), now, who(), time.time(), str(why))
+            if claim_json(numbered(folder, move.number), move.to_json()):
+                return move
+
+    # -- reading ---------------------------------------------------------------------------------------
+    def models(self) -> Names:
+        """Names of all models, sorted."""
+        return listdir(self.path / "models")
+
+    def list(self, name: str | None = None) -> Versions:
+        """All versions of all models, or of one, sorted by name and number.
+
+        A version whose file cannot be read is left out with a warning; `verify` names it.
+
+        Raises:
+            NotFound: There is no model of that name.
+        """
+        if name is not None:
+            self._require_model(name)
+        found = []
+        for model in [name] if name is not None else self.models():
+            for number in numbers(self._versions_dir(model)):
+                try:
+                    version = self._read(model, number)
+                except HpcmassError as error:
+                    warnings.warn(f"left out: {error}", stacklevel=2)
+                    continue
+                if version is not None:
+                    found.append(version)
+        return found
+
+    def get(self, ref: str) -> Version:
+        """The version that a reference means: `name` or `name@latest`, `name@3`, `name@production`.
+
+        Raises:
+            NotFound: There is no such model, version or alias; the message has the nearest known names.
+            CorruptError: The version's file is damaged.
+        """
+        name, at, suffix = ref.partition("@")
+        if at and not suffix:
+            raise NotFound(
+                f"the reference {ref!r} ends after '@'", hint="write name, name@3 or name@production"
+            )
+        self._require_model(name)
+        if not suffix or suffix == "latest":
+            return self._latest(name)
+        if suffix.isdecimal() and suffix.isascii():
+            version = self._read(name, int(suffix)) if len(suffix) <= 12 else None
+            if version is None:
+                latest = numbers(self._versions_dir(name))[-1]
+                raise NotFound(f"model {name!r} has no version {suffix}", hint=f"the newest is {latest}")
+            return version
+        check_alias(suffix)
+        move = last_move(self._alias_dir(name, suffix))
+        if move is None:
+            raise NotFound(
+                f"model {name!r} has no alias {suffix!r}",
+                hint=_nearest(suffix, self._alias_names(name), "alias"),
+            )
+        return self.get(f"{name}@{move.version}")
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a model and the versions they have now."""
+        self._require_model(name)
+        moves = {alias: last_move(self._alias_dir(name, alias)) for alias in self._alias_names(name)}
+        return {alias: move.version for alias, move in moves.items() if move is not None}
+
+    def aliases_of(self, version: Version) -> Names:
+        """The aliases that point at a version now, sorted."""
+        return sorted(
+            alias for alias, number in self.aliases(version.name).items() if number == version.version
+        )
+
+    def history(self, name: str, alias: str) -> Moves:
+        """Every move of an alias, oldest first.
+
+        Raises:
+            NotFound: There is no such model or alias.
+        """
+        self._require_model(name)
+        folder = self._alias_dir(name, check_alias(alias))
+        found = read_moves(folder)
+        if not found:
+            raise NotFound(
+                f"model {name!r} has no alias {alias!r}", hint=_nearest(alias, self._alias_names(name), "alias")
+            )
+        return found
+
+    def open_files(self, version: Version) -> dict[str, Path]:
+        """Where the content of each file of a version lies, to be read in place; sizes are checked.
+
+        Raises:
+            NotFound: A blob is missing.
+            CorruptError: A blob has another size.
+        """
+        for entry in version.files.values():
+            self.blobs.open(entry).close()
+        return {name: self.blobs.path(entry.sha256) for name, entry in version.files.items()}
+
+    def materialise(self, version: Version, target_dir: Path) -> Path:
+        """Write the files of a version into a new folder, which appears whole and verified or not at all.
+
+        Args:
+            version: Which version.
+            target_dir: Does not exist yet, or is an empty folder.
+
+        Raises:
+            AlreadyExists: The folder has something in it.
+            NotFound: A blob is missing.
+            CorruptError: A blob's content does not fit its digest.
+            StorageError: The file system refused.
+        """
+        target = Path(target_dir)
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise AlreadyExists("is there already and not an empty folder", where=target)
+        make_dir(target.parent)
+        temporary = target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        try:
+            make_dir(temporary)
+            for name, entry in version.files.items():
+                make_dir((temporary / name).parent)
+                self.blobs.copy(entry, temporary / name)
+            with storage_errors(target, "write the folder"):
+                try:
+                    os.rename(temporary, target)
+                except OSError as error:
+                    if target.is_dir() and any(target.iterdir()):  # another process was faster
+                        raise AlreadyExists("is there already", where=target) from error
+                    raise
+                fsync_dir(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def verify(self, ref: str | None = None) -> VerifyReport:
+        """Read every blob of one version, or of all versions, and every alias, and name what is wrong.
+
+        Args:
+            ref: As for `get`, or None for everything.
+
+        Raises:
+            NotFound: There is no such version.
+        """
+        report = VerifyReport()
+        if ref is not None:
+            check_blobs(self.blobs, [self.get(ref)], report)
+            return report
+        versions = []
+        for name in self.models():
+            for number in numbers(self._versions_dir(name)):
+                where = numbered(self._versions_dir(name), number)
+                try:
+                    versions.append(self.get(f"{name}@{number}"))
+                except HpcmassError as error:
+                    problem = Problem(str(where), f"corrupt: {error.message}", (f"{name}@{number}",))
+                    report.problems.append(problem)
+            for alias in self._alias_names(name):
+                folder = self._alias_dir(name, alias)
+                try:
+                    self.get(f"{name}@{self.history(name, alias)[-1].version}")
+                except HpcmassError as error:
+                    report.problems.append(Problem(str(folder), error.message, (f"{name}@{alias}",)))
+        check_blobs(self.blobs, versions, report)
+        return report
+
+    # -- inside ----------------------------------------------------------------------------------------
+    def _versions_dir(self, name: str) -> Path:
+        return self.path / "models" / name / "versions"
+
+    def _alias_dir(self, name: str, alias: str) -> Path:
+        return self.path / "models" / name / "aliases" / alias
+
+    def _alias_names(self, name: str) -> Names:
+        return listdir(self.path / "models" / name / "aliases")
+
+    def _require_model(self, name: str) -> None:
+        check_name(name, "model name")
+        if not numbers(self._versions_dir(name)):
+            raise NotFound(
+                f"the catalogue has no model {name!r}",
+                where=self.path,
+                hint=_nearest(name, self.models(), "model"),
+            )
+
+    def _latest(self, name: str) -> Version:
+        for number in reversed(numbers(self._versions_dir(name))):
+            version = self._read(name, number)
+            if version is not None:
+                return version
+        raise NotFound(f"model {name!r} has no finished version", where=self.path)
+
+    def _read(self, name: str, number: int) -> Version | None:
+        path = numbered(self._versions_dir(name), number)
+        raw = read_claim(path)
+        return None if raw is None else parse_version(raw, name, number, path)
+
+
+def _at(version: object) -> str:
+    return "no version" if version is None else f"version {version}"
+
+
+def _nearest(name: str, known: Names, what: str) -> str:
+    if not known:
+        return f"there is no {what} yet"
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known[:10])}"

@@ -1,0 +1,82 @@
+"""Printing: tables and facts, plain where the output is not a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str], title: str | None = None) -> None:
+    """Print rows under a header; numbers are set to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if title:
+        click.echo(f"\n{title}")
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    listed = [list(row) for row in rows]
+    for column, name in enumerate(header):
+        numeric = any(isinstance(row[column], (int, float)) for row in listed)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        shown.add_row(*(text(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False, emoji=False).print(shown)
+
+
+def facts(pairs: Mapping[str, Any]) -> None:
+    """Print `name  value` lines, one a fact."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        if value is not None:
+            click.echo(f"{name:<{width}}  {text(value)}")
+
+
+def text(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text(item) for item in value)
+    return str(value)
+
+
+def dump(value: Any) -> None:
+    """Print JSON, for programs."""
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+def size(count: int) -> str:
+    """Bytes with a unit (powers of 1000)."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def day(seconds: float | None) -> str:
+    """A time as local date and minute."""
+    from datetime import datetime
+
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def relative(path: Path) -> str:
+    """A path from the working folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,60 @@
+"""`hpcmass data show|verify`."""
+
+from __future__ import annotations
+
+import click
+
+from hpcmass.cli.console import day, dump, facts, size, table
+
+
+@click.group("data")
+def command() -> None:
+    """Show or verify a dataset."""
+
+
+@command.command("show")
+@click.argument("dataset")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def show(dataset: str, as_json: bool) -> None:
+    """Show the fields, statistics, shards and origin of a dataset."""
+    from hpcmass.workflow.sharding import datasets_below
+
+    for path, manifest in datasets_below(dataset):
+        if as_json:
+            dump(manifest.to_json())
+            continue
+        facts(
+            {
+                "dataset": path,
+                "id": manifest.id,
+                "split": manifest.split,
+                "samples": manifest.samples,
+                "shards": f"{len(manifest.shards)}, {size(sum(s.bytes for s in manifest.shards))}",
+                "created": day(manifest.created),
+                "cut": manifest.cut,
+            }
+        )
+        table(
+            [
+                (f.name, f.role, f.dtype, "x".join(map(str, f.shape)) or "scalar", *_statistics(f))
+                for f in manifest.fields
+            ],
+            ["field", "role", "dtype", "shape", "min", "max", "mean", "std", "classes"],
+        )
+
+
+def _statistics(field: object) -> tuple[object, ...]:
+    stats = getattr(field, "stats", None) or {}
+    classes = getattr(field, "classes", None)
+    return (*(stats.get(name) for name in ("min", "max", "mean", "std")), len(classes) if classes else None)
+
+
+@command.command("verify")
+@click.argument("dataset")
+def verify(dataset: str) -> None:
+    """Check every shard against its size, checksum and structure."""
+    from hpcmass.workflow.sharding import datasets_below, verify_or_raise
+
+    for path, _ in datasets_below(dataset):
+        shards, read_bytes = verify_or_raise(path)
+        click.echo(f"{path}: {shards} shards, {size(read_bytes)}, all fit their checksums")

@@ -1,0 +1,28 @@
+"""The last words about a run, said once, by rank 0."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from hpcmass.cli.console import relative, text
+from hpcmass.launch import detect_ranks
+from hpcmass.runs import RunFolder, State, Status
+
+
+def tell_run(run: RunFolder, status: Status) -> int:
+    """Say how a run ended and give the command's exit code: 0, 2, or 130 when it was stopped."""
+    code = {State.COMPLETED: 0, State.STOPPED: 130}.get(status.state, 2)
+    if detect_ranks(os.environ).rank != 0 or "HPCMASS_RANKS" in os.environ:
+        return code  # The command that started the ranks says it.
+    where = relative(run.path)
+    if status.state is State.COMPLETED:
+        facts = [f"{status.step} steps" if status.step else "", text(status.metrics) if status.metrics else ""]
+        click.echo("; ".join([f"completed: {', '.join(filter(None, facts))}", f"everything lies in {where}"]))
+        return code
+    click.echo(
+        f"{status.state.value.lower()} at step {status.step}: {status.reason or 'no reason known'}", err=True
+    )
+    click.echo(f"  see: hpcmass why {where}; start it again to go on", err=True)
+    return code

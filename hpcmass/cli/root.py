@@ -1,0 +1,97 @@
+"""The root command. Verbs are imported only when called, so that `hpcmass --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+import click
+
+from hpcmass import __version__
+from hpcmass.errors import HpcmassError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "init": ("hpcmass.cli.init", "Make a project folder, with a recipe and a job file to start from."),
+    "job": ("hpcmass.cli.job", "Check a job file and show it as resolved."),
+    "shard": ("hpcmass.cli.shard", "Cut a data set into HDF5 shards."),
+    "data": ("hpcmass.cli.data", "Show or verify a dataset."),
+    "train": ("hpcmass.cli.train", "Train the model of a job file, alone or on several ranks."),
+    "run": ("hpcmass.cli.run", "Start a training script of your own on several ranks."),
+    "sweep": ("hpcmass.cli.sweep", "Search hyperparameters; show or resume a study."),
+    "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
+    "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
+    "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are known by name and one line of help until one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the work."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(VERBS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, naming the nearest verb where there is none of that name."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            import difflib
+
+            like = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f" Did you mean '{like[0]}'?" if like else ""
+            ctx.fail(f"There is no command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hpcmass")
+def root() -> None:
+    """Train, search, catalogue and use masses of models, with no server and no root.
+
+    A project folder (hpcmass init) holds data, runs, studies and the catalogue. HPCMASS_DEBUG=1 shows
+    tracebacks.
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; a known error becomes a plain message."""
+    try:
+        result = root.main(args=arguments, prog_name="hpcmass", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except HpcmassError as error:
+        return _tell(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    return result if isinstance(result, int) else 0
+
+
+def _tell(error: HpcmassError) -> int:
+    if os.environ.get("HPCMASS_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if not error.data.get("told"):
+        click.echo(f"error: {error}", err=True)
+    return error.exit_code

@@ -1,0 +1,132 @@
+"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcmass.cli.console import dump, facts, table, text
+from hpcmass.cli.options import project_option, set_option, site_option
+
+if TYPE_CHECKING:
+    from hpcmass.config import Job, Project
+
+
+class SweepGroup(click.Group):
+    """A group in which anything that is no subcommand is a job file to run."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Put `run` in front of a job file."""
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let options stand before the job file too."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("sweep", cls=SweepGroup)
+def command() -> None:
+    """Search hyperparameters: `hpcmass sweep JOB`; show or resume a study.
+
+    `hpcmass sweep JOB` runs the study of the job's [sweep] table; a study that was interrupted goes on.
+    """
+
+
+@command.command("run")
+@click.argument("job_file", metavar="JOB")
+@click.option("--study", "study_name", metavar="NAME", help="Name of the study [default: the job's name].")
+@set_option
+@project_option
+@site_option
+def run(
+    job_file: str,
+    study_name: str | None,
+    sets: tuple[str, ...],
+    project_root: str | None,
+    site_file: str | None,
+) -> int:
+    """Run the study of a job file (the word `run` may be left out)."""
+    from hpcmass.config import load_job
+    from hpcmass.workflow.projects import open_project
+
+    project = open_project(project_root)
+    job = load_job(job_file, sets)
+    return _search(job, project, project.study_path(study_name or job.name), site_file)
+
+
+@command.command("resume")
+@click.argument("study")
+@project_option
+def resume(study: str, project_root: str | None) -> int:
+    """Go on with a study by its name; nothing that is done is run again."""
+    from hpcmass.config import load_job
+    from hpcmass.workflow.projects import find_study, open_project
+
+    project = open_project(project_root)
+    folder = find_study(study, project)
+    return _search(load_job(folder / "job.toml"), project, folder, str(folder / "site.toml"))
+
+
+@command.command("show")
+@click.argument("study")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@project_option
+def show(study: str, as_json: bool, project_root: str | None) -> None:
+    """Show the trials of a study, best first; also while it runs."""
+    from hpcmass.sweep.show import study_summary, study_table
+    from hpcmass.workflow.projects import find_study, open_project
+
+    folder = find_study(study, open_project(project_root))
+    summary, rows = study_summary(folder), study_table(folder)
+    if as_json:
+        dump({"summary": asdict(summary), "trials": [asdict(row) for row in rows]})
+        return
+    best, driver = summary.best, summary.driver
+    facts(
+        {
+            "study": folder,
+            "metric": f"{summary.metric}, {summary.direction}",
+            "trials": f"{len(rows)} of {summary.planned}: {text(summary.counts)}",
+            "best": f"trial {best.number}, {best.value:.6g}, {text(best.params)}" if best else None,
+            "driver": f"process {driver.pid} on {driver.host}" if driver else "none",
+        }
+    )
+    sign = 1 if summary.direction == "minimize" else -1
+    rows.sort(
+        key=lambda row: (row.state != "complete", sign * row.value if row.value is not None else float("inf"))
+    )
+    table(
+        [(r.number, r.state, r.value, r.params, r.steps, r.seconds, r.attempts, r.reason) for r in rows],
+        ["trial", "state", summary.metric, "params", "steps", "seconds", "attempts", "reason"],
+    )
+
+
+def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> int:
+    from hpcmass.cli.progress import SweepProgress
+    from hpcmass.config import load_site
+    from hpcmass.errors import ConfigError
+    from hpcmass.workflow.sweeps import sweep
+
+    if job.sweep is None:
+        raise ConfigError(
+            "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
+        )
+    with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
+        result = sweep(job, project, load_site(site_file), folder=folder, on_event=progress.event)
+    if result.best is not None:
+        best = result.best
+        click.echo(f"best: trial {best.number}, {result.metric} {best.value:.6g}, {text(best.params)}")
+    click.echo(f"{text(result.counts)}; see: hpcmass sweep show {folder.name}")
+    if result.signal:
+        click.echo("interrupted; start it again to go on", err=True)
+        return 128 + result.signal
+    return 0 if result.best is not None else 2

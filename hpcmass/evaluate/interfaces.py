@@ -1,0 +1,93 @@
+"""What evaluation needs of a model and of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Inputs = Array | dict[str, Array]
+"""An array (n, *shape) of a model with one input, else arrays by input name."""
+
+
+class FieldSpecLike(Protocol):
+    """One input of a signature; `shape` is that of one sample."""
+
+    @property
+    def name(self) -> str:
+        """Field name."""
+
+    @property
+    def dtype(self) -> str:
+        """Numpy dtype name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+
+class SignatureLike(Protocol):
+    """What a model takes and gives."""
+
+    @property
+    def inputs(self) -> Sequence[FieldSpecLike]:
+        """Inputs, in order."""
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Class names by index."""
+
+    @property
+    def task(self) -> str:
+        """`classification`, `regression` or `other`."""
+
+
+class Model(Protocol):
+    """A model: `hpcmass.train` loads them from bundles."""
+
+    @property
+    def signature(self) -> Any:
+        """A `SignatureLike`."""
+
+    def __call__(self, inputs: Any, /) -> Any:
+        """Probabilities (n, classes) of a classification, values (n, ...) of a regression."""
+
+
+class DatasetLike(Protocol):
+    """A dataset, or several joined: `hpcmass.data` opens them."""
+
+    @property
+    def id(self) -> str:
+        """Dataset id."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Fields by name."""
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """Names of the target fields."""
+
+    def __len__(self) -> int:
+        """Samples."""
+
+    def classes(self, field: str, /) -> Sequence[str] | None:
+        """Class names of a field."""
+
+    def batches(self, batch_size: int, /) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Batches in order, each a dict of arrays (n, *shape)."""
+
+
+def take_inputs(batch: Mapping[str, Array], signature: SignatureLike) -> Inputs:
+    """The part of a batch that a model takes.
+
+    Raises:
+        KeyError: The batch lacks an input.
+    """
+    names = [spec.name for spec in signature.inputs]
+    if len(names) == 1:
+        return np.asarray(batch[names[0]])
+    return {name: np.asarray(batch[name]) for name in names}

@@ -1,0 +1,159 @@
+"""Which rank am I, and of how many: read from what the launcher left in the environment. Pure.
+
+What the environment says is a promise of the launcher, not a fact about the communicator: an MPI
+library started under a wrong PMI gives N worlds of one rank each (open-mpi/ompi#13523). Whoever builds
+the communicator holds its size against `promised_ranks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hpcmass.errors import LaunchError
+
+# Slurm numbers its special steps (pending, extern, batch, interactive) from here up; real steps count from 0.
+_SLURM_SPECIAL_STEPS = 0xFFFFFFF0
+
+
+@dataclass(frozen=True)
+class RankEnv:
+    """The place of this process among the ranks.
+
+    Attributes:
+        rank: 0 to `size` - 1 over all nodes.
+        size: Ranks over all nodes.
+        local_rank: 0 to `local_size` - 1 on this node.
+        local_size: Ranks on this node; where the launcher does not say, `size` (one node).
+        source: Whose variables were read: `hpcmass`, `openmpi`, `pmi`, `pmix`, `slurm`, `torchrun`, or
+            `none` (an ordinary process: rank 0 of 1). Ranks that hpcmass started say `openmpi` or `pmi`
+            where it used an mpiexec, and `hpcmass` where they are plain processes.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    source: str
+
+
+def detect_ranks(env: Mapping[str, str]) -> RankEnv:
+    """Read rank and size from an environment.
+
+    The nearest launcher counts: variables of hpcmass itself before those of an MPI's launcher, these
+    before torchrun's (which may run inside a Slurm step, one a node), and Slurm's own last, and only
+    inside a step, because a batch script's environment says rank 0 of N too.
+
+    Args:
+        env: The environment, as `os.environ`.
+
+    Raises:
+        LaunchError: A variable is not a number, or the rank is not below the size.
+    """
+    readers: list[Callable[[Mapping[str, str]], RankEnv | None]] = [
+        _hpcmass, _openmpi, _pmi, _pmix, _torchrun, _slurm,
+    ]  # fmt: skip
+    for reader in readers:
+        found = reader(env)
+        if found is not None:
+            return found
+    return RankEnv(0, 1, 0, 1, "none")
+
+
+def promised_ranks(env: Mapping[str, str]) -> int | None:
+    """How many ranks were started, by `HPCMASS_RANKS`, else by the launcher's variables, else None.
+
+    Raises:
+        LaunchError: `HPCMASS_RANKS` is not a number of 1 or more, or `detect_ranks` refused.
+    """
+    if "HPCMASS_RANKS" in env:
+        promised = _number(env, "HPCMASS_RANKS")
+        if promised < 1:
+            raise LaunchError("must be 1 or more", where="HPCMASS_RANKS")
+        return promised
+    found = detect_ranks(env)
+    return None if found.source == "none" else found.size
+
+
+def _hpcmass(env: Mapping[str, str]) -> RankEnv | None:
+    names = ("HPCMASS_RANK", "HPCMASS_SIZE", "HPCMASS_LOCAL_RANK", "HPCMASS_LOCAL_SIZE")
+    # `launch.child` says under whose launcher it found the rank: whether there is an MPI to be had.
+    return _read(env, env.get("HPCMASS_SOURCE", "hpcmass"), *names)
+
+
+def _openmpi(env: Mapping[str, str]) -> RankEnv | None:
+    prefix = "OMPI_COMM_WORLD_"
+    return _read(env, "openmpi", *(prefix + name for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")))
+
+
+def _pmi(env: Mapping[str, str]) -> RankEnv | None:
+    # MPICH's Hydra; also Slurm's pmi2, which leaves the local part to SLURM_LOCALID.
+    found = _read(env, "pmi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+    if found is not None and "MPI_LOCALRANKID" not in env and "SLURM_LOCALID" in env:
+        return _with_slurm_local(env, found)
+    return found
+
+
+def _pmix(env: Mapping[str, str]) -> RankEnv | None:
+    # PMIx tells a process its rank by a variable but the size only by its own calls.
+    if "PMIX_RANK" not in env:
+        return None
+    for size in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        if size in env:
+            found = _read(env, "pmix", "PMIX_RANK", size)
+            return _with_slurm_local(env, found) if found else None
+    return None
+
+
+def _torchrun(env: Mapping[str, str]) -> RankEnv | None:
+    return _read(env, "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def _slurm(env: Mapping[str, str]) -> RankEnv | None:
+    step = env.get("SLURM_STEP_ID", "batch")
+    if not step.isdigit() or int(step) >= _SLURM_SPECIAL_STEPS:
+        return None
+    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+    found = _read(env, "slurm", "SLURM_PROCID", size)
+    return _with_slurm_local(env, found) if found else None
+
+
+def _with_slurm_local(env: Mapping[str, str], found: RankEnv) -> RankEnv:
+    """Take the rank on the node from Slurm, whose `SLURM_STEP_TASKS_PER_NODE` is text like `4(x2),1`."""
+    if "SLURM_LOCALID" not in env:
+        return found
+    per_node: list[int] = []
+    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        count, _, times = part.partition("(x")
+        if count.strip().isdigit():
+            repeat = times.rstrip(") ")
+            per_node += [int(count)] * (int(repeat) if repeat.isdigit() else 1)
+    node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
+    local_size = per_node[node] if node < len(per_node) else found.size
+    return RankEnv(found.rank, found.size, _number(env, "SLURM_LOCALID"), local_size, found.source)
+
+
+def _read(
+    env: Mapping[str, str],
+    source: str,
+    rank_name: str,
+    size_name: str,
+    local_rank_name: str = "",
+    local_size_name: str = "",
+) -> RankEnv | None:
+    """The place by these variables, or None when rank or size is not there."""
+    if rank_name not in env or size_name not in env:
+        return None
+    rank, size = _number(env, rank_name), _number(env, size_name)
+    if rank >= size:
+        raise LaunchError(f"rank {rank} of {size} ranks cannot be", where=f"{rank_name}, {size_name}")
+    local_rank = _number(env, local_rank_name) if local_rank_name in env else rank
+    local_size = _number(env, local_size_name) if local_size_name in env else size
+    return RankEnv(rank, size, local_rank, local_size, source)
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    text = env[name]
+    if not text.strip().isdigit():
+        raise LaunchError(f"is {text!r}, not a number", where=f"environment variable {name}")
+    return int(text)

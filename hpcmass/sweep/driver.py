@@ -1,0 +1,325 @@
+"""The driver of a study: draws trials, has them run, watches their run folders, counts them.
+
+The study's folder is the truth. A trial is on disk before it is started, and counted by one file that is
+written once; so a driver that is killed at any moment loses nothing, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpcmass.config import Job
+from hpcmass.errors import ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
+from hpcmass.files import Lease
+from hpcmass.runs import RunFolder
+from hpcmass.sweep.events import Event, StudyResult
+from hpcmass.sweep.interrupt import Interruption
+from hpcmass.sweep.records import Outcome, TrialSpec, best_trial, read_trials, trial_path
+from hpcmass.sweep.study import Record, Study
+from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
+
+_POLL_S = 0.5
+_SAME_FAILURES = 3
+
+
+class Submit(Protocol):
+    """How trials are run: given by the floor above.
+
+    The future ends when the trial is no longer run, however it ended; its result is not looked at, the run
+    folder is. It holds an exception only when the trial could not be run or its worker was lost.
+    """
+
+    def submit(self, trial: TrialSpec) -> Future[Any]:
+        """Start a trial, or queue it."""
+        ...
+
+
+@dataclass
+class _Flight:
+    """A trial that is being run: by a worker of ours, or (no future) by somebody we only watch."""
+
+    spec: TrialSpec
+    values: Values
+    future: Future[Any] | None = None
+    reported: int = 0
+    stopping: bool = False
+
+
+def run_study(
+    job: Job,
+    folder: Path,
+    *,
+    workers: Callable[[], AbstractContextManager[Submit]],
+    prepare: Callable[[TrialSpec], None],
+    begin: Callable[[], None] = lambda: None,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> StudyResult:
+    """Run a study to its end, from wherever its folder says it is.
+
+    Args:
+        job: A job with `[sweep]`.
+        folder: The study's folder.
+        workers: Opens the workers; entered only when there is something to run, left at the end.
+        prepare: Lays down a trial's run folder; called once its `trial.json` is there.
+        begin: Called once this driver has the study, to lay down or to check what is in its folder.
+        on_event: Told what happens, in the driver's thread.
+
+    Raises:
+        LeaseHeld: Another driver, alive, has this study.
+        SweepError: The first trials all failed the same way, or there are no workers any more.
+        CorruptError: A record of the study is not what it should be.
+    """
+    assert job.sweep is not None
+    lease = Lease(folder / "lease")
+    try:
+        lease.acquire()
+    except LeaseHeld as error:
+        raise LeaseHeld(
+            f"another driver works on this study ({error.message})",
+            where=folder,
+            hint="watch it with: hpcmass sweep show; or end that process and start again",
+            transient=True,
+            **error.data,
+        ) from None
+    with ExitStack() as stack:
+        stack.callback(lease.release)
+        begin()
+        interruption = stack.enter_context(Interruption())
+        return _Driver(job, folder, prepare, on_event, interruption).run(stack, workers)
+
+
+class _Driver:
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        prepare: Callable[[TrialSpec], None],
+        on_event: Callable[[Event], None],
+        interruption: Interruption,
+    ) -> None:
+        assert job.sweep is not None
+        self.job, self.sweep, self.folder = job, job.sweep, folder
+        self.prepare, self.on_event, self.interruption = prepare, on_event, interruption
+        trials = read_trials(folder)
+        self.study = Study(job.sweep, [_record(spec, outcome) for spec, outcome in trials])
+        self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
+        self.specs = {spec.number: spec for spec, _ in trials}
+        self.again = [spec for spec, outcome in trials if outcome is None]
+        self.exhausted = False
+        self.flights: list[_Flight] = []
+        self.starts: dict[int, int] = {}
+        self.losses: dict[int, int] = {}
+        self.failures: list[str] = []
+        self.ran = 0
+        self.submit: Submit | None = None
+
+    # -- the loop -------------------------------------------------------------------------------------
+    def run(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> StudyResult:
+        self._say("opened", None, message=f"{len(self.again)} unfinished" if self.again else "")
+        while not self.interruption.signal:
+            self._fill(stack, workers)
+            if not self.flights:
+                break
+            self._watch()
+        return self._result()
+
+    def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+        while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
+            spec = self.again.pop(0) if self.again else self._draw()
+            if spec is None:
+                return
+            flight = _Flight(spec, Values(spec.run, self.job))
+            verdict = self._standing(flight)
+            if verdict is not None:
+                self._count(flight, verdict)
+                continue
+            if is_running(spec.run):
+                self._say("attached", flight)
+            else:
+                if self.submit is None:
+                    self.submit = stack.enter_context(workers())
+                flight.future = self.submit.submit(spec)
+                self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
+                self._say("started", flight)
+            self.flights.append(flight)
+
+    def _standing(self, flight: _Flight) -> Verdict | None:
+        """What is known of a trial before it is started: it may have ended uncounted, or be impossible."""
+        run = flight.spec.run
+        if not run.exists():
+            try:
+                self.prepare(flight.spec)
+            except ConfigError as error:
+                return Verdict("failed", f"ConfigError: {error.message}")
+        if is_running(run):
+            return None
+        verdict = judge(run, flight.values)
+        return None if verdict.kind == "lost" else verdict
+
+    def _draw(self) -> TrialSpec | None:
+        number = len(self.specs)
+        if number >= self.sweep.trials or self.exhausted:
+            return None
+        params = self.study.ask(number)
+        if params is None:
+            self.exhausted = True
+            return None
+        spec = TrialSpec(
+            number,
+            params,
+            self.study.space.overrides(params),
+            len(self.outcomes),
+            trial_path(self.folder, number),
+        )
+        spec.publish()
+        self.specs[number] = spec
+        return spec
+
+    def _watch(self) -> None:
+        """Wait for something to happen, at most half a second, and look at every running trial."""
+        futures = [flight.future for flight in self.flights if flight.future is not None]
+        if futures:
+            wait(futures, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        else:
+            time.sleep(_POLL_S)
+        for flight in list(self.flights):
+            self._report(flight)
+            ended = self._ended(flight)
+            if ended is not None and not self.interruption.signal:
+                self.flights.remove(flight)
+                self._settle(flight, ended)
+
+    # -- one trial ------------------------------------------------------------------------------------
+    def _report(self, flight: _Flight) -> None:
+        """Hand new values to the pruner; ask a trial that it gives up to stop."""
+        values = flight.values.read()
+        for evaluation in range(flight.reported + 1, len(values) + 1):
+            step, value = values[evaluation - 1]
+            flight.reported = evaluation
+            prune = self.study.report(flight.spec.number, evaluation, value)
+            self._say("value", flight, step=int(step), value=value)
+            if prune and not flight.stopping:
+                flight.stopping = True
+                flight.spec.run.ask_to_stop(f"{PRUNED}{self.sweep.metric} {value:.6g} at step {int(step)}")
+
+    def _ended(self, flight: _Flight) -> Verdict | None:
+        """What came of a trial that is no longer run, or None while it is."""
+        run, future = flight.spec.run, flight.future
+        if future is not None and not future.done():
+            return None
+        error = future.exception() if future is not None else None
+        if isinstance(error, LaunchError):
+            raise SweepError(
+                f"the workers are gone: {error.message}",
+                where=self.folder,
+                hint="start it again; unfinished trials go on where they stand",
+            ) from error
+        if is_running(run) and (error is not None or future is None):
+            flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
+            return None
+        verdict = judge(run, flight.values)
+        if verdict.kind == "lost" and error is not None:
+            return Verdict("lost", f"{type(error).__name__}: {error}")
+        return verdict
+
+    def _settle(self, flight: _Flight, verdict: Verdict) -> None:
+        if verdict.kind != "lost":
+            self._count(flight, verdict)
+            return
+        number = flight.spec.number
+        self.losses[number] = self.losses.get(number, 0) + 1
+        if self.losses[number] <= self.sweep.retries:
+            self._say("retried", flight, message=verdict.reason or "")
+            self.again.insert(0, flight.spec)
+        else:
+            self._count(flight, Verdict("failed", f"lost {self.losses[number]} times: {verdict.reason}"))
+
+    def _count(self, flight: _Flight, verdict: Verdict) -> None:
+        """Write the outcome down once, tell the sampler, stop early when everything fails alike."""
+        number, run = flight.spec.number, flight.spec.run
+        flight.stopping = True
+        self._report(flight)
+        outcome = Outcome(
+            state=verdict.kind,
+            value=None if verdict.kind == "failed" else flight.values.last(),
+            values=flight.values.read(),
+            attempts=max(self.starts.get(number, 0), _attempt(run)),
+            order=len(self.outcomes),
+            seconds=_seconds(run),
+            reason=verdict.reason,
+        )
+        outcome.publish(flight.spec.path)
+        self.outcomes[number] = outcome
+        self.ran += 1
+        self.study.tell(number, outcome.state, outcome.value)  # type: ignore[arg-type]
+        self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
+        self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
+        if len(self.failures) == _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
+            raise SweepError(
+                f"the first {_SAME_FAILURES} trials failed the same way: {outcome.reason}",
+                where=flight.spec.path,
+                hint=f"see: hpcmass why {flight.spec.path}",
+            )
+
+    # -- words ----------------------------------------------------------------------------------------
+    def _say(self, kind: str, flight: _Flight | None, **more: Any) -> None:
+        number = flight.spec.number if flight else None
+        params = flight.spec.params if flight else {}
+        self.on_event(Event(kind, number, len(self.outcomes), self._planned(), params=params, **more))
+
+    def _planned(self) -> int:
+        return min(self.sweep.trials, self.study.grid_size or self.sweep.trials)
+
+    def _result(self) -> StudyResult:
+        counts = dict.fromkeys(("complete", "pruned", "failed"), 0)
+        for outcome in self.outcomes.values():
+            counts[outcome.state] += 1
+        counts["unfinished"] = len(self.specs) - len(self.outcomes)
+        return StudyResult(
+            self.folder,
+            self.sweep.metric,
+            self.sweep.direction,
+            best_trial(self.sweep.direction, [(self.specs[n], self.outcomes.get(n)) for n in self.specs]),
+            counts,
+            self.interruption.signal,
+            self.ran,
+        )
+
+
+def _record(spec: TrialSpec, outcome: Outcome | None) -> Record:
+    if outcome is None:
+        return Record(spec.number, spec.params, spec.told)
+    return Record(
+        spec.number,
+        spec.params,
+        spec.told,
+        outcome.state,  # type: ignore[arg-type]
+        outcome.value,
+        outcome.values,
+        outcome.order,
+    )
+
+
+def _attempt(run: RunFolder) -> int:
+    try:
+        return run.status().attempt
+    except HpcmassError:
+        return 0
+
+
+def _seconds(run: RunFolder) -> float | None:
+    try:
+        status = run.status()
+    except HpcmassError:
+        return None
+    end = status.ended or status.updated
+    return None if status.started is None or end is None else round(end - status.started, 3)
+
+
+__all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -1,0 +1,48 @@
+"""What a driver says: while it works (`Event`), and at its end (`StudyResult`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcmass.sweep.records import BestTrial
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a watcher of the study may show.
+
+    Attributes:
+        kind: `opened` | `started` | `value` | `attached` | `retried` | `complete` | `pruned` | `failed`.
+        number: The trial, None for `opened`.
+        finished: Trials counted so far; `trials`: how many there are to be.
+    """
+
+    kind: str
+    number: int | None
+    finished: int
+    trials: int
+    step: int | None = None
+    value: float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What stands in a study's folder when its driver ends.
+
+    Attributes:
+        counts: Trials by outcome (`complete`, `pruned`, `failed`), and `unfinished`.
+        signal: The signal that interrupted the driver, or None.
+        ran: Trials that this driver counted.
+    """
+
+    folder: Path
+    metric: str
+    direction: str
+    best: BestTrial | None
+    counts: dict[str, int]
+    signal: int | None = None
+    ran: int = 0

@@ -1,0 +1,161 @@
+"""What the rest of `train` knows of a communicator, and what all implementations share."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Op = Literal["sum", "max", "min"]
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Pending(Protocol):
+    """A reduction under way."""
+
+    def wait(self) -> None:
+        """Return when the result lies in the buffer.
+
+        Raises:
+            RankFailed: Another rank went away meanwhile.
+        """
+
+
+class Communicator(Protocol):
+    """All ranks of a run. Every method but `abort` and `close` is collective: all ranks call it, in one order.
+
+    Attributes:
+        name: `single`, `mpi`, `torch` or `horovod`.
+        rank: This process, 0 to `size` - 1.
+        size: Ranks that really found each other.
+        local_rank: This process among those of its node.
+        local_size: Ranks on this node.
+        device: Where this rank's model lies.
+    """
+
+    name: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+        """Start summing a contiguous 1-d tensor over all ranks, in place.
+
+        Args:
+            flat: On `device`; not to be touched until `wait` has returned.
+            slot: A number that stands for this buffer in every step; those under way at once differ.
+        """
+
+    def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
+        """Reduce float64 values over all ranks; the result is the same on all."""
+
+    def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
+        """Overwrite the tensors of all ranks with those of `root`."""
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """What JSON can say, from `root` to all."""
+
+    def gather_objects(self, value: Any, root: int = 0) -> list[Any] | None:
+        """What JSON can say, from all ranks, in the order of ranks, to `root`; None elsewhere."""
+
+    def share_objects(self, value: Any) -> list[Any]:
+        """What JSON can say, from all ranks, in the order of ranks, to all."""
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here."""
+
+    def abort(self, reason: str, code: int = 2) -> NoReturn:
+        """End all ranks at once, from any thread; not collective."""
+
+    def close(self) -> None:
+        """Give threads and connections back."""
+
+
+class BaseCommunicator(ABC):
+    """Objects, tensors and barriers out of three primitives on bytes and float64 values."""
+
+    name: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @abstractmethod
+    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+        """See `Communicator.allreduce_`."""
+
+    @abstractmethod
+    def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
+        """See `Communicator.allreduce_values`."""
+
+    @abstractmethod
+    def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
+        """See `Communicator.broadcast_`."""
+
+    @abstractmethod
+    def _broadcast_bytes(self, data: bytes, length: int, root: int) -> bytes:
+        """The `length` bytes of `root`, on all ranks; `data` counts on `root` only."""
+
+    @abstractmethod
+    def _allgather_bytes(self, data: bytes, lengths: list[int]) -> list[bytes]:
+        """The bytes of all ranks, on all ranks; `lengths` are theirs, by rank."""
+
+    @abstractmethod
+    def abort(self, reason: str, code: int = 2) -> NoReturn:
+        """See `Communicator.abort`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Communicator.close`."""
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """See `Communicator.broadcast_object`."""
+        data = json.dumps(value).encode() if self.rank == root else b""
+        # A maximum is a broadcast when all others hold zero.
+        length = int(self.allreduce_values(np.array([float(len(data))]), "max")[0])
+        return json.loads(self._broadcast_bytes(data, length, root))
+
+    def share_objects(self, value: Any) -> list[Any]:
+        """See `Communicator.share_objects`."""
+        data = json.dumps(value).encode()
+        lengths = np.zeros(self.size)
+        lengths[self.rank] = len(data)
+        counts = [int(n) for n in self.allreduce_values(lengths)]
+        return [json.loads(part) for part in self._allgather_bytes(data, counts)]
+
+    def gather_objects(self, value: Any, root: int = 0) -> list[Any] | None:
+        """See `Communicator.gather_objects`."""
+        parts = self.share_objects(value)
+        return parts if self.rank == root else None
+
+    def barrier(self) -> None:
+        """See `Communicator.barrier`."""
+        self.allreduce_values(np.zeros(1))
+
+
+def bytes_tensor(data: bytes, length: int | None = None) -> Tensor:
+    """Bytes as a uint8 tensor of `length`, filled up with zeros."""
+    made = torch.zeros(len(data) if length is None else length, dtype=torch.uint8)
+    if data:
+        made[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return made
+
+
+def narrow_float(tensor: Tensor) -> bool:
+    """Whether MPI and Horovod on CPUs have to sum this type in float32 instead."""
+    return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+def local_device(local_rank: int, local_size: int) -> torch.device:
+    """A GPU of its own for every rank of the node where there are enough, else the CPU."""
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local_size:
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")

@@ -1,0 +1,349 @@
+"""Training of estimators with scikit-learn's interface: the whole data at once, or streamed."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcmass.config.job import EarlyStopTable, Job
+from hpcmass.errors import MissingDependency, RecipeError
+from hpcmass.runs import RunFolder, State
+from hpcmass.train.bundle import write_estimator_bundle
+from hpcmass.train.comm.agree import on_root
+from hpcmass.train.comm.base import Communicator
+from hpcmass.train.inputs import DatasetLike, Prepared, flatten, prepare, select_fields
+from hpcmass.train.predictor import Array, estimator_outputs
+from hpcmass.train.recipe import Recipe
+from hpcmass.train.skops_files import check_storable
+
+READ = 4096  # samples read and transformed at once
+_SMALLEST = 1e-7  # probabilities are held above this before their logarithm is taken
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one fit is about.
+
+    Attributes:
+        classes: Number of classes; None: the estimator is a regressor.
+    """
+
+    estimator: Any
+    recipe: Recipe
+    job: Job
+    inputs: list[str]
+    targets: list[str]
+    classes: int | None
+
+    def arrays(self, batch: dict[str, Array], *, train: bool) -> tuple[Array, Array]:
+        """Features (n, features) float32 and the target, (n,) or (n, k)."""
+        ready = prepare(batch, self.recipe, self.inputs, self.targets, train=train)
+        return flatten(ready.inputs), self._target(ready)
+
+    def _target(self, ready: Prepared) -> Array:
+        assert isinstance(ready.targets, torch.Tensor)
+        y: Array = ready.targets.numpy()
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if self.classes is None:
+            return y.astype(np.float32, copy=False)
+        if y.size and not 0 <= y.min() <= y.max() < self.classes:
+            raise RecipeError(f"labels run from {y.min()} to {y.max()}, not from 0 to {self.classes - 1}")
+        return y
+
+
+def fit_estimator(
+    estimator: Any,
+    recipe: Recipe,
+    job: Job,
+    train_ds: DatasetLike,
+    valid_ds: DatasetLike | None,
+    run: RunFolder,
+    comm: Communicator,
+    *,
+    say: Callable[[str], None] | None = None,
+    should_stop: Callable[[], str | None] | None = None,
+) -> dict[str, float]:
+    """Fit an estimator on rank 0, while the others wait; collective.
+
+    `train.fit = "whole"` reads all data into memory and calls `fit`; `"stream"` calls `partial_fit` for every
+    global batch, in the sample order; `"auto"` streams only where the data would take more than half of the
+    memory and the estimator can. Seeds (`random_state`) and `n_jobs` that the recipe left None are set from
+    the job. A `valid` record is appended at every evaluation, and the bundle lies in `run.model` afterwards,
+    unless the run was asked to stop: then there is none.
+
+    Args:
+        estimator: Unfitted, from the recipe.
+        recipe: Its `transform` and `metrics` are used; metrics get log-probabilities as outputs.
+        job: Keys of `[data]` and `[train]`; epochs, batches and early stop concern streaming.
+        train_ds: What to fit.
+        valid_ds: What the metrics are computed on, or None: no metrics.
+        run: Gets records, status and model.
+        comm: The ranks.
+        say: Shows one line to the user.
+        should_stop: Asked between batches besides the run's stop file; a reason ends the fit.
+
+    Returns:
+        The last validation's metrics, named as for torch models (`loss`, and `accuracy` or `mae`).
+
+    Raises:
+        RecipeError: The estimator does not suit the data, cannot be stored, or raised; on every rank.
+        MissingDependency: scikit-learn or skops is not installed.
+    """
+
+    def fit() -> dict[str, float]:
+        return _fit(estimator, recipe, job, train_ds, valid_ds, run, comm.size, say or _silent, should_stop)
+
+    return dict(on_root(comm, fit))
+
+
+def _fit(
+    estimator: Any,
+    recipe: Recipe,
+    job: Job,
+    train_ds: DatasetLike,
+    valid_ds: DatasetLike | None,
+    run: RunFolder,
+    ranks: int,
+    say: Callable[[str], None],
+    should_stop: Callable[[], str | None] | None,
+) -> dict[str, float]:
+    check_storable(estimator)
+    task = _make_task(estimator, recipe, job, train_ds)
+    if next(iter(run.records()), None) is not None:
+        run.append({"kind": "resume", "from_step": 0, "ranks": ranks})  # there is nothing to go on from
+    torch.manual_seed(job.train.seed)
+    borrowed = _set_params(estimator, job)
+    evaluator = _Evaluator(task, valid_ds, run, say)
+    started = time.monotonic()
+
+    def asked() -> str | None:
+        return run.asked_to_stop() or (should_stop and should_stop())
+
+    name = type(estimator).__name__
+    if _streams(task, train_ds):
+        say(f"{name}: partial_fit on {len(train_ds)} samples, {job.train.epochs} epochs at most")
+        finished = _stream(
+            task, train_ds, evaluator, lambda: run.asked_to_stop() or (should_stop and should_stop())
+        )
+    else:
+        say(f"{name}: fit on {len(train_ds)} samples")
+        _whole(task, train_ds)
+        evaluator(step=1, epoch=0)
+        finished = True
+    if not finished:
+        return evaluator.last
+    estimator.set_params(**dict.fromkeys(borrowed)) if borrowed else None
+    x_nf, _ = task.arrays(train_ds.batch(np.arange(min(2, len(train_ds)))), train=False)
+    write_estimator_bundle(
+        run.model,
+        estimator,
+        recipe,
+        job.params,
+        train_ds,
+        sample_output=estimator_outputs(estimator, x_nf, task.classes),
+        inputs=task.inputs,
+        targets=task.targets,
+        task="regression" if task.classes is None else "classification",
+    )
+    say(f"{name}: fitted in {time.monotonic() - started:.1f} s")
+    return evaluator.last
+
+
+def _silent(text: str) -> None:
+    """Show nothing."""
+
+
+# -- what fits what -------------------------------------------------------------------------------------
+def _make_task(estimator: Any, recipe: Recipe, job: Job, dataset: DatasetLike) -> _Task:
+    try:
+        from sklearn.base import is_classifier
+    except ImportError as error:
+        raise MissingDependency(
+            "estimators need scikit-learn", hint="pip install 'hpcmass[sklearn]'"
+        ) from error
+    inputs, targets = select_fields(dataset, job.data.inputs, job.data.targets)
+    if len(targets) != 1:
+        raise RecipeError(
+            f"an estimator needs one target, the dataset has {len(targets)}",
+            where=recipe.path,
+            hint="name it: data.targets = [...] in the job file",
+        )
+    if len(dataset) == 0:
+        raise RecipeError("the dataset is empty", where=recipe.path)
+    if not is_classifier(estimator):
+        return _Task(estimator, recipe, job, inputs, targets, None)
+    if np.dtype(dataset.fields[targets[0]].dtype).kind not in "iub":
+        raise RecipeError(
+            f"{type(estimator).__name__} is a classifier, but the target {targets[0]!r} is not an integer",
+            where=recipe.path,
+            hint="use a regressor",
+        )
+    names = dataset.classes(targets[0])
+    return _Task(estimator, recipe, job, inputs, targets, len(names) if names else _count(dataset, targets[0]))
+
+
+def _count(dataset: DatasetLike, target: str) -> int:
+    """Classes of a target without names: the largest label and one."""
+    return 1 + max(int(dataset.batch(ids)[target].max()) for ids in _parts(len(dataset)))
+
+
+def _parts(n: int) -> Iterator[Array]:
+    return (np.arange(start, min(start + READ, n)) for start in range(0, n, READ))
+
+
+def _set_params(estimator: Any, job: Job) -> list[str]:
+    """Fill in seeds and `n_jobs` that were left None; returns what is to be None again in the bundle."""
+    if not hasattr(estimator, "get_params"):
+        return []
+    threads = job.resources.threads_per_rank or torch.get_num_threads()
+    # LogisticRegression still has the parameter, ignores it and warns.
+    open_keys = [key for key, value in estimator.get_params().items() if value is None]
+    seeds = {key: job.train.seed for key in open_keys if key.split("__")[-1] == "random_state"}
+    jobs = {key: threads for key in open_keys if key.split("__")[-1] == "n_jobs" and threads > 1}
+    for key in list(jobs):
+        owner = estimator.get_params().get(key.rpartition("__")[0], estimator)
+        if type(owner).__name__.startswith("LogisticRegression"):
+            del jobs[key]
+    estimator.set_params(**seeds, **jobs)
+    return list(jobs)
+
+
+def _streams(task: _Task, dataset: DatasetLike) -> bool:
+    can = hasattr(task.estimator, "partial_fit")
+    if task.job.train.fit == "stream" and not can:
+        raise RecipeError(
+            f"{type(task.estimator).__name__} has no partial_fit and cannot be streamed",
+            where=task.recipe.path,
+            hint='use train.fit = "whole", or an estimator such as SGDClassifier or MLPClassifier',
+        )
+    if task.job.train.fit != "auto":
+        return task.job.train.fit == "stream"
+    features = sum(math.prod(dataset.fields[name].shape) for name in task.inputs)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return can and 4 * features * len(dataset) > memory / 2
+
+
+# -- fitting ----------------------------------------------------------------------------------------------
+def _fit_errors(task: _Task, method: str) -> Any:
+    return task.recipe.errors(f"{type(task.estimator).__name__}.{method}")
+
+
+def _whole(task: _Task, dataset: DatasetLike) -> None:
+    from joblib import parallel_config  # type: ignore[import-untyped]
+
+    x_nf: Array | None = None
+    y: Array | None = None
+    for ids in _parts(len(dataset)):
+        features, target = task.arrays(dataset.batch(ids), train=True)
+        if x_nf is None or y is None:
+            x_nf = np.empty((len(dataset), features.shape[1]), np.float32)
+            y = np.empty((len(dataset), *target.shape[1:]), target.dtype)
+        x_nf[ids[0] : ids[-1] + 1], y[ids[0] : ids[-1] + 1] = features, target
+    # Threads, since processes forked beside MPI may hang.
+    with _fit_errors(task, "fit"), parallel_config(backend="threading"):
+        task.estimator.fit(x_nf, y)
+
+
+def _stream(
+    task: _Task, dataset: DatasetLike, evaluator: _Evaluator, stopped: Callable[[], str | None]
+) -> bool:
+    """Stream the epochs; returns whether the fit came to its end (and was not asked to stop)."""
+    train, data = task.job.train, task.job.data
+    first: dict[str, Any] = {} if task.classes is None else {"classes": np.arange(task.classes)}
+    step = 0
+    patience = Patience(train.early_stop) if train.early_stop else None
+    for epoch in range(train.epochs):
+        for batch in dataset.batches(train.global_batch, order=data.order, seed=data.seed, epoch=epoch):
+            x_nf, y = task.arrays(batch, train=True)
+            if train.drop_last and len(y) < train.global_batch:
+                continue
+            with _fit_errors(task, "partial_fit"):
+                task.estimator.partial_fit(x_nf, y, **first)
+            first, step = {}, step + 1
+            if step == train.max_steps:
+                break
+            if step % train.log_every_steps == 0 and stopped():
+                return False
+        if step == 0:
+            raise RecipeError("the dataset is smaller than train.global_batch, and train.drop_last is set")
+        last = epoch + 1 == train.epochs or step == train.max_steps
+        if last or (epoch + 1) % train.evaluate_every_epochs == 0:
+            metrics = evaluator(step=step, epoch=epoch)
+            last = (patience is not None and bool(metrics) and patience.used_up(metrics)) or last
+        if last:
+            return True
+        if stopped():
+            return False
+    return True
+
+
+class Patience:
+    """Counts evaluations without improvement."""
+
+    def __init__(self, table: EarlyStopTable) -> None:
+        self._table = table
+        self._best, self._bad = math.inf, 0
+
+    def used_up(self, metrics: dict[str, float]) -> bool:
+        """Count one evaluation; whether it is time to stop.
+
+        Raises:
+            RecipeError: The metric of the table is none of these.
+        """
+        if self._table.metric not in metrics:
+            raise RecipeError(
+                f"there is no metric {self._table.metric!r}, there are {', '.join(metrics)}",
+                where="train.early_stop.metric",
+            )
+        value = metrics[self._table.metric] * (1 if self._table.direction == "minimize" else -1)
+        better = value < self._best - self._table.min_delta
+        self._best, self._bad = (value, 0) if better else (self._best, self._bad + 1)
+        return self._bad >= self._table.patience
+
+
+class _Evaluator:
+    """Computes metrics over the validation data, records and shows them."""
+
+    def __init__(
+        self, task: _Task, dataset: DatasetLike | None, run: RunFolder, say: Callable[[str], None]
+    ) -> None:
+        self.task, self.dataset, self.run, self.say = task, dataset, run, say
+        self.last: dict[str, float] = {}
+
+    def __call__(self, *, step: int, epoch: int) -> dict[str, float]:
+        """Evaluate; returns nothing where there is no validation data."""
+        if self.dataset is None:
+            self.run.update(state=State.RUNNING, step=step, epoch=epoch)
+            return {}
+        self.last = _metrics(self.task, self.dataset)
+        self.run.append({"kind": "valid", "step": step, "epoch": epoch, **self.last})
+        finite = {name: value for name, value in self.last.items() if math.isfinite(value)}
+        self.run.update(state=State.RUNNING, step=step, epoch=epoch, metrics=finite)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in self.last.items())
+        self.say(f"epoch {epoch + 1} step {step}: valid {text}")
+        return self.last
+
+
+def _metrics(task: _Task, dataset: DatasetLike) -> dict[str, float]:
+    """Means over a dataset of the recipe's metrics.
+
+    The metrics get logarithms of the probabilities as outputs: cross entropy of these is the log loss, so
+    estimators and torch models are measured alike.
+    """
+    sums: dict[str, float] = {}
+    for ids in _parts(len(dataset)):
+        x_nf, y = task.arrays(dataset.batch(ids), train=False)
+        outputs = torch.from_numpy(np.ascontiguousarray(estimator_outputs(task.estimator, x_nf, task.classes)))
+        if task.classes is not None:
+            outputs = outputs.clamp_min(_SMALLEST).log()
+        for name, values in task.recipe.metrics(outputs, torch.from_numpy(y)).items():
+            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+    return {name: total / len(dataset) for name, total in sums.items()} if len(dataset) else {}

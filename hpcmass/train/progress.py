@@ -1,0 +1,116 @@
+"""What rank 0 tells: records and status of the run folder, events, and the user's console."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hpcmass.runs import RunFolder, State
+from hpcmass.train.events import Events
+
+STATUS_EVERY_S = 2.0
+PLAIN_EVERY_S = 10.0
+
+
+class Screen:
+    """One progress line on a terminal; plain lines at intervals elsewhere; nothing when switched off."""
+
+    def __init__(self, title: str, total_steps: int, *, on: bool) -> None:
+        self._title, self._total, self._on = title, total_steps, on
+        self._rich: Progress | None = None
+        self._task: TaskID | None = None
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        """A plain line that stays."""
+        if not self._on:
+            return
+        if self._rich is not None:
+            self._rich.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def start(self, step: int) -> None:
+        """Begin, at `step`."""
+        if self._on and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._rich = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._task = self._rich.add_task(self._title, total=self._total, completed=step, text="")
+            self._rich.start()
+        self._last = time.monotonic()
+
+    def step(self, step: int, epoch: int, loss: float | None, samples_per_s: float | None) -> None:
+        """After every step; the loss is known at log intervals only."""
+        if self._rich is not None and self._task is not None:
+            self._rich.update(self._task, completed=step)
+            if loss is not None:
+                text = f"epoch {epoch + 1}  step {step}/{self._total}  loss {loss:.4g}  "
+                text += f"{samples_per_s:.0f} samples/s"
+                self._rich.update(self._task, text=text)
+        elif loss is not None and time.monotonic() - self._last >= PLAIN_EVERY_S:
+            self._last = time.monotonic()
+            self.say(
+                f"{self._title}: epoch {epoch + 1} step {step}/{self._total} loss {loss:.4g} "
+                f"{samples_per_s:.0f} samples/s"
+            )
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._rich is not None:
+            self._rich.stop()
+            self._rich = None
+
+
+class Reporter:
+    """Rank 0's sinks in one: `metrics.jsonl`, `status.json`, `events/`, the screen. Other ranks have none."""
+
+    def __init__(self, run: RunFolder, screen: Screen, *, from_step: int) -> None:
+        self._run = run
+        self._screen = screen
+        self._events = Events(run.path / "events", purge_step=from_step + 1 if from_step else None)
+        self._written = 0.0
+
+    def step(self, step: int, epoch: int, samples_done: int) -> None:
+        """After every optimiser step; the status file is written every few seconds only."""
+        self._screen.step(step, epoch, None, None)
+        if time.monotonic() - self._written >= STATUS_EVERY_S:
+            self.status(step, epoch, samples_done)
+
+    def status(self, step: int, epoch: int, samples_done: int, **more: Any) -> None:
+        """Write where the run is."""
+        self._written = time.monotonic()
+        self._run.update(state=State.RUNNING, step=step, epoch=epoch, samples_done=samples_done, **more)
+
+    def train(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """A `train` record."""
+        self._run.append({"kind": "train", "step": step, "epoch": epoch, **values})
+        self._screen.step(step, epoch, values["loss"], values["samples_per_s"])
+        self._events.write(step, values, "train")
+
+    def valid(self, step: int, epoch: int, samples_done: int, metrics: Mapping[str, float]) -> None:
+        """A `valid` record, and the same numbers in the status."""
+        self._run.append({"kind": "valid", "step": step, "epoch": epoch, **metrics})
+        self._events.write(step, metrics, "valid")
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.status(step, epoch, samples_done, metrics=finite)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._screen.say(f"epoch {epoch + 1} step {step}: valid {text}")
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self._screen.say(text)
+
+    def close(self) -> None:
+        """Flush the events and take the progress line away."""
+        self._events.close()
+        self._screen.close()

@@ -1,0 +1,301 @@
+"""One rank of a run, from the first handshake to the last status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from hpcmass.config import Job, Project, Site
+from hpcmass.data import Dataset
+from hpcmass.errors import ConfigError, HpcmassError, RankFailed
+from hpcmass.files import Lease
+from hpcmass.launch import RankEnv, detect_ranks, leave_word
+from hpcmass.runs import RunFolder, State, Status
+from hpcmass.train import checkpoint, opening
+from hpcmass.train.bundle import write_torch_bundle
+from hpcmass.train.comm import Communicator, open_communicator
+from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
+from hpcmass.train.datasets import open_all, open_train
+from hpcmass.train.estimator import fit_estimator
+from hpcmass.train.inputs import forward, prepare, select_fields
+from hpcmass.train.lazy import materialise
+from hpcmass.train.loop import Loop, Plan, Task
+from hpcmass.train.optim import Schedule, make_optimizer
+from hpcmass.train.progress import Reporter, Screen
+from hpcmass.train.recipe import Recipe, load_recipe
+from hpcmass.train.signals import Peer, Watch, fail_status
+
+
+def train_rank(
+    job: Job,
+    run: RunFolder,
+    project: Project,
+    *,
+    comm_name: str | None = None,
+    console: bool = True,
+    fresh: bool = False,
+    site: Site | None = None,
+) -> Status:
+    """Run this process's rank of a run, from the first handshake to the last status.
+
+    Every rank calls it with the same arguments. A run that is there already goes on from its last checkpoint,
+    on any number of ranks. As one rank it can be called anywhere: threads, signal handlers, random states and
+    the number of threads are as before when it returns.
+
+    Args:
+        job: What to train; has a recipe.
+        run: The run's folder; made when everything that can be checked beforehand is right.
+        project: What the job's data paths are relative to.
+        comm_name: Overrides `train.backend`.
+        console: Whether rank 0 shows its progress.
+        fresh: Begin again; what is there is kept under another name.
+        site: Written into a new run's folder.
+
+    Returns:
+        The status at the end: COMPLETED or STOPPED.
+
+    Raises:
+        HpcmassError: Agreed by all ranks, so every rank raises it; on ranks above 0 `data["told"]` is true,
+            for rank 0 is the one to print it. What goes wrong on one rank only ends all processes instead.
+    """
+    try:
+        ranks = detect_ranks(os.environ)
+        with _process_state(job, ranks):
+            comm = open_communicator(comm_name or job.train.backend, ranks)
+            try:
+                return _Rank(job, run, project, comm, console=console, fresh=fresh, site=site).train()
+            except BaseException as error:
+                if comm.size > 1 and not is_agreed(error):
+                    _end_all(comm, error)
+                raise
+            finally:
+                comm.close()
+    except HpcmassError as error:
+        # Whoever started the ranks says it once.
+        if leave_word(error):
+            error.data["told"] = True
+        raise
+
+
+class _Rank:
+    """The pieces of `train_rank`, in the order in which they are called."""
+
+    def __init__(
+        self, job: Job, run: RunFolder, project: Project, comm: Communicator, *,
+        console: bool, fresh: bool, site: Site | None,
+    ) -> None:  # fmt: skip
+        self.job, self.run, self.project, self.comm = job, run, project, comm
+        self.fresh, self.site = fresh, site or Site.local()
+        self.console = console and comm.rank == 0
+        self.lease: Lease | None = None
+        self.attempt = 0
+
+    def train(self) -> Status:
+        found = on_root(self.comm, lambda: opening.look(self.job, self.run, fresh=self.fresh))
+        if found["done"]:
+            self._say(f"{self.run.path} is completed already: nothing to do (--fresh begins again)")
+            return self.run.status()
+        recipe, train, valid = everywhere(self.comm, self._open)
+        fields = everywhere(self.comm, lambda: self._fields(train, valid))
+        model = everywhere(self.comm, lambda: self._build(recipe))
+        task = None
+        if isinstance(model, torch.nn.Module):
+            task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+        try:
+            self.attempt = on_root(self.comm, self._begin)
+            return self._watched(task, model, recipe, train, valid)
+        finally:
+            if self.lease is not None:
+                self.lease.release()
+
+    # -- before the run folder is touched --------------------------------------------------------------
+    def _open(self) -> tuple[Recipe, Dataset, Dataset | None]:
+        assert self.job.recipe is not None
+        recipe = load_recipe(Path(self.job.recipe))
+        data = self.job.data
+        if data.train is None:
+            raise ConfigError("is missing: there is nothing to train on", where="data.train")
+        train = open_train(self.project, data.train, self.run.path)
+        return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
+
+    def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
+        data = self.job.data
+        fields = select_fields(train, data.inputs, data.targets)
+        if "sample_id" in train.fields:
+            raise ConfigError("a field may not be called 'sample_id': batches use it", where="data.train")
+        for name in (*fields[0], *fields[1]):
+            if valid is not None and name not in valid.fields:
+                raise ConfigError(f"the validation dataset has no field {name!r}", where="data.valid")
+        return fields
+
+    def _build(self, recipe: Recipe) -> Any:
+        seed = self.job.train.seed
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return recipe.build_model(dict(self.job.params))
+
+    def _task(
+        self, recipe: Recipe, model: torch.nn.Module, train: Dataset, valid: Dataset | None,
+        fields: tuple[list[str], list[str]],
+    ) -> Task:  # fmt: skip
+        model.to(self.comm.device)
+        model.train()
+        materialise(model, recipe, train, fields)
+        plan = Plan.of(self.job, len(train))
+        optimizer = make_optimizer(model, recipe, self.job)
+        schedule = Schedule(optimizer, self.job, plan.total_steps)
+        return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields)
+
+    # -- the run ---------------------------------------------------------------------------------------
+    def _begin(self) -> int:
+        """Rank 0 takes the lease and makes or opens the folder; the number of the attempt."""
+        self.lease = opening.take(self.job, self.run, self.site, fresh=self.fresh)
+        return opening.next_attempt(self.run, self.comm.size, self.comm.name)
+
+    def _watched(
+        self, task: Task | None, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None
+    ) -> Status:
+        peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
+        with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
+            try:
+                if task is None:
+                    state, reason = self._fit(model, recipe, train, valid, watch)
+                else:
+                    state, reason = self._loop(task, watch)
+                return self._end(state, reason)
+            except BaseException as error:
+                self._last_words(error, watch)
+                raise
+
+    def _loop(self, task: Task, watch: Watch) -> tuple[State, str | None]:
+        loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints))
+        plan = Plan.of(self.job, len(task.train))
+        screen = Screen(self.job.name, plan.total_steps, on=self.console)
+        from_step = loaded[0].step if loaded else 0
+        reporter = Reporter(self.run, screen, from_step=from_step) if self.comm.rank == 0 else None
+        loop = Loop(task, self.comm, self.run, watch, reporter)
+        if loaded is not None:
+            commit, state = loaded
+            everywhere(self.comm, lambda: loop.restore(state, commit.path))
+        del loaded
+        if reporter is not None:
+            self._tell_start(from_step)
+            screen.start(from_step)
+        try:
+            state_reason = loop.run()
+        finally:
+            if reporter is not None:
+                reporter.close()
+        if state_reason[0] is State.COMPLETED:
+            on_root(self.comm, lambda: self._bundle(task))
+        return state_reason
+
+    def _tell_start(self, from_step: int) -> None:
+        many = f"{self.comm.size} rank{'s' * (self.comm.size != 1)} ({self.comm.name})"
+        if self.attempt > 1:
+            self.run.append({"kind": "resume", "from_step": from_step, "ranks": self.comm.size})
+            self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
+        else:
+            self._say(f"{self.job.name}: training on {many}")
+
+    def _bundle(self, task: Task) -> None:
+        ids = np.arange(1, dtype=np.int64)
+        arrays = {**task.train.batch(ids), "sample_id": ids}
+        task.model.eval()
+        with torch.no_grad():
+            ready = prepare(arrays, task.recipe, *task.fields, train=False, device=self.comm.device)
+            output = forward(task.model, task.recipe, ready.inputs)
+        opening.remove_model(self.run)
+        write_torch_bundle(
+            self.run.model, task.model, task.recipe, dict(self.job.params), task.train, output,
+            inputs=self.job.data.inputs, targets=self.job.data.targets,
+        )  # fmt: skip
+
+    def _fit(
+        self, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None, watch: Watch
+    ) -> tuple[State, str | None]:
+        on_root(self.comm, lambda: opening.remove_model(self.run))
+
+        def asked() -> str | None:
+            return f"stopped by {watch.requested}" if watch.requested else None
+
+        try:
+            metrics = fit_estimator(
+                model, recipe, self.job, train, valid, self.run, self.comm, say=self._say, should_stop=asked
+            )
+        except HpcmassError as error:
+            # It raises on every rank what went wrong on rank 0, but a lost rank.
+            raise error if isinstance(error, RankFailed) else agreed(error, self.comm) from None
+
+        def write() -> str | None:
+            self.run.update(metrics={name: value for name, value in metrics.items() if np.isfinite(value)})
+            return None if self.run.model.exists() else self.run.asked_to_stop() or asked() or "asked to stop"
+
+        reason = on_root(self.comm, write)
+        return (State.COMPLETED if reason is None else State.STOPPED), reason
+
+    def _end(self, state: State, reason: str | None) -> Status:
+        def write() -> None:
+            self.run.update(state=state, reason=reason, ended=time.time())
+
+        on_root(self.comm, write)
+        return self.run.status()
+
+    def _last_words(self, error: BaseException, watch: Watch) -> None:
+        """Leave the reason in the run folder: of an agreed error rank 0, of its own error any rank."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not is_agreed(error) or self.comm.rank == 0:
+            self.run.record_exception(self.attempt, self.comm.rank, error, watch.step)
+            text = error.message if isinstance(error, HpcmassError) else f"{type(error).__name__}: {error}"
+            text = "ended at once by a second signal" if stopped else text
+            if self.comm.size > 1 and not is_agreed(error):
+                text = f"rank {self.comm.rank}: {text}"
+            lost = isinstance(error, RankFailed) and error.data.get("lost_peer")
+            if lost:
+                watch.lost_peer()
+            fail_status(self.run, text, State.STOPPED if stopped else State.FAILED)
+
+    def _say(self, text: str) -> None:
+        if self.console:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _end_all(comm: Communicator, error: BaseException) -> NoReturn:
+    """End every rank: this one cannot go on, and the others are waiting for it."""
+    if isinstance(error, HpcmassError):
+        if not leave_word(error):
+            print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+    else:
+        text = "".join(traceback.format_exception(error))
+        print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    comm.abort(str(error), 2)
+
+
+@contextlib.contextmanager
+def _process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
+    """Set the number of threads, and put it and the random states back afterwards."""
+    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    asked = job.resources.threads_per_rank
+    if asked is None and not os.environ.get("OMP_NUM_THREADS"):
+        asked = max(1, (os.cpu_count() or 1) // ranks.local_size)
+    if asked is not None:
+        torch.set_num_threads(asked)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

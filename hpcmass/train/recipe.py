@@ -1,0 +1,405 @@
+"""The recipe: the user's one Python file, loaded, checked and wrapped.
+
+Whatever the user's code raises becomes a `RecipeError` that points at the user's own line. Functions that
+the recipe leaves out are filled in, so the rest of `train` sees one complete `Recipe`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import itertools
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpcmass.errors import HpcmassError, NotFound, RecipeError
+from hpcmass.files import storage_errors
+
+Targets = Tensor | dict[str, Tensor]
+Transform = Callable[[dict[str, Tensor], bool, Sequence[str]], dict[str, Tensor]]
+
+_COUNTER = itertools.count()
+_NAMES = ("build_model", "loss", "metrics", "optimizer", "transform")
+_DTYPE_WORDS = ("scalar type", "same dtype", "not implemented for", "should be the same", "dtype")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A loaded recipe; every function of the user's is wrapped, every default filled in.
+
+    Attributes:
+        path: The file.
+        source: Its text.
+        sha256: SHA-256 of its bytes.
+        module: The executed module.
+        build_model: `params -> torch.nn.Module | estimator`, checked.
+        loss: `(outputs, targets) -> scalar Tensor`, the mean over the samples.
+        metrics: `(outputs, targets) -> {name: Tensor of n values}`; always has `loss`.
+        optimizer: `(model, params, lr) -> Optimizer`, or None: the job file's choice.
+        transform: `(batch, train, inputs) -> batch`; `inputs` are the names of the input fields.
+    """
+
+    path: Path
+    source: str
+    sha256: str
+    module: ModuleType
+    build_model: Callable[[dict[str, Any]], Any]
+    loss: Callable[[Any, Targets], Tensor]
+    metrics: Callable[[Any, Targets], dict[str, Tensor]]
+    optimizer: Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer] | None
+    transform: Transform
+
+    def errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """Turn what the user's code raises in the body (a model's forward, say) into `RecipeError`."""
+        return recipe_errors(self.path, doing)
+
+
+@contextlib.contextmanager
+def recipe_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn exceptions of the body into `RecipeError` with the user's own line.
+
+    Errors of hpcmass pass through, as does KeyboardInterrupt; `sys.exit()` in a recipe is an error, since
+    a rank that leaves quietly would leave the others waiting.
+
+    Args:
+        path: The recipe's file; the last frame in it gives the line.
+        doing: What was being done, such as `build_model`.
+
+    Raises:
+        RecipeError: The body raised.
+    """
+    try:
+        yield
+    except HpcmassError:
+        raise
+    except SystemExit as error:
+        raise _recipe_error(path, doing, error) from error
+    except Exception as error:
+        raise _recipe_error(path, doing, error) from error
+
+
+def _recipe_error(path: Path, doing: str, error: BaseException) -> RecipeError:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    message = f"{doing}: {name}: {text}" if text else f"{doing}: {name}"
+    return RecipeError(
+        message,
+        where=f"{path}:{lines[-1]}" if lines else str(path),
+        hint=_hint(doing, error, text),
+        error=name,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def _hint(doing: str, error: BaseException, text: str) -> str | None:
+    if isinstance(error, SystemExit):
+        return "a recipe may not call sys.exit(); raise an exception instead"
+    if isinstance(error, ImportError):
+        return "a recipe is one file and imports installed packages only; put helper code into the recipe"
+    if isinstance(error, KeyError) and doing == "build_model":
+        return f"if {text} is a parameter, give it in [params] of the job file"
+    if isinstance(error, KeyError) and doing == "transform":
+        return "the batch holds the fields of the dataset; when predicting, only the inputs"
+    if isinstance(error, (RuntimeError, TypeError)) and any(word in text for word in _DTYPE_WORDS):
+        return (
+            "only uint8 and float inputs become float32 by themselves; cast others in transform(batch, train)"
+        )
+    return None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Execute a recipe's file and return its functions, wrapped and completed.
+
+    The module gets a name of its own in `sys.modules` (dataclasses and pickling need it); `sys.path` stays
+    as it is, and no byte code is written beside the file.
+
+    Raises:
+        NotFound: There is no such file.
+        RecipeError: A syntax error, an exception while it is executed, or no `build_model`.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise NotFound("is a folder, not a recipe's file", where=path)
+    with storage_errors(path, "read the recipe"):
+        data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        source = data.decode("utf-8")
+        code = compile(source, str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise RecipeError(
+            f"is not valid Python: {error.msg}", where=f"{path}:{error.lineno or 1}", hint=_excerpt(error)
+        ) from error
+    except ValueError as error:  # not UTF-8, or a null byte
+        raise RecipeError(f"is not a Python text file ({error})", where=path) from error
+    module = ModuleType(f"hpcmass_recipe_{sha256[:12]}_{next(_COUNTER)}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        with recipe_errors(path, "loading the recipe"):
+            exec(code, module.__dict__)
+        return _complete(path, source, sha256, module)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+
+
+def _excerpt(error: SyntaxError) -> str | None:
+    return f"the line reads: {error.text.strip()}" if error.text else None
+
+
+def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recipe:
+    found = {name: getattr(module, name, None) for name in _NAMES}
+    for name, function in found.items():
+        if function is not None and not callable(function):
+            raise RecipeError(f"{name} is not a function", where=path)
+    if found["build_model"] is None:
+        raise RecipeError(
+            "has no function build_model(params)",
+            where=path,
+            hint="def build_model(params): return a torch.nn.Module or a scikit-learn estimator",
+        )
+    loss = _wrap_loss(path, found["loss"] or default_loss)
+    return Recipe(
+        path=path,
+        source=source,
+        sha256=sha256,
+        module=module,
+        build_model=_wrap_build(path, found["build_model"]),
+        loss=loss,
+        metrics=_wrap_metrics(path, found["metrics"], loss, own_loss=found["loss"] is not None),
+        optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
+        transform=_wrap_transform(path, found["transform"]) if found["transform"] else default_transform,
+    )
+
+
+# -- wrapping ---------------------------------------------------------------------------------------------
+def is_estimator(model: object) -> bool:
+    """Whether a model has scikit-learn's interface (`fit` and `predict`)."""
+    return not isinstance(model, (torch.nn.Module, type)) and all(
+        callable(getattr(model, name, None)) for name in ("fit", "predict")
+    )
+
+
+def _wrap_build(path: Path, function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    def build_model(params: dict[str, Any]) -> Any:
+        with recipe_errors(path, "build_model"):
+            model = function(copy.deepcopy(dict(params)))
+        if not isinstance(model, torch.nn.Module) and not is_estimator(model):
+            raise RecipeError(
+                f"build_model returned {_describe(model)}, neither a torch.nn.Module nor an estimator",
+                where=_definition(path, function),
+                hint="return the model itself: a torch.nn.Module, or an object with fit and predict",
+            )
+        return model
+
+    return build_model
+
+
+def _wrap_loss(path: Path, function: Callable[..., Any]) -> Callable[[Any, Targets], Tensor]:
+    def loss(outputs: Any, targets: Targets) -> Tensor:
+        with recipe_errors(path, "loss"):
+            value = function(outputs, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise RecipeError(
+                f"loss returned {_describe(value)}, not one number",
+                where=_definition(path, function),
+                hint="return a scalar tensor: the mean over the samples",
+            )
+        return value.reshape(())
+
+    return loss
+
+
+def _wrap_metrics(
+    path: Path, function: Callable[..., Any] | None, loss: Callable[[Any, Targets], Tensor], *, own_loss: bool
+) -> Callable[[Any, Targets], dict[str, Tensor]]:
+    def metrics(outputs: Any, targets: Targets) -> dict[str, Tensor]:
+        n = samples_of(targets)
+        if function is None:
+            values = default_metrics(outputs, targets, with_loss=not own_loss)
+        else:
+            with recipe_errors(path, "metrics"):
+                values = function(outputs, targets)
+            _check_metrics(values, n, _definition(path, function))
+            values = {name: value.detach().reshape(n).float() for name, value in values.items()}
+        if "loss" not in values:
+            # A loss is a mean over the samples, so n times its value averages to the right number.
+            values = {"loss": loss(outputs, targets).detach().float().expand(n), **values}
+        return values
+
+    return metrics
+
+
+def _check_metrics(values: object, n: int, where: str) -> None:
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise RecipeError(f"metrics returned {_describe(values)}, not a dict by name", where=where)
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.numel() != n:
+            raise RecipeError(
+                f"metrics: {name!r} is {_describe(value)}, not a tensor of one value per sample ({n})",
+                where=where,
+                hint="do not average: hpcmass averages over all samples of all ranks",
+            )
+
+
+def _wrap_optimizer(
+    path: Path, function: Callable[..., Any]
+) -> Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer]:
+    def optimizer(model: torch.nn.Module, params: dict[str, Any], lr: float) -> torch.optim.Optimizer:
+        with recipe_errors(path, "optimizer"):
+            made = function(model, copy.deepcopy(dict(params)), lr)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise RecipeError(
+                f"optimizer returned {_describe(made)}, not a torch.optim.Optimizer",
+                where=_definition(path, function),
+            )
+        return made
+
+    return optimizer
+
+
+def _wrap_transform(path: Path, function: Callable[..., Any]) -> Transform:
+    def transform(batch: dict[str, Tensor], train: bool, inputs: Sequence[str]) -> dict[str, Tensor]:
+        with recipe_errors(path, "transform"):
+            made = function(dict(batch), train)
+        if not isinstance(made, dict) or not all(isinstance(value, Tensor) for value in made.values()):
+            raise RecipeError(
+                f"transform returned {_describe(made)}, not a dict of tensors",
+                where=_definition(path, function),
+                hint="change the batch and return it",
+            )
+        return made
+
+    return transform
+
+
+def _definition(path: Path, function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{path}:{code.co_firstlineno}" if code is not None and code.co_filename == str(path) else str(path)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None (is a `return` missing?)" if value is None else f"a {type(value).__name__}"
+
+
+# -- defaults ---------------------------------------------------------------------------------------------
+def samples_of(targets: Targets) -> int:
+    """Number of samples of a batch's targets."""
+    first = next(iter(targets.values())) if isinstance(targets, dict) else targets
+    return int(first.shape[0])
+
+
+def default_transform(batch: dict[str, Tensor], train: bool, inputs: Sequence[str]) -> dict[str, Tensor]:
+    """uint8 inputs to float32 in [0, 1]; float64 and float16 fields to float32; the rest unchanged."""
+    made = {}
+    for name, value in batch.items():
+        if value.dtype == torch.uint8 and name in inputs:
+            made[name] = value.float().div_(255)
+        elif value.dtype in (torch.float64, torch.float16):
+            made[name] = value.float()
+        else:
+            made[name] = value
+    return made
+
+
+def default_loss(outputs: Any, targets: Targets) -> Tensor:
+    """Mean cross entropy for integer targets (outputs: logits), mean squared error for float ones."""
+    return _losses(*_one_of_each(outputs, targets)).mean()
+
+
+def default_metrics(outputs: Any, targets: Targets, *, with_loss: bool = True) -> dict[str, Tensor]:
+    """One value per sample: `loss` and `accuracy` (integer targets) or `mae` (float targets).
+
+    Without `with_loss` (the recipe has a loss of its own), a second metric is left out where outputs and
+    targets do not have the shapes that it needs.
+    """
+    if not with_loss:
+        try:
+            return _second_metric(*_one_of_each(outputs, targets))
+        except RecipeError:
+            return {}
+    output, target = _one_of_each(outputs, targets)
+    return {"loss": _per_sample(_losses(output, target)), **_second_metric(output, target)}
+
+
+def _one_of_each(outputs: Any, targets: Targets) -> tuple[Tensor, Tensor]:
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        raise RecipeError(
+            "the default loss and metrics need one output and one target",
+            hint="write loss(outputs, targets) and metrics(outputs, targets) in the recipe",
+        )
+    return outputs.float(), targets
+
+
+def _is_classes(target: Tensor) -> bool:
+    return not target.is_floating_point() and not target.is_complex()
+
+
+def _losses(output: Tensor, target: Tensor) -> Tensor:
+    if not _is_classes(target):
+        return functional.mse_loss(_as_target(output, target), target.float(), reduction="none")
+    _check_logits(output, target)
+    return functional.cross_entropy(output, target.long(), reduction="none")
+
+
+def _second_metric(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    if _is_classes(target):
+        _check_logits(output, target)
+        return {"accuracy": _per_sample((output.argmax(dim=1) == target).float())}
+    return {"mae": _per_sample((_as_target(output, target) - target.float()).abs())}
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.detach().reshape(values.shape[0], -1).mean(dim=1)
+
+
+def _as_target(output: Tensor, target: Tensor) -> Tensor:
+    """Outputs (n, 1) serve targets (n,) and the reverse; anything else must have the target's shape."""
+    if output.shape == target.shape:
+        return output
+    if output.ndim == target.ndim + 1 and output.shape[-1] == 1 and output.shape[:-1] == target.shape:
+        return output.squeeze(-1)
+    if target.ndim == output.ndim + 1 and target.shape[-1] == 1 and target.shape[:-1] == output.shape:
+        return output.unsqueeze(-1)
+    raise RecipeError(
+        f"the model gives shape {tuple(output.shape)} where the targets have {tuple(target.shape)}",
+        hint="mean squared error needs one value for each; or write loss(outputs, targets)",
+    )
+
+
+def _check_logits(output: Tensor, target: Tensor) -> None:
+    expected = (target.shape[0], *target.shape[1:])
+    if (
+        output.ndim != target.ndim + 1
+        or (output.shape[0], *output.shape[2:]) != expected
+        or output.shape[1] < 2
+    ):
+        raise RecipeError(
+            f"the model gives shape {tuple(output.shape)} where integer targets of shape {tuple(target.shape)} "
+            "need (samples, classes)",
+            hint="return one logit for each class; or write loss(outputs, targets)",
+        )
+    if target.device.type != "cpu" or not target.numel():
+        return  # looking at the values would make an accelerator wait in every step
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= output.shape[1]:
+        raise RecipeError(
+            f"a label is {low if low < 0 else high}, but the model has {output.shape[1]} outputs "
+            f"(labels 0 to {output.shape[1] - 1})",
+            hint="give the model as many outputs as there are classes",
+        )

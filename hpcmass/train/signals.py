@@ -1,0 +1,217 @@
+"""Signals and dying ranks, watched by a thread while a rank trains.
+
+Python's own handlers do not run while the main thread is blocked inside MPI, waiting for a rank that is no
+more; the byte that the interpreter's C handler writes to the wakeup descriptor arrives all the same.
+
+A signal asks for a stop: the ranks agree on a step, write a checkpoint, and end as STOPPED. When a rank dies,
+mpiexec sends SIGTERM too, and SIGKILL about a second later. The two are told apart by looking whether the
+other ranks of this node still live, and by whether steps go on: a rank that got no further half a second
+after SIGTERM writes down why it is about to end, and takes it back if a step is done after all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from hpcmass.errors import HpcmassError
+from hpcmass.files import boot_id, process_start
+from hpcmass.runs import RankError, RunFolder, State
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PROVISIONAL_S = 0.5
+GIVE_UP_S = 30.0
+SECOND_S = 1.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A rank's process, told to the others at the start."""
+
+    rank: int
+    host: str
+    boot: str
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def this(cls, rank: int) -> Peer:
+        """The calling process."""
+        return cls(rank, socket.gethostname(), boot_id(), os.getpid(), process_start(os.getpid()) or 0)
+
+    def dead(self) -> bool:
+        """Whether this host knows that the process is gone."""
+        here = (self.host, self.boot) == (socket.gethostname(), boot_id())
+        return here and process_start(self.pid) != self.start_ticks
+
+
+class Watch:
+    """Context manager around a rank's training.
+
+    Handlers are installed in the main thread only, and what was there before is put back.
+
+    Attributes:
+        requested: The name of the signal that asked for a stop, or None.
+    """
+
+    def __init__(self, run: RunFolder, attempt: int, rank: int, peers: list[Peer]) -> None:
+        self._run, self._attempt, self._rank = run, attempt, rank
+        self._peers = [peer for peer in peers if peer.rank != rank and peer.boot == boot_id()]
+        self._alone = len(peers) == 1
+        self.requested: str | None = None
+        self._step = 0
+        self._signalled = 0.0
+        self._step_when_signalled = 0
+        self._provisional = False
+        self._old: dict[int, Any] = {}
+        self._old_fd = -1
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._read, self._write = -1, -1
+
+    def advance(self, step: int) -> None:
+        """Say that `step` optimiser steps are done."""
+        self._step = step
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._step
+
+    def lost_peer(self) -> None:
+        """The connection to another rank broke: if it died here, say so, and end this process."""
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            self._look_at_peers()
+            time.sleep(0.05)
+
+    def __enter__(self) -> Watch:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        os.set_blocking(self._read, False)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._old[number] = signal.signal(number, self._handle)
+            self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="hpcmass-watch")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        if self._old:
+            signal.set_wakeup_fd(self._old_fd)
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
+            self._old = {}
+        os.write(self._write, b"\0")
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """In the main thread, between two byte codes: a lone process ends at the second signal."""
+        name = signal.Signals(number).name
+        if self.requested is None:
+            self.requested = name
+        elif self._alone and self._signalled and time.monotonic() - self._signalled > SECOND_S:
+            raise KeyboardInterrupt(name)
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            waiting = self._signalled and not self._alone
+            ready, _, _ = select.select([self._read], [], [], 0.1 if waiting else 1.0)
+            if self._closing.is_set():
+                return
+            if ready:
+                for number in os.read(self._read, 256):
+                    if number in SIGNALS:
+                        self._on_signal(signal.Signals(number).name)
+            if not self._alone:
+                self._look_at_peers()
+                self._look_at_steps()
+
+    def _on_signal(self, name: str) -> None:
+        now = time.monotonic()
+        self.requested = self.requested or name
+        if not self._signalled:
+            self._signalled, self._step_when_signalled = now, self._step
+        elif not self._alone and now - self._signalled > SECOND_S:
+            self._finish(State.STOPPED, f"ended at once by a second signal ({name})", name)
+
+    def _look_at_peers(self) -> None:
+        dead = next((peer for peer in self._peers if peer.dead()), None)
+        if dead is None:
+            return
+        time.sleep(0.2)  # its own last word may just be on its way to the disk
+        if self._closing.is_set():
+            return
+        said = next((e for e in self._run.errors(self._attempt) if e.rank == dead.rank), None)
+        if said is None:
+            message = f"process {dead.pid} on {dead.host} ended without a word: killed, or out of memory"
+            hint = "look for 'Out of memory' in the system's log; the run goes on from its last checkpoint"
+            self._record(dead.rank, "Died", message, hint)
+        what = said.message if said else "its process ended without a word (killed, or out of memory)"
+        # What a rank says itself, it has printed too.
+        self._finish(
+            State.FAILED, f"rank {dead.rank} died: {what}", self.requested or "PeerDied", tell=said is None
+        )
+
+    def _look_at_steps(self) -> None:
+        if not self._signalled:
+            return
+        waited = time.monotonic() - self._signalled
+        reason = f"ended by {self.requested}, probably because another rank died"
+        if self._step != self._step_when_signalled:
+            if self._provisional:
+                self._take_back()
+        elif waited > GIVE_UP_S:
+            self._finish(State.FAILED, reason, self.requested or "")
+        elif waited > PROVISIONAL_S and not self._provisional:
+            self._provisional = True
+            self._record(self._rank, self.requested or "", reason, None)
+            if self._rank == 0:
+                fail_status(self._run, reason)
+
+    def _take_back(self) -> None:
+        self._provisional = False
+        with contextlib.suppress(OSError):
+            (self._run.path / "errors" / f"attempt-{self._attempt}-rank-{self._rank}.json").unlink()
+        if self._rank == 0:
+            with contextlib.suppress(HpcmassError):
+                self._run.update(state=State.RUNNING, reason=None, ended=None)
+
+    def _finish(self, state: State, reason: str, error: str, *, tell: bool = True) -> None:
+        """Write the last words and end this process; the launcher ends the others."""
+        self._record(self._rank, error, reason, None)
+        # Rank 0 writes the status; when it is the one that died, whoever sees that does.
+        if self._rank == 0 or any(peer.rank == 0 and peer.dead() for peer in self._peers):
+            fail_status(self._run, reason, state, again=self._provisional)
+            if tell:
+                print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    def _record(self, rank: int, error: str, message: str, hint: str | None) -> None:
+        self._run.record_error(
+            RankError(
+                attempt=self._attempt, rank=rank, kind="signal", error=error, message=message, hint=hint,
+                step=self._step, time=time.time(), host=socket.gethostname(),
+            )
+        )  # fmt: skip
+
+
+def fail_status(run: RunFolder, reason: str, state: State = State.FAILED, *, again: bool = False) -> None:
+    """Write why a run ended; a reason that is there already stays, unless `again`."""
+    with contextlib.suppress(HpcmassError):
+        if again or run.status().state in (State.RUNNING, State.UNKNOWN, State.CREATED):
+            run.update(state=state, reason=reason, ended=time.time())

@@ -1,0 +1,122 @@
+"""The Python API: what `import hpcmass` offers, and what the command line is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcmass.config import Job, Site, load_job, load_site
+from hpcmass.runs import RunFolder, Status
+from hpcmass.workflow.models import (
+    ProjectRef,
+    evaluate_model,
+    load,
+    open_catalogue,
+    picture_of,
+    predict,
+    project_of,
+    register_run,
+    set_alias,
+    verify_catalogue,
+)
+from hpcmass.workflow.projects import find_run, find_study, open_project
+from hpcmass.workflow.sharding import check_job, shard
+from hpcmass.workflow.training import train as train_or_start
+
+if TYPE_CHECKING:
+    from hpcmass.sweep.events import Event, StudyResult
+
+
+def train_job(
+    job: Job | Path | str,
+    *,
+    project: ProjectRef = None,
+    run: str | None = None,
+    ranks: int | None = None,
+    backend: str | None = None,
+    sets: Sequence[str] = (),
+    fresh: bool = False,
+    console: bool = True,
+) -> tuple[RunFolder, Status]:
+    """Train what a job says, or go on with its run.
+
+    Args:
+        job: The job, or its file.
+        project: The project, or its folder; default: found from the working folder.
+        run: Name of the run; default: the job's.
+        ranks: Ranks to start; default: `resources.ranks` of the job.
+        backend: `auto`, `horovod`, `mpi`, `torch` or `single`; default: `train.backend` of the job.
+        sets: Overrides of a job file, `key=value`.
+        fresh: Begin anew; an old run of that name is kept under another one.
+        console: Whether rank 0 shows its progress.
+
+    Returns:
+        The run's folder, and its status when it ended.
+
+    Raises:
+        HpcmassError: The job, the recipe or the data is wrong, or training failed.
+    """
+    return train_or_start(
+        job,
+        project_of(project),
+        run_name=run,
+        ranks=ranks,
+        backend=backend,
+        sets=sets,
+        fresh=fresh,
+        console=console,
+    )
+
+
+def run_sweep(
+    job: Job | Path | str,
+    *,
+    project: ProjectRef = None,
+    site: Site | Path | str | None = None,
+    study: str | None = None,
+    sets: Sequence[str] = (),
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> StudyResult:
+    """Run the study of a job's `[sweep]` table, or go on with it.
+
+    Args:
+        job: The job, or its file.
+        project: The project, or its folder; default: found from the working folder.
+        site: The site, or its file; default: this machine.
+        study: Name of the study; default: the job's.
+        sets: Overrides of a job file, `key=value`.
+        on_event: Told what happens, for showing it.
+
+    Raises:
+        LeaseHeld: Another driver works on this study.
+        SweepError: The first trials all failed the same way.
+    """
+    from hpcmass.workflow.sweeps import sweep
+
+    found = project_of(project)
+    if not isinstance(job, Job):
+        job = load_job(job, sets)
+    where = site if isinstance(site, Site) else load_site(site)
+    options: dict[str, Any] = {"folder": found.study_path(study)} if study else {}
+    return sweep(job, found, where, on_event=on_event, **options)
+
+
+__all__ = [
+    "check_job",
+    "evaluate_model",
+    "find_run",
+    "find_study",
+    "load",
+    "open_catalogue",
+    "open_project",
+    "picture_of",
+    "predict",
+    "project_of",
+    "register_run",
+    "run_sweep",
+    "set_alias",
+    "shard",
+    "train_job",
+    "verify_catalogue",
+]

@@ -1,0 +1,258 @@
+"""Models by name: load, evaluate, predict, register, alias, verify."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcmass.catalogue import ANY, Catalogue, Version, lineage
+from hpcmass.config import Job, Project, job_from_values
+from hpcmass.data import open_dataset
+from hpcmass.errors import CatalogueError, ConfigError, NotFound
+from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
+from hpcmass.evaluate.models import resolve_model
+from hpcmass.evaluate.picture import curves_of, training_picture
+from hpcmass.files import replace_json
+from hpcmass.runs import RunFolder, State
+from hpcmass.workflow.projects import find_run, open_project
+
+if TYPE_CHECKING:
+    from hpcmass.train.model import Model
+
+ProjectRef = Project | Path | str | None
+
+
+def project_of(project: ProjectRef) -> Project:
+    """The project itself, the one at a folder, or the one found from the working folder."""
+    return project if isinstance(project, Project) else open_project(project)
+
+
+def maybe_project(project: ProjectRef) -> Project | None:
+    """As `project_of`, but None where none is found: a folder needs no project."""
+    try:
+        return project_of(project)
+    except NotFound:
+        if project is not None or os.environ.get("HPCMASS_PROJECT"):
+            raise
+        return None
+
+
+def load(model: str | Path, *, project: ProjectRef = None) -> Model:
+    """Load a model as a callable with its signature.
+
+    Args:
+        model: `NAME`, `NAME@3` or `NAME@production` of the catalogue, a run's name, or a folder.
+        project: The project to look in; default: found from the working folder.
+
+    Raises:
+        NotFound: There is no such model; the hint has the nearest names.
+        CorruptError: Its files do not fit their checksums.
+    """
+    return resolve_model(str(model), maybe_project(project))[0]  # type: ignore[return-value]
+
+
+def open_catalogue(project: ProjectRef = None) -> Catalogue:
+    """The catalogue of a project."""
+    return Catalogue(project_of(project).catalogue)
+
+
+def evaluate_model(
+    model: str | Path, dataset: str | Path, project: ProjectRef = None, *, picture: Path | None = None
+) -> Evaluation:
+    """Evaluate a model on a dataset; for a run the result is kept in its folder too.
+
+    Args:
+        model: As for `load`.
+        dataset: The dataset's folder, from the working folder or from the project folder.
+        project: The project to look in.
+        picture: Where to write the learning curves and the confusion matrix, as a PNG.
+    """
+    found = maybe_project(project)
+    run = _run_of(model, found)
+    evaluation = evaluate(load(model, project=found), open_dataset(dataset_path(dataset, found)))
+    if run is not None:
+        replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
+    if picture is not None:
+        title = f"{model} on {dataset}"
+        training_picture(
+            picture, curves=curves_of(run.records() if run else ()), evaluation=evaluation, title=title
+        )
+    return evaluation
+
+
+def dataset_path(dataset: str | Path, project: Project | None) -> Path:
+    """A dataset's folder as written: from the working folder, else from the project folder."""
+    path = Path(dataset)
+    if not path.exists() and project is not None and (project.root / path).exists():
+        return project.root / path
+    return path
+
+
+def predict(model: str | Path, inputs: str | Path, project: ProjectRef = None) -> Predictions:
+    """Predict for the samples of a file, or of a dataset's folder."""
+    found = maybe_project(project)
+    return predict_file(load(model, project=found), dataset_path(inputs, found))
+
+
+def picture_of(
+    run: RunFolder, evaluation: Evaluation, out: Path, *, title: str, validated_by: Path | None = None
+) -> None:
+    """Draw a run's learning curves beside an evaluation.
+
+    Args:
+        run: Its training loss is shown.
+        evaluation: The confusion matrix.
+        out: The PNG file.
+        title: The line above all.
+        validated_by: A run whose validation curves are shown instead, where `run` had no validation split.
+    """
+    curves = curves_of(run.records())
+    if validated_by is not None:
+        others = curves_of(RunFolder(validated_by).records("valid"))
+        curves = {**curves, **{f"{name} (best trial)": curve for name, curve in others.items()}}
+    training_picture(out, curves=curves, evaluation=evaluation, title=title)
+
+
+def register_run(
+    run: str | RunFolder,
+    project: ProjectRef = None,
+    *,
+    name: str | None = None,
+    description: str = "",
+    evaluate_on: str | Path | None = None,
+    evaluation: Evaluation | None = None,
+    parent: str | None = None,
+) -> Version:
+    """Make the model of a completed run a version in the catalogue.
+
+    Args:
+        run: The run, or its name.
+        project: The project.
+        name: The model's name; default: the job's.
+        description: One line for the people who find it.
+        evaluate_on: Evaluate on this dataset and keep the metrics.
+        evaluation: Metrics measured before, to be kept.
+        parent: The version that it was made from, if any.
+
+    Raises:
+        CatalogueError: The run has not completed.
+    """
+    found = project_of(project)
+    folder = find_run(run, found) if isinstance(run, str) else run
+    status = folder.status()
+    if status.state is not State.COMPLETED or not (folder.model / "model.json").is_file():
+        raise CatalogueError(
+            f"the run is {status.state.value}, only a completed run has a model to register",
+            where=folder.path,
+            hint=f"see: hpcmass why {folder.path}",
+        )
+    job = read_job(folder)
+    if evaluate_on is not None:
+        evaluation = evaluate_model(str(folder.path), evaluate_on, found)
+    metrics = {f"valid_{key}": value for key, value in status.metrics.items()}
+    ids = dataset_ids(job, found)
+    if evaluation is not None:
+        metrics |= evaluation.flat()
+        ids.setdefault("evaluated", evaluation.dataset)
+    record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
+    return open_catalogue(found).register(
+        name or job.name, folder.model, metrics=metrics, lineage=record, description=description
+    )
+
+
+def read_job(run: RunFolder) -> Job:
+    """The job of a run as it was resolved.
+
+    Raises:
+        NotFound: There is no run.
+        CorruptError: Its job file is damaged.
+    """
+    from hpcmass.config.document import read_document
+
+    return job_from_values(read_document(run.job_file).values, str(run.job_file))
+
+
+def dataset_ids(job: Job, project: Project) -> dict[str, str]:
+    """Ids of the datasets a job names, by split; several of one split are joined by `+`."""
+    found = {}
+    for split in ("train", "valid", "test"):
+        named = getattr(job.data, split)
+        paths = [named] if isinstance(named, str) else named or []
+        folders = [project.data_path(path) for path in paths]
+        if folders and all(folder.exists() for folder in folders):
+            found[split] = "+".join(open_dataset(folder).id for folder in folders)
+    return found
+
+
+def set_alias(
+    model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
+) -> str:
+    """Point an alias at a version; gives a line that says what moved.
+
+    Args:
+        model: `NAME@VERSION`, or any other reference.
+        alias: The alias.
+        project: The project.
+        why: The reason, kept in the history.
+        expect: The version that the alias must have now (a number), or `none`.
+
+    Raises:
+        CatalogueError: The alias is elsewhere than expected.
+    """
+    catalogue = open_catalogue(project)
+    version = catalogue.get(model)
+    if expect is not None and expect != "none" and not expect.isdecimal():
+        raise ConfigError(f"'{expect}' is no version", where="--expect", hint="a number, or none")
+    expected = ANY if expect is None else None if expect == "none" else int(expect)
+    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected)
+    before = f" (was {version.name}@{move.previous})" if move.previous else ""
+    return f"{version.name}@{alias} → {version.ref}{before}"
+
+
+def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
+    """Check a version, or everything; gives a line that says what was read.
+
+    Raises:
+        CatalogueError: Something is missing or corrupt; the message names it and the versions hit.
+    """
+    report = open_catalogue(project).verify(model)
+    if report.ok:
+        return (
+            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
+        )
+    lines = [
+        f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
+    ]
+    raise CatalogueError(
+        "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
+    )
+
+
+def _run_of(model: str | Path, project: Project | None) -> RunFolder | None:
+    if "@" in str(model):
+        return None
+    try:
+        run = find_run(str(model), project)
+    except (NotFound, ValueError):
+        return None
+    return run if (run.model / "model.json").is_file() else None
+
+
+def _folder_of(job: Job) -> Path | None:
+    folder = Path(job.recipe).parent if job.recipe else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+__all__ = [
+    "dataset_ids",
+    "evaluate_model",
+    "load",
+    "open_catalogue",
+    "picture_of",
+    "predict",
+    "read_job",
+    "register_run",
+    "set_alias",
+    "verify_catalogue",
+]

@@ -1,0 +1,73 @@
+"""Finding things by the names that people use: the project, a run, a trial, a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpcmass.config import Project, nearest
+from hpcmass.errors import NotFound
+from hpcmass.runs import RunFolder
+
+
+def open_project(root: Path | str | None = None) -> Project:
+    """The project at `root`, or the one found from the working folder."""
+    return Project(Path(root)) if root is not None else Project.find()
+
+
+def find_run(name: str, project: Project | None) -> RunFolder:
+    """The run of a name, of `STUDY/NUMBER`, or in a folder.
+
+    Args:
+        name: What the user wrote.
+        project: The project to look in; None: only folders are known.
+
+    Raises:
+        NotFound: There is no such run; the hint has the nearest names.
+    """
+    if (Path(name) / "job.toml").is_file() and (Path(name) / "status.json").is_file():
+        return RunFolder(Path(name))
+    if project is None:
+        raise NotFound(
+            f"there is no run in the folder '{name}'", hint="name a project with --project to find it by name"
+        )
+    study, slash, number = name.rpartition("/")
+    if slash and number.isdigit() and ".." not in study:
+        trial = RunFolder(project.studies / study / "trials" / f"{int(number):06d}")
+        if trial.exists():
+            return trial
+        raise NotFound(f"study '{study}' has no trial {number}", where=project.studies)
+    run = RunFolder(project.run_path(name))
+    if not run.exists():
+        raise NotFound(
+            f"there is no run '{name}'", where=project.runs, hint=_known(name, _folders(project.runs), "run")
+        )
+    return run
+
+
+def find_study(name: str, project: Project) -> Path:
+    """The folder of a study by its name, or the folder itself.
+
+    Raises:
+        NotFound: There is no such study.
+    """
+    for folder in (Path(name), project.study_path(name) if "/" not in name else Path(name)):
+        if (folder / "trials").is_dir() or (folder / "job.toml").is_file():
+            return folder
+    raise NotFound(
+        f"there is no study '{name}'",
+        where=project.studies,
+        hint=_known(name, _folders(project.studies), "study"),
+    )
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+
+
+def _known(name: str, names: Iterable[str], what: str) -> str:
+    listed = list(names)
+    like = nearest(name, listed)
+    if like:
+        return f"did you mean '{like}'?"
+    return f"known: {', '.join(listed[:10])}" if listed else f"there is no {what} yet"

@@ -1,0 +1,147 @@
+"""Sharding and checking as people ask for it: by files and folders, for one dataset or for all its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcmass.config import Job, Project, load_job, nearest
+from hpcmass.data import Manifest, open_dataset, read_manifest, split_folders, verify_dataset
+from hpcmass.data import shard as cut_and_write
+from hpcmass.errors import ConfigError, CorruptError, NotFound
+
+TABLES = {".csv", ".tsv", ".parquet", ".pq"}
+
+
+def shard(
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    progress: Callable[[float, float], None] | None = None,
+    input_fields: Sequence[str] | None = None,
+    target_fields: Sequence[str] | None = None,
+    meta_fields: Sequence[str] | None = None,
+    **options: Any,
+) -> list[tuple[Path, Manifest]]:
+    """Cut files into shards.
+
+    Args:
+        inputs: A `.npz`, `.npy`, HDF5, CSV or Parquet file, a folder of images, or `FIELD=FILE.npy` words.
+        out: The dataset's folder; not there yet.
+        progress: Called as progress(done samples, all samples).
+        input_fields: Fields that are inputs. Several columns of a table are stacked to one vector field `x`.
+        target_fields: Fields that are targets.
+        meta_fields: Fields that only go along.
+        options: `strategy`, `shards`, `splits`, `by`, `seed`, `workers`, `resize`; see `hpcmass.data.shard`.
+
+    Returns:
+        Folder and manifest of each split.
+
+    Raises:
+        DataError: A file or an argument is wrong.
+        AlreadyExists: `out` holds something.
+    """
+    table = len(inputs) == 1 and Path(inputs[0]).suffix.lower() in TABLES
+    stacked = table and input_fields is not None and len(input_fields) > 1
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if progress is not None and stage == "shard":
+            progress(done, total)
+
+    manifests = cut_and_write(
+        inputs[0] if len(inputs) == 1 and "=" not in inputs[0] else list(inputs),
+        out,
+        inputs=None if stacked else input_fields,
+        stack=tuple(input_fields or ()) if stacked else (),
+        targets=target_fields,
+        meta=meta_fields,
+        progress=tell,
+        **options,
+    )
+    return [(out / m.split if m.split else out, m) for m in manifests]
+
+
+def datasets_below(path: str | Path) -> list[tuple[Path, Manifest]]:
+    """The dataset in a folder, or those of its splits, with their newest manifests.
+
+    Raises:
+        NotFound: There is none.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise NotFound("there is no such dataset", where=folder)
+    found = split_folders(folder) or [folder]
+    return [(one, read_manifest(one)) for one in found]
+
+
+def verify_or_raise(path: Path) -> tuple[int, int]:
+    """Check a dataset; gives the number of shards and of bytes that were read.
+
+    Raises:
+        CorruptError: A shard does not fit; the message names every one.
+    """
+    report = verify_dataset(path)
+    if report.ok:
+        return report.shards, sum(one.bytes for one in read_manifest(path).shards)
+    lines = [f"{problem.file}: {problem.message}" for problem in report.problems]
+    raise CorruptError(
+        "\n".join(lines), hint="cut the dataset again, or bring the files back from a copy", files=len(lines)
+    )
+
+
+def check_job(job_file: str | Path, sets: Sequence[str], project: Project | None) -> tuple[Job, list[str]]:
+    """Validate a job file, load its recipe, and open the datasets it names.
+
+    Returns:
+        The job, and a line about each thing that was looked at.
+
+    Raises:
+        HpcmassError: Something is wrong; the message says what and where.
+    """
+    job = load_job(job_file, sets)
+    notes = []
+    if job.recipe is not None:
+        _check_recipe(job)
+        notes.append(f"recipe: {job.recipe}")
+    for split in ("train", "valid", "test"):
+        named = getattr(job.data, split)
+        for path in [named] if isinstance(named, str) else named or []:
+            if project is None:
+                notes.append(f"data.{split}: {path} (not looked at: no project here)")
+                continue
+            notes.append(_check_dataset(job, split, path, project, job_file))
+    return job, notes
+
+
+def _check_recipe(job: Job) -> None:
+    """Load the recipe; without a sweep, whose values are missing yet, build the model and optimizer too."""
+    from hpcmass.train.optim import make_optimizer
+    from hpcmass.train.recipe import load_recipe
+
+    assert job.recipe is not None
+    recipe = load_recipe(Path(job.recipe))
+    if job.sweep is None:
+        model = recipe.build_model(dict(job.params))
+        if hasattr(model, "state_dict"):
+            make_optimizer(model, recipe, job)
+
+
+def _check_dataset(job: Job, split: str, path: str, project: Project, job_file: str | Path) -> str:
+    folder = project.data_path(path)
+    if not folder.is_dir():
+        raise NotFound(
+            f"'data.{split}' names '{path}', and there is no such folder",
+            where=job_file,
+            hint=f"looked in {folder}",
+        )
+    dataset = open_dataset(folder)
+    for field in [*(job.data.inputs or ()), *(job.data.targets or ())]:
+        if field not in dataset.fields:
+            like = nearest(field, list(dataset.fields))
+            raise ConfigError(
+                f"'{field}' is no field of '{path}'",
+                where=job_file,
+                hint=f"did you mean '{like}'?" if like else f"it has: {', '.join(dataset.fields)}",
+            )
+    return f"data.{split}: {path}, {len(dataset)} samples"

@@ -1,0 +1,165 @@
+"""A study from a job: its folder, its workers under Parsl, its driver."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from hpcmass.config import (
+    Job,
+    Project,
+    Site,
+    job_differences,
+    job_to_toml,
+    job_with,
+    load_job,
+    site_to_toml,
+)
+from hpcmass.errors import ConfigError, NotFound
+from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
+from hpcmass.runs import RunFolder
+from hpcmass.sweep import Event, StudyResult
+from hpcmass.sweep.driver import Submit, run_study
+from hpcmass.sweep.records import TrialSpec, read_trials
+from hpcmass.sweep.space import Space
+from hpcmass.workflow.pool import Pool, open_pool
+from hpcmass.workflow.targets import target_of
+from hpcmass.workflow.trials import run_trial
+
+# What may differ between the job of a study and the job with which it goes on.
+_MAY_CHANGE = ("recipe", "sweep.trials", "sweep.parallel", "sweep.retries", "resources", "per_shard")
+
+
+def sweep(
+    job: Job,
+    project: Project,
+    site: Site,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> StudyResult:
+    """Run the study of a job, or go on with it where its folder says it stands.
+
+    Args:
+        job: A job with a `[sweep]` table.
+        project: Where data and studies lie.
+        site: Where trials run.
+        folder: The study's folder; by default the project's `studies/` and the job's name.
+        resume: Whether the study has to be there already.
+        on_event: Told what happens.
+
+    Raises:
+        ConfigError: The job has no `[sweep]`, or differs from the job that the study was begun with.
+        NotFound: `resume`, and there is no study.
+        LeaseHeld: Another driver has the study.
+        SweepError: The first trials all failed the same way.
+    """
+    if job.sweep is None:
+        raise ConfigError("the job has no [sweep] table", where=f"job '{job.name}'")
+    folder = folder or project.study_path(job.name)
+    if resume and not (folder / "job.toml").is_file():
+        raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
+    target = target_of(job, site)
+    if job.sweep.sampler == "grid":
+        Space(job.sweep.space).grid()  # Refused, where it is impossible, before anything is written.
+    ranks = job.sweep.ranks
+    parallel = job.sweep.parallel
+
+    @contextlib.contextmanager
+    def workers() -> Iterator[Submit]:
+        with open_pool(target, parallel=parallel, folder=folder, threads=worker_threads(job, ranks)) as pool:
+            yield _PoolSubmit(pool, project.root, ranks)
+
+    def prepare(trial: TrialSpec) -> None:
+        lay_down_run(
+            job_with(job, trial.overrides).model_copy(update={"name": f"{job.name}-{trial.number:06d}"}),
+            site,
+            trial.path,
+            ranks=ranks,
+            recipe=folder / "recipe.py" if job.recipe else None,
+        )
+
+    return run_study(
+        job,
+        folder,
+        begin=lambda: lay_down(job, site, folder),
+        workers=workers,
+        prepare=prepare,
+        on_event=on_event or (lambda _: None),
+    )
+
+
+class _PoolSubmit:
+    """The driver's way to the pool."""
+
+    def __init__(self, pool: Pool, root: Path, ranks: int) -> None:
+        self._pool, self._root, self._ranks = pool, root, ranks
+
+    def submit(self, trial: TrialSpec) -> Future[Any]:
+        return self._pool.run(run_trial, str(trial.path), str(self._root), self._ranks)
+
+
+def worker_threads(job: Job, ranks: int) -> int | None:
+    """CPU threads of one worker, with all ranks of its trial; None for its share of the cores."""
+    threads = job.resources.threads_per_rank
+    return None if threads is None else threads * ranks
+
+
+def lay_down_run(job: Job, site: Site, path: Path, *, ranks: int, recipe: Path | None) -> None:
+    """Lay down the run folder of one trial or part: one model, data-parallel, with its own recipe.py."""
+    update: dict[str, Any] = {
+        "sweep": None,
+        "per_shard": None,
+        "train": job.train.model_copy(update={"mode": "data-parallel"}),
+        "resources": job.resources.model_copy(update={"ranks": ranks}),
+    }
+    if recipe is not None:
+        update["recipe"] = "recipe.py"
+    RunFolder(path).create(job_to_toml(job.model_copy(update=update)), site_to_toml(site), recipe)
+
+
+def lay_down(job: Job, site: Site, folder: Path) -> None:
+    """Lay down a study's folder, or hold the job against the one that the study was begun with.
+
+    The recipe is copied, so that all trials of a study run the same one, whatever is edited meanwhile.
+
+    Raises:
+        ConfigError: The job or the recipe is not the study's.
+    """
+    make_dir(folder)
+    if job.recipe is not None:
+        _lay_down_recipe(Path(job.recipe), folder)
+    kept = job.model_copy(update={"recipe": "recipe.py"}) if job.recipe is not None else job
+    if claim(folder / "job.toml", job_to_toml(kept)):
+        claim(folder / "site.toml", site_to_toml(site))
+        return
+    begun = load_job(folder / "job.toml")
+    differing = job_differences(begun, job, ignore=_MAY_CHANGE)
+    if differing:
+        facts = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
+        raise ConfigError(
+            f"the job has changed since this study was begun: {facts}",
+            where=folder,
+            hint="take the change back, or begin a new study under another name",
+            keys=sorted(differing),
+        )
+    if job_differences(begun, job, ignore=("recipe",)):
+        replace(folder / "job.toml", job_to_toml(kept))
+
+
+def _lay_down_recipe(recipe: Path, folder: Path) -> None:
+    copy = folder / "recipe.py"
+    text = recipe.read_bytes()
+    if claim(copy, text) or sha256_file(copy) == sha256_bytes(text):
+        return
+    if any(outcome is not None and outcome.state != "failed" for _, outcome in read_trials(folder)):
+        raise ConfigError(
+            "the recipe has changed since this study was begun",
+            where=recipe,
+            hint=f"the study's own copy is {copy}; begin a new study under another name",
+        )
+    replace(copy, text)  # Nothing has come of the old one yet: this is the repair.

@@ -1,0 +1,136 @@
+"""Ends what a driver leaves behind.
+
+Every process that a driver's workers start carries `HPCMASS_DRIVER=<uuid>` in its environment from its
+first moment, and hands it on to what it starts. So what belongs to a driver can be told from outside
+without guessing from names, even when the driver was killed with -9.
+
+Run as a program it waits for its driver to be gone, in a session of its own so that no Ctrl-C reaches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from hpcmass.files import process_start
+
+TAG = "HPCMASS_DRIVER"
+_LOOK_S = 0.5
+_QUIET_S = 3.0
+
+
+def tagged(tag: str) -> list[int]:
+    """Process ids of this user's live processes that carry the tag, this process left out."""
+    wanted = f"{TAG}={tag}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            if os.stat(f"/proc/{name}").st_uid != os.getuid():
+                continue
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+        except OSError:
+            continue  # Gone meanwhile, or not ours to read.
+        if wanted in environment.split(b"\0") and process_start(int(name)) is not None:
+            found.append(int(name))
+    return found
+
+
+def end_tagged(tag: str, *, grace_s: float, told: Collection[int] = ()) -> int:
+    """End every process that carries the tag: TERM, and KILL for those that are there `grace_s` later.
+
+    Args:
+        tag: The driver's tag.
+        grace_s: Seconds between the two.
+        told: Process groups that had their TERM already; many programs take a second one for "at once".
+
+    Returns:
+        How many had to be killed.
+    """
+    _signal([pid for pid in tagged(tag) if _group(pid) not in told], signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline:
+        if not tagged(tag):
+            return 0
+        time.sleep(0.05)
+    killed: set[int] = set()
+    while left := tagged(tag):  # A process may have been born between two looks.
+        killed.update(left)
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.05)
+    return len(killed)
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+class Watchdog:
+    """A process that outlives the driver and ends what carries its tag. Use as a context manager.
+
+    It learns of the driver's end by the end of a pipe that only the driver holds, and by the driver's
+    process id where something else inherited the pipe.
+    """
+
+    def __init__(self, tag: str, *, grace_s: float) -> None:
+        self._tag = tag
+        self._grace_s = grace_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Watchdog:
+        started = process_start(os.getpid()) or 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(os.getpid()), str(started), self._tag, str(self._grace_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it go: nothing is left to be ended."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            self._process.communicate(b"done", timeout=10)
+
+
+def _watch(driver: int, started: int, tag: str, grace_s: float) -> None:
+    while process_start(driver) == started:
+        ready, _, _ = select.select([0], [], [], _LOOK_S)
+        if ready and os.read(0, 16) == b"done":
+            return
+        if ready:
+            break
+    # The driver's last children may be starting only now: look until it has been quiet for a while.
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < _QUIET_S:
+        if tagged(tag):
+            end_tagged(tag, grace_s=grace_s)
+            quiet_since = time.monotonic()
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    _watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

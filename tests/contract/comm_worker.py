@@ -1,0 +1,119 @@
+"""One rank of the communicators' contract: does everything once and writes what it got as JSON.
+
+comm_worker.py BACKEND OUTPUT_FOLDER
+"""
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpcmass.errors import HpcmassError
+from hpcmass.launch import detect_ranks
+from hpcmass.train.comm import open_communicator
+from hpcmass.train.comm.agree import everywhere, on_root
+from hpcmass.train.reducer import GradientReducer
+
+SAMPLES, FEATURES = 12, 5
+
+
+def make_model() -> torch.nn.Module:
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(FEATURES, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
+    model.unused = torch.nn.Parameter(torch.ones(4))
+    return model
+
+
+def make_data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(SAMPLES, FEATURES, generator=generator)
+    return x, torch.randn(SAMPLES, 2, generator=generator)
+
+
+def slices(size: int) -> list[range]:
+    """Unequal on purpose; the last of several ranks has none."""
+    if size == 1:
+        return [range(SAMPLES)]
+    bounds = [0, 7, *[8 + i for i in range(size - 3)], SAMPLES, SAMPLES] if size > 2 else [0, SAMPLES, SAMPLES]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def gradients(comm, bucket_bytes: int, micro: int) -> list[list[float]]:
+    model = make_model()
+    x, y = make_data()
+    reducer = GradientReducer(model.parameters(), comm, bucket_bytes=bucket_bytes)
+    for _ in range(2):  # the second time over used buffers
+        reducer.zero()
+        mine = list(slices(comm.size)[comm.rank])
+        parts = [mine[i::micro] for i in range(micro) if mine[i::micro]]
+        reducer.flags[0] = float(comm.rank == comm.size - 1)
+        for number, part in enumerate(parts):
+            if number == len(parts) - 1:
+                reducer.start()
+            loss = torch.nn.functional.mse_loss(model(x[part]), y[part])
+            (loss * (len(part) / SAMPLES)).backward()
+        reducer.finish()
+    assert reducer.flags.tolist() == [1.0, 0.0]
+    found = [p.grad.flatten().tolist() for p in model.parameters()]
+    reducer.close()
+    return found
+
+
+def agreed_errors(comm) -> list[str]:
+    def refuse() -> None:
+        raise HpcmassError("rank 0 refuses", hint="so be it")
+
+    def last_refuses() -> int:
+        if comm.rank == comm.size - 1:
+            raise HpcmassError(f"rank {comm.rank} refuses")
+        return 1
+
+    said = []
+    for call in (lambda: on_root(comm, refuse), lambda: everywhere(comm, last_refuses)):
+        try:
+            call()
+        except HpcmassError as error:
+            said.append(f"{error.message} told={error.data['told']}")
+    return said
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    comm = open_communicator(name, detect_ranks(os.environ))
+    got = {"rank": comm.rank, "size": comm.size, "name": comm.name, "mpi": "mpi4py.MPI" in sys.modules}
+    values = np.array([comm.rank + 1.0, 2.0**40 + comm.rank, -1.0])
+    for op in ("sum", "max", "min"):
+        got[op] = comm.allreduce_values(values, op).tolist()
+    assert values[0] == comm.rank + 1.0
+    tensors = [
+        torch.full((3, 2), float(comm.rank)),
+        torch.tensor(comm.rank),
+        torch.full((4,), comm.rank, dtype=torch.bfloat16),
+        torch.full((2, 3), float(comm.rank)).t(),
+        torch.zeros(0),
+    ]
+    comm.broadcast_(tensors, root=comm.size - 1)
+    got["broadcast"] = [t.flatten().tolist() for t in tensors]
+    got["object"] = comm.broadcast_object({"from": comm.rank, "text": "é" * 50}, root=comm.size - 1)
+    got["gather"] = comm.gather_objects([comm.rank] * (comm.rank + 1))
+    got["share"] = comm.share_objects("x" * comm.rank)
+    flats = [
+        torch.full((n,), float(comm.rank + 1), dtype=d)
+        for n, d in ((10, torch.float32), (3, torch.float64), (5, torch.bfloat16), (1 << 20, torch.float32))
+    ]
+    for pending in [comm.allreduce_(flat, slot=i) for i, flat in enumerate(flats)]:
+        pending.wait()
+    got["async"] = [[flat.double().min().item(), flat.double().max().item()] for flat in flats]
+    got["gradients"] = [gradients(comm, b, m) for b, m in ((1 << 20, 1), (64, 1), (64, 3), (1, 2))]
+    got["errors"] = agreed_errors(comm)
+    comm.barrier()
+    comm.close()
+    (folder / f"{comm.rank}.json").write_text(json.dumps(got))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Ranks that die, raise or are asked to stop, and runs that go on from there."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).with_name("train_tools.py")
+spec = importlib.util.spec_from_file_location("train_tools", TOOLS)
+tools = importlib.util.module_from_spec(spec)
+sys.modules["train_tools"] = tools
+spec.loader.exec_module(tools)
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(tools.MPIEXEC is None, reason="no mpiexec")]
+
+
+def launch(argv: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_killed_rank_and_going_on_with_three(victim: int, tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.epochs=1"]
+    argv = tools.mpiexec(2, tools.words(root, "r", *sets))
+    process = launch(argv, tools.environment(root, SLOW="0.4"))
+    try:
+        commits = root / "runs" / "r" / "checkpoints"
+        tools.wait_for(lambda: len(list(commits.glob("*.json"))) >= 2, process)
+        os.kill(tools.seen(root)[victim][0]["pid"], signal.SIGKILL)
+        killed = time.monotonic()
+        output = process.communicate(timeout=60)[0]
+        took = time.monotonic() - killed
+    finally:
+        tools.end_group(process)
+    assert process.returncode != 0
+    assert took < 20, f"{took} s\n{output}"
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED", output
+    assert f"rank {victim} died" in said["reason"]
+    died = [e for e in tools.errors(root, "r") if e["rank"] == victim]
+    assert [e["kind"] for e in died] == ["signal"]
+    assert "killed" in died[0]["message"]
+
+    env = tools.environment(root, TRY="2")
+    done = tools.run(tools.mpiexec(3, tools.words(root, "r", *sets)), env)
+    assert done.returncode == 0, done.stdout
+    (resume,) = tools.records(root, "r", "resume")
+    assert resume["ranks"] == 3
+    assert 2 <= resume["from_step"] < 6
+    ids = []
+    for lines in tools.seen(root).values():  # one call a step on every rank
+        ids += [i for line in lines[: resume["from_step"]] for i in line["ids"]]
+    second = tools.seen(root, "2")
+    assert sorted(second) == [0, 1, 2]
+    assert {line["world"] for lines in second.values() for line in lines} == {3}
+    for lines in second.values():
+        ids += [i for line in lines for i in line["ids"]]
+    assert sorted(ids) == list(range(tools.SAMPLES)), "not each sample once"
+    assert {len(line["ids"]) for lines in second.values() for line in lines} == {3, 4}
+    assert tools.status(root, "r")["state"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_recipe_raises_on_one_rank(rank: str, tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    argv = tools.mpiexec(2, tools.words(root, "r", "train.backend=mpi"))
+    done = tools.run(argv, tools.environment(root, RAISE_AT="3", RAISE_RANK=rank))
+    assert done.returncode == 2, done.stdout
+    assert done.stdout.count("the recipe is at its end") == 1, done.stdout
+    assert "recipe.py:" in done.stdout
+    assert "Traceback" not in done.stdout
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED"
+    assert said["reason"].startswith(f"rank {rank}: ")
+    first = min(tools.errors(root, "r"), key=lambda e: e["time"])
+    assert (first["rank"], first["error"], first["kind"]) == (int(rank), "RecipeError", "exception")
+
+
+def test_nan_on_one_rank_is_agreed(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.checkpoint_every_steps=3"]
+    env = tools.environment(root, NAN_AT="5", NAN_RANK="1")
+    done = tools.run(tools.mpiexec(2, tools.words(root, "r", *sets)), env)
+    assert done.returncode == 2, done.stdout
+    assert done.stdout.count("the loss is NaN or infinite at step 5") == 1, done.stdout
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED"
+    assert "at step 5" in said["reason"]
+    assert [p.name for p in (root / "runs/r/checkpoints").glob("*.json")] == ["step-000000003.json"]
+    assert [e["rank"] for e in tools.errors(root, "r")] == [0]
+
+
+def test_user_signal_makes_a_checkpoint(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.epochs=50"]
+    process = launch(tools.mpiexec(2, tools.words(root, "r", *sets)), tools.environment(root, SLOW="0.2"))
+    try:
+        tools.wait_for(lambda: len(tools.seen(root).get(1, [])) >= 4, process)
+        for lines in tools.seen(root).values():  # as scancel does: all ranks, not mpiexec
+            os.kill(lines[0]["pid"], signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+    finally:
+        tools.end_group(process)
+    said = tools.status(root, "r")
+    assert said["state"] == "STOPPED", output
+    assert "SIGTERM" in said["reason"]
+    commit = root / "runs" / "r" / "checkpoints" / f"step-{said['step']:09d}.json"
+    assert commit.exists()
+    assert not (root / "runs" / "r" / "errors").exists() or tools.errors(root, "r") == []
+    assert process.returncode == 0
+
+
+def test_stop_file_ends_all_ranks(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.epochs=50"]
+    process = launch(tools.mpiexec(2, tools.words(root, "r", *sets)), tools.environment(root, SLOW="0.05"))
+    try:
+        tools.wait_for(lambda: (root / "runs/r/metrics.jsonl").exists(), process)
+        (root / "runs/r/stop").write_text("pruned\n")
+        output = process.communicate(timeout=60)[0]
+    finally:
+        tools.end_group(process)
+    assert process.returncode == 0, output
+    said = tools.status(root, "r")
+    assert (said["state"], said["reason"]) == ("STOPPED", "pruned")
+    done = tools.run(tools.words(root, "r", "train.epochs=50", "train.max_steps=1"), tools.environment(root))
+    assert done.returncode == 2
+    assert "train.max_steps" in done.stdout

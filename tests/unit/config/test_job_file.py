@@ -1,0 +1,145 @@
+"""The job file: every fault is told with file, line, key, what was expected and the nearest name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcmass.config import Job, job_differences, job_from_values, job_to_toml, job_with, load_job
+from hpcmass.errors import ConfigError, HpcmassError, NameNotAllowed, NotFound
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+GOOD = """\
+name = "digits"
+recipe = "recipe.py"
+
+[data]
+train = "data/digits/train"
+
+[params]
+width = 32
+
+[train]
+lr = 0.01
+optimizer = "AdamW"
+schedule = { name = "CosineAnnealingLR", warmup_steps = 3 }
+
+[sweep]
+trials = 4
+
+[sweep.space]
+family = { type = "categorical", choices = ["cnn", "forest"] }
+"train.lr" = { type = "float", low = 1e-4, high = 1e-1, log = true, when = { family = "cnn" } }
+depth = { type = "int", low = 1, high = 5 }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "recipe.py").write_text("def build_model(params): ...\n")
+    file = folder / "job.toml"
+    file.write_text(text)
+    return file
+
+
+def refused(folder: Path, text: str, sets: list[str] | None = None) -> HpcmassError:
+    with pytest.raises(HpcmassError) as caught:
+        load_job(write(folder, text), sets or [])
+    return caught.value
+
+
+def test_a_good_job_survives_being_written_and_read(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD))
+    assert job.recipe == str(tmp_path / "recipe.py")
+    assert job_from_values(tomllib.loads(job_to_toml(job))) == job
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("lr = 0.01", "lrr = 0.01", 11, ["unknown key 'train.lrr'", "did you mean 'lr'"]),
+        ("lr = 0.01", 'lr = "0.01"', 11, ["'train.lr' is '0.01'", "a number"]),
+        ("lr = 0.01", "lr = -1.0", 11, ["'train.lr' is -1.0", "greater than 0"]),
+        ("lr = 0.01", "epochs = 2.5", 11, ["'train.epochs' is 2.5", "whole number"]),
+        ("lr = 0.01", 'backend = "hovorod"', 11, ["'train.backend'", "did you mean 'horovod'"]),
+        ("warmup_steps", "warmup_step", 13, ["train.schedule.warmup_step", "did you mean 'warmup_steps'"]),
+        ("low = 1, high = 5", "low = 6, high = 5", 21, ["low (6) is above high (5)"]),
+        ('type = "int"', 'type = "itn"', 21, ["'itn'", "categorical"]),
+        ('"train.lr" =', '"train.lrate" =', 20, ["train.lrate", "did you mean 'train.lr"]),
+        ('{ family = "cnn" }', '{ famly = "cnn" }', 20, ["famly", "no earlier dimension"]),
+        ("[sweep]", "[sweeep]", 15, ["unknown key 'sweeep'", "did you mean 'sweep'"]),
+        ('name = "digits"', 'name = "../digits"', 1, ["'../digits' is not allowed"]),
+        ('name = "digits"', 'name = "$(touch x)"', 1, ["is not allowed"]),
+        ('recipe = "recipe.py"', 'recipe = "nope.py"', 2, ["'nope.py' does not exist"]),
+        ("[params]", "[params", 7, ["not valid TOML"]),
+    ],
+)
+def test_a_fault_is_told_with_line_key_and_help(
+    tmp_path: Path, old: str, new: str, line: int, words: list[str]
+) -> None:
+    assert old in GOOD
+    error = refused(tmp_path, GOOD.replace(old, new, 1))
+    assert error.where == f"{tmp_path / 'job.toml'}:{line}"
+    for word in words:
+        assert word in str(error)
+
+
+def test_all_faults_are_told_at_once_in_the_file_s_order(tmp_path: Path) -> None:
+    error = refused(tmp_path, GOOD.replace("lr = 0.01", 'lr = "x"').replace("trials = 4", "trails = 4"))
+    text = str(error)
+    assert text.index("train.lr") < text.index("sweep.trails")
+
+
+def test_recipe_or_command_is_needed(tmp_path: Path) -> None:
+    assert "either 'recipe' or 'command'" in str(refused(tmp_path, 'name = "x"\n'))
+
+
+def test_overrides(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD), ["train.lr=0.5", "params.act=relu", "train.epochs=7"])
+    assert (job.train.lr, job.params["act"], job.train.epochs) == (0.5, "relu", 7)
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=3", "a..b=1", "trian.lr=1", "train.lr=abc", "name.x=1"])
+def test_a_wrong_override_is_told_as_such(tmp_path: Path, text: str) -> None:
+    error = refused(tmp_path, GOOD, [text])
+    assert isinstance(error, ConfigError)
+    assert str(error.where).startswith("--set")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"nope\.toml"):
+        load_job(tmp_path / "nope.toml")
+
+
+def test_names_are_held_to_safe_characters() -> None:
+    with pytest.raises(NameNotAllowed):
+        job_from_values({"name": "a b", "command": "true"})
+
+
+def test_values_of_a_trial(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD))
+    trial = job_with(job, {"width": 64, "train.lr": 0.02})
+    assert trial.params == {"width": 64}
+    assert job_differences(job, trial) == {"params.width": (32, 64), "train.lr": (0.01, 0.02)}
+    assert job_differences(job, trial, ignore=["params", "train.lr"]) == {}
+    with pytest.raises(ConfigError):
+        job_with(job, {"train.nope": 1})
+
+
+def test_job_is_frozen(tmp_path: Path) -> None:
+    job: Job = load_job(write(tmp_path, GOOD))
+    with pytest.raises(ValueError, match="frozen"):
+        job.name = "other"  # type: ignore[misc]
+
+
+def test_words_of_a_command_that_name_a_file_beside_the_job_become_absolute(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    job = load_job(write(tmp_path, 'name = "x"\ncommand = "python train.py --lr {lr} --note \'a b\'"\n'))
+    assert job.command == ["python", str(tmp_path / "train.py"), "--lr", "{lr}", "--note", "a b"]
+    with pytest.raises(ConfigError, match="cut into words"):
+        load_job(write(tmp_path, 'name = "x"\ncommand = "python \'train.py"\n'))

@@ -1,0 +1,139 @@
+"""Leases: one owner at a time; taken over from the dead at once, from the living never."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcmass.errors import LeaseHeld
+from hpcmass.files import Lease, Owner, boot_id, read_json, replace_json
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hpcmass.files import Lease
+lease = Lease(Path(sys.argv[1]))
+lease.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+RACE = """
+import sys, time
+from pathlib import Path
+from hpcmass.errors import LeaseHeld
+from hpcmass.files import Lease
+folder = Path(sys.argv[1])
+(folder / f"ready-{sys.argv[2]}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.001)
+try:
+    Lease(folder / "lease").acquire()
+    print("won", flush=True)
+except LeaseHeld:
+    print("lost", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold(base: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(base)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_held_then_taken_over_after_kill_9(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lease")
+    with pytest.raises(LeaseHeld, match=str(holder.pid)):
+        Lease(tmp_path / "lease").acquire()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    lease = Lease(tmp_path / "lease")
+    lease.acquire()
+    owner = lease.owner()
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    lease.release()
+    assert lease.owner() is None
+
+
+def test_a_killed_holder_that_nobody_reaped_is_dead(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lease")
+    holder.send_signal(signal.SIGKILL)
+    while Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert Lease(tmp_path / "lease").owner() is None
+    holder.wait()
+
+
+def test_many_that_take_over_at_once_and_one_wins(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lease")
+    holder.kill()
+    holder.wait()
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path), str(me)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for me in range(6)
+    ]
+    while len(list(tmp_path.glob("ready-*"))) < 6:
+        assert all(racer.poll() is None for racer in racers)
+    (tmp_path / "go").touch()
+    answers = [racer.stdout.readline().strip() for racer in racers if racer.stdout]
+    for racer in racers:
+        racer.communicate()
+    assert sorted(answers) == ["lost"] * 5 + ["won"]
+
+
+def elsewhere(lease: Path, *, beat: float | None) -> None:
+    """A lease of a process on another host."""
+    owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time() - 1000)
+    replace_json(lease.with_name("lease.1.json"), vars(owner))
+    if beat is not None:
+        replace_json(lease.with_name("lease.1.beat"), {"beat": beat})
+
+
+def test_another_hosts_lease_is_held_while_it_is_renewed(tmp_path: Path) -> None:
+    elsewhere(tmp_path / "lease", beat=time.time())
+    with pytest.raises(LeaseHeld, match="some-other-host"):
+        Lease(tmp_path / "lease").acquire()
+
+
+@pytest.mark.parametrize("beat", [0.0, None])
+def test_another_hosts_lease_expires(tmp_path: Path, beat: float | None) -> None:
+    elsewhere(tmp_path / "lease", beat=beat)
+    with Lease(tmp_path / "lease") as lease:
+        owner = lease.owner()
+        assert owner is not None
+        assert owner.host == socket.gethostname()
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_the_owner() -> None:
+    me = Owner.this_process()
+    assert me.alive() is True
+    assert Owner(me.host, me.pid, me.start_ticks + 1, boot_id(), None, 0.0).alive() is False
+    assert Owner("some-other-host", me.pid, me.start_ticks, boot_id(), None, 0.0).alive() is None
+
+
+def test_a_lease_is_renewed(tmp_path: Path) -> None:
+    with Lease(tmp_path / "lease", ttl_s=0.3):
+        first = read_json(tmp_path / "lease.1.beat")["beat"]
+        deadline = time.monotonic() + 20
+        while read_json(tmp_path / "lease.1.beat")["beat"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_old_generations_are_cleared_away(tmp_path: Path) -> None:
+    for _ in range(5):
+        with Lease(tmp_path / "lease"):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["lease.5.beat", "lease.5.json"]

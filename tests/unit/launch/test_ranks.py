@@ -1,0 +1,77 @@
+"""Rank detection from the environments that real launchers leave."""
+
+import pytest
+
+from hpcmass.errors import LaunchError
+from hpcmass.launch import RankEnv, detect_ranks, promised_ranks
+
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_RANK": "1",
+    "PMIX_NAMESPACE": "prterun-node-6222@1",
+}
+MPICH = {"PMI_RANK": "2", "PMI_SIZE": "4", "PMI_FD": "9", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
+SLURM_STEP = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "5",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+}
+SLURM_BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, RankEnv(0, 1, 0, 1, "none")),
+        (OPENMPI, RankEnv(1, 4, 1, 2, "openmpi")),
+        (MPICH, RankEnv(2, 4, 0, 2, "pmi")),
+        (SLURM_STEP, RankEnv(3, 5, 1, 2, "slurm")),
+        (TORCHRUN, RankEnv(1, 2, 1, 2, "torchrun")),
+        ({"HPCMASS_RANK": "0", "HPCMASS_SIZE": "2"}, RankEnv(0, 2, 0, 2, "hpcmass")),
+        ({**SLURM_STEP, "PMIX_RANK": "3"}, RankEnv(3, 5, 1, 2, "pmix")),
+        ({**SLURM_STEP, "PMI_RANK": "3", "PMI_SIZE": "5"}, RankEnv(3, 5, 1, 2, "pmi")),
+        # The nearest launcher counts.
+        ({**SLURM_STEP, **OPENMPI}, RankEnv(1, 4, 1, 2, "openmpi")),
+        ({**SLURM_STEP, **TORCHRUN}, RankEnv(1, 2, 1, 2, "torchrun")),
+        # A batch script is not a rank, whatever step number it carries.
+        (SLURM_BATCH, RankEnv(0, 1, 0, 1, "none")),
+        ({**SLURM_BATCH, "SLURM_STEP_ID": "4294967291"}, RankEnv(0, 1, 0, 1, "none")),
+        ({**SLURM_BATCH, "SLURM_STEP_ID": "batch"}, RankEnv(0, 1, 0, 1, "none")),
+        # Half of a pair says nothing.
+        ({"RANK": "1"}, RankEnv(0, 1, 0, 1, "none")),
+        ({"HPCMASS_RANKS": "4"}, RankEnv(0, 1, 0, 1, "none")),
+    ],
+)
+def test_detect(env: dict[str, str], expected: RankEnv) -> None:
+    assert detect_ranks(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "promised"),
+    [({}, None), (SLURM_BATCH, None), (OPENMPI, 4), (SLURM_STEP, 5), ({**OPENMPI, "HPCMASS_RANKS": "8"}, 8)],
+)
+def test_promised(env: dict[str, str], promised: int | None) -> None:
+    assert promised_ranks(env) == promised
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"}],
+)
+def test_nonsense_is_refused(env: dict[str, str]) -> None:
+    with pytest.raises(LaunchError):
+        detect_ranks(env)
+
+
+@pytest.mark.parametrize("value", ["0", "two", ""])
+def test_promise_must_be_a_number(value: str) -> None:
+    with pytest.raises(LaunchError, match="HPCMASS_RANKS"):
+        promised_ranks({"HPCMASS_RANKS": value})

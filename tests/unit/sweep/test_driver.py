@@ -1,0 +1,190 @@
+import contextlib
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+from toy_trials import prepare, toy_job, toy_trial
+
+from hpcmass.errors import LeaseHeld, SweepError
+from hpcmass.files import Lease
+from hpcmass.runs import State
+from hpcmass.sweep.driver import run_study
+from hpcmass.sweep.records import read_outcome, read_trials
+
+
+class Threads:
+    """Workers that are threads of this process."""
+
+    def __init__(self, count, function=toy_trial):
+        self.pool, self.function, self.started = ThreadPoolExecutor(count), function, []
+
+    def submit(self, trial):
+        self.started.append(trial.number)
+        return self.pool.submit(self.function, str(trial.path))
+
+
+def drive(job, folder, function=toy_trial, events=None, dies=False):
+    workers = Threads(job.sweep.parallel, function)
+
+    @contextlib.contextmanager
+    def opened():
+        if dies:  # The driver ends when its first trial is laid down and not yet started.
+            raise ZeroDivisionError
+        with workers.pool:
+            yield workers
+
+    notes = (lambda e: events.append((e.kind, e.number))) if events is not None else (lambda e: None)
+    result = run_study(job, folder, workers=opened, prepare=partial(prepare, job), on_event=notes)
+    return result, workers.started
+
+
+def test_a_study_runs_to_its_end_and_knows_its_best(tmp_path):
+    events = []
+    result, started = drive(toy_job(trials=6), tmp_path, events=events)
+    assert result.counts == {"complete": 6, "pruned": 0, "failed": 0, "unfinished": 0}
+    assert started == list(range(6))
+    values = {n: json.loads((tmp_path / f"trials/{n:06d}/outcome.json").read_text())["value"] for n in range(6)}
+    best = min(values, key=values.get)
+    assert (result.best.number, result.best.value) == (best, values[best])
+    assert result.best.value == pytest.approx(result.best.params["x"] + 1 / 3)
+    assert sum(kind == "complete" for kind, _ in events) == 6
+
+
+def test_run_again_it_does_nothing_and_more_trials_go_on(tmp_path):
+    first, _ = drive(toy_job(trials=3), tmp_path)
+    again, started = drive(toy_job(trials=3), tmp_path)
+    assert started == []
+    assert (again.best, again.ran) == (first.best, 0)
+    _, started = drive(toy_job(trials=5), tmp_path)
+    assert started == [3, 4]
+
+
+def test_maximize_takes_the_largest(tmp_path):
+    result, _ = drive(toy_job(direction="maximize"), tmp_path)
+    assert result.best.value == max(o.value for _, o in read_trials(tmp_path))
+
+
+def test_pruning_really_stops_a_bad_trial_early(tmp_path):
+    job = toy_job(
+        sampler="grid", pruner="median", trials=7, parallel=1,
+        space={"x": {"type": "float", "low": 0.0, "high": 6.0, "step": 1.0}},
+        params={"epochs": 6, "seconds": 0.15},
+    )  # fmt: skip
+    result, _ = drive(job, tmp_path)
+    assert result.counts["pruned"] >= 2
+    for spec, outcome in read_trials(tmp_path):
+        if outcome.state == "pruned":
+            assert spec.params["x"] >= 4.0
+            assert spec.run.status().state is State.STOPPED
+            assert spec.run.status().step < 6
+            assert len(outcome.values) < 6
+            assert "pruned" in outcome.reason
+
+
+def test_a_lost_worker_is_tried_again_and_goes_on(tmp_path):
+    lost = []
+
+    def loses_some(path):
+        if path.endswith(("000001", "000002")) and lost.count(path) < 2:
+            lost.append(path)
+            raise RuntimeError("the worker is gone")
+        return toy_trial(path)
+
+    result, started = drive(toy_job(), tmp_path, loses_some)
+    assert result.counts["complete"] == 4
+    assert sorted(started) == [0, 1, 1, 1, 2, 2, 2, 3]
+    assert read_outcome(tmp_path / "trials/000001").attempts == 3
+
+
+def test_a_trial_lost_too_often_fails(tmp_path):
+    def loses(path):
+        if path.endswith("000001"):
+            raise RuntimeError("the worker is gone")
+        return toy_trial(path)
+
+    result, started = drive(toy_job(retries=1), tmp_path, loses)
+    assert result.counts == {"complete": 3, "pruned": 0, "failed": 1, "unfinished": 0}
+    assert started.count(1) == 2
+    assert "gone" in read_outcome(tmp_path / "trials/000001").reason
+
+
+def test_the_users_error_is_not_retried(tmp_path):
+    space = {"fails": {"type": "categorical", "choices": [False, True]}}
+    result, started = drive(toy_job(space=space, sampler="grid"), tmp_path)
+    assert (result.counts["complete"], result.counts["failed"]) == (1, 1)
+    assert started == [0, 1]
+    assert read_outcome(tmp_path / "trials/000001").reason == "RecipeError: it never works"
+
+
+def test_when_all_fail_the_same_way_the_study_stops_with_the_reason(tmp_path):
+    with pytest.raises(SweepError, match="failed the same way: RecipeError: it never works"):
+        drive(toy_job(trials=50, params={"fails": True}), tmp_path)
+    assert len(read_trials(tmp_path)) <= 5
+    assert Lease(tmp_path / "lease").owner() is None
+
+
+def test_a_metric_that_was_never_reported_is_named(tmp_path):
+    result, _ = drive(toy_job(trials=1, metric="accuracy"), tmp_path)
+    assert result.best is None
+    assert read_outcome(tmp_path / "trials/000000").reason == (
+        "the run never reported 'accuracy'; it reported loss"
+    )
+
+
+def test_values_that_the_job_refuses_fail_their_trial_only(tmp_path):
+    space = {"train.lr": {"type": "categorical", "choices": [0.1, -1.0]}}
+    result, started = drive(toy_job(space=space, sampler="grid"), tmp_path)
+    assert (result.counts["complete"], result.counts["failed"], started) == (1, 1, [0])
+    assert "train.lr" in read_outcome(tmp_path / "trials/000001").reason
+
+
+def test_a_second_driver_is_refused(tmp_path):
+    with Lease(tmp_path / "lease"), pytest.raises(LeaseHeld, match="another driver works on this study"):
+        drive(toy_job(), tmp_path)
+    assert not (tmp_path / "trials").exists()
+
+
+def test_a_trial_that_somebody_runs_is_watched_and_not_started_again(tmp_path):
+    job = toy_job(params={"epochs": 8, "seconds": 0.2})
+    with pytest.raises(ZeroDivisionError):
+        drive(job, tmp_path, dies=True)
+    spec = read_trials(tmp_path)[0][0]
+    thread = threading.Thread(target=toy_trial, args=(str(spec.path),))
+    thread.start()
+    while spec.run.status().state is State.CREATED:
+        time.sleep(0.01)
+    events = []
+    result, started = drive(job, tmp_path, events=events)
+    thread.join()
+    assert ("attached", 0) in events
+    assert 0 not in started
+    assert result.counts["complete"] == 4
+
+
+def test_what_ended_uncounted_is_counted_and_what_was_only_drawn_is_started(tmp_path):
+    job = toy_job()
+    with pytest.raises(ZeroDivisionError):
+        drive(job, tmp_path, dies=True)
+    drawn = read_trials(tmp_path)[0][0]
+    toy_trial(str(drawn.path))
+    result, started = drive(job, tmp_path)
+    assert started == [1, 2, 3]
+    assert result.counts["complete"] == 4
+    assert (drawn.path / "own.log").read_text() == "start\ncompleted\n"
+
+
+def test_proposals_of_a_resumed_study_are_those_of_an_undisturbed_one(tmp_path):
+    def params(folder):
+        return [spec.params for spec, _ in read_trials(folder)]
+
+    for sampler in ("tpe", "cmaes"):
+        space = {n: {"type": "float", "low": 0.0, "high": 1.0} for n in ("x", "y")}
+        job = toy_job(sampler=sampler, parallel=1, trials=14, space=space, params={"epochs": 1, "seconds": 0.0})
+        drive(job, tmp_path / sampler / "whole")
+        for stop in (4, 9, 10, 14):
+            cut = job.model_copy(update={"sweep": job.sweep.model_copy(update={"trials": stop})})
+            drive(cut, tmp_path / sampler / "cut")
+        assert params(tmp_path / sampler / "whole") == params(tmp_path / sampler / "cut")

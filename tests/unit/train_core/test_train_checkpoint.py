@@ -1,0 +1,121 @@
+"""Checkpoints: complete or absent, verified when read, nothing pickled."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpcmass.errors import CorruptError, TrainError
+from hpcmass.train import checkpoint
+
+
+def state(step: int) -> dict:
+    return {
+        "model": {"w": torch.arange(6.0).reshape(2, 3) + step, "n": torch.tensor(step)},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(1.0), "m": torch.ones(3, dtype=torch.bfloat16)}},
+            "empty": {},
+        },
+        "list": [1, 2.5, None, True, "text", (1, 2), torch.tensor([True, False]), torch.zeros(0)],
+        "inf": float("inf"),
+    }
+
+
+def save(folder: Path, step: int, keep: int = 2) -> None:
+    checkpoint.save(folder, state(step), step=step, epoch=1, position=step * 10, keep=keep, ranks=2)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+def test_round_trip_keeps_types_and_the_newest_files(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    commit, loaded = checkpoint.load_latest(tmp_path)
+    assert (commit.step, commit.epoch, commit.position) == (3, 1, 30)
+    assert same(loaded, state(3))
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f"step-00000000{s}.{e}" for s in (2, 3) for e in ("json", "safetensors")]
+    plain = load_file(commit.path)  # the library reads what our writer wrote
+    assert torch.equal(plain["model/w"], state(3)["model"]["w"])
+    assert plain["optimizer/state/0/m"].dtype == torch.bfloat16
+
+
+def test_tied_tensors_are_both_kept(tmp_path: Path) -> None:
+    tied = torch.ones(2, 2)
+    checkpoint.save(tmp_path, {"a": tied, "b": tied.t()}, step=1, epoch=0, position=0, keep=1, ranks=1)
+    loaded = checkpoint.load_latest(tmp_path)[1]
+    assert torch.equal(loaded["a"], loaded["b"])
+
+
+def test_nothing_counts_without_its_commit(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path / "none") is None
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "step-000000002.json").unlink()
+    (tmp_path / ".step-000000003.safetensors.host-1-ab.tmp").write_bytes(b"half")
+    assert checkpoint.load_latest(tmp_path)[0].step == 1
+    checkpoint.remove_leftovers(tmp_path)
+    save(tmp_path, 2)  # over the orphan of the attempt that died
+    assert checkpoint.load_latest(tmp_path)[0].step == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_told_with_what_to_do(damage: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    file = tmp_path / "step-000000002.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes(data if damage == "flip" else data[:-3])
+    with pytest.raises(CorruptError) as caught:
+        checkpoint.load_latest(tmp_path)
+    assert caught.value.where == str(file)
+    assert caught.value.exit_code == 2
+    assert "step 1" in caught.value.hint
+    assert "step-000000002.json" in caught.value.hint
+    (tmp_path / "step-000000001.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptError, match=r"--fresh"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_damaged_commit_file(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for text in ("", "[]", json.dumps({"format": 1})):
+        (tmp_path / "step-000000001.json").write_text(text)
+        with pytest.raises(CorruptError, match=r"step-000000001\.json"):
+            checkpoint.load_latest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        ({"w": torch.zeros(3, 2)}, "'w'"),
+        ({}, "'w'"),
+        ({"w": torch.zeros(2, 2), "x": torch.zeros(1)}, "'x'"),
+    ],
+)
+def test_a_model_that_does_not_fit(state: dict, name: str, tmp_path: Path) -> None:
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(TrainError, match=name):
+        checkpoint.load_model(model, state, tmp_path)
+    assert torch.equal(model.w, torch.ones(2, 2))
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="function"):
+        checkpoint.save(tmp_path, {"f": len}, step=1, epoch=0, position=0, keep=1, ranks=1)
+    assert not tmp_path.exists() or list(tmp_path.iterdir()) == []

@@ -1,0 +1,281 @@
+"""Whole runs of one rank in this process."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpcmass.config import Project, job_from_values
+from hpcmass.data import shard
+from hpcmass.errors import ConfigError, CorruptError, HpcmassError, LeaseHeld, NotFound, RecipeError, TrainError
+from hpcmass.runs import RunFolder, State, Status
+from hpcmass.train.rank import train_rank
+
+RECIPE = """
+import os
+import torch
+
+CALLS = []
+
+def build_model(params):
+    if params.get("raise"):
+        raise ValueError("no such model")
+    width = params.get("width", 8)
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, width), torch.nn.BatchNorm1d(width), torch.nn.ReLU(),
+        torch.nn.Dropout(params.get("dropout", 0.3)), torch.nn.Linear(width, 2),
+    )
+
+def transform(batch, train):
+    CALLS.append(train)
+    if os.environ.get("SEND") and CALLS.count(True) == int(os.environ.get("SEND_AT", "1")):
+        os.kill(os.getpid(), int(os.environ["SEND"]))
+    batch["x"] = batch["x"].float()
+    if os.environ.get("INF") and train:
+        batch["x"] = batch["x"] * float("inf")
+    return batch
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = Project.create(tmp_path_factory.mktemp("rank") / "p", "tests")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(47, 6)).astype("float32")
+    np.savez(made.root / "raw.npz", x=x, y=(x.sum(1) > 0).astype("int64"))
+    shard(made.root / "raw.npz", made.data / "d", inputs=["x"], targets=["y"], shards=2, workers=1)
+    (made.root / "recipe.py").write_text(RECIPE)
+    return made
+
+
+def job(project: Project, *, params: dict | None = None, data: dict | None = None, **train):
+    base = {"epochs": 3, "global_batch": 10, "log_every_steps": 1, "lr": 0.02}
+    return job_from_values({
+        "name": "j", "recipe": str(project.root / "recipe.py"), "params": params or {},
+        "data": {"train": "data/d", "valid": "data/d", **(data or {})}, "train": {**base, **train},
+    })  # fmt: skip
+
+
+def go(project: Project, folder: Path, fresh: bool = False, **changes) -> tuple[RunFolder, Status]:
+    run = RunFolder(folder)
+    return run, train_rank(job(project, **changes), run, project, console=False, fresh=fresh)
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.model / "weights.safetensors")
+
+
+def losses(run: RunFolder) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in run.records("train")]
+
+
+def test_a_run_and_what_it_leaves(project: Project, tmp_path: Path) -> None:
+    run, status = go(project, tmp_path / "r")
+    assert (status.state, status.step, status.epoch, status.attempt) == (State.COMPLETED, 15, 2, 1)
+    assert status.samples_done == 47
+    assert set(status.metrics) == {"loss", "accuracy"}
+    assert [r["step"] for r in run.records("valid")] == [5, 10, 15]
+    assert losses(run)[-1][1] < losses(run)[0][1]
+    assert (run.model / "model.json").exists()
+    assert not list((tmp_path / "r").rglob(".*"))
+    assert run.lease().owner() is None
+    before = (run.path / "status.json").read_bytes()
+    again, second = go(project, tmp_path / "r")
+    assert second == status
+    assert (again.path / "status.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("schedule", [{}, {"name": "OneCycleLR", "warmup_steps": 3, "args": {"max_lr": 0.1}}])
+def test_stopped_anywhere_it_goes_on_exactly(
+    project: Project, tmp_path: Path, schedule: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"checkpoint_every_steps": 1, "schedule": schedule, "log_every_steps": 2, "clip_norm": 1.0}
+    whole, _ = go(project, tmp_path / "whole", **changes)
+    run = RunFolder(tmp_path / "parts")
+    monkeypatch.setenv("SEND", str(int(signal.SIGTERM)))
+    for more, step in ((2, 2), (3, 5), (4, 9)):  # in mid-epoch, at an epoch's end, in mid-window
+        monkeypatch.setenv("SEND_AT", str(more))
+        _, status = go(project, run.path, **changes)
+        assert (status.state, status.step) == (State.STOPPED, step)
+    monkeypatch.delenv("SEND")
+    _, status = go(project, run.path, **changes)
+    assert status.state is State.COMPLETED
+    assert status.attempt == 4
+    assert losses(run) == losses(whole)
+    assert [r["loss"] for r in run.records("valid")] == [r["loss"] for r in whole.records("valid")]
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(run)[name]), name
+
+
+def test_more_epochs_go_on_and_another_job_does_not(project: Project, tmp_path: Path) -> None:
+    run, _ = go(project, tmp_path / "r", epochs=1)
+    _, status = go(project, tmp_path / "r", epochs=2)
+    assert (status.state, status.step, status.attempt) == (State.COMPLETED, 10, 2)
+    assert [r["from_step"] for r in run.records("resume")] == [5]
+    with pytest.raises(ConfigError) as caught:
+        go(project, tmp_path / "r", epochs=1, lr=0.5, params={"width": 4})
+    assert all(key in caught.value.message for key in ("params.width", "train.epochs", "train.lr"))
+    _, status = go(project, tmp_path / "r", fresh=True, epochs=1, lr=0.5)
+    assert (status.step, status.attempt) == (5, 1)
+    assert (tmp_path / "r.old-1" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "text"),
+    [
+        ({"data": {"train": "data/none"}}, HpcmassError, "data/none"),
+        ({"params": {"raise": True}}, RecipeError, "no such model"),
+        ({"optimizer": "Adam2"}, ConfigError, "Adam2"),
+        ({"data": {"inputs": ["z"]}}, ConfigError, "'z'"),
+        ({"global_batch": 100, "drop_last": True}, ConfigError, "no whole batch"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    project: Project, tmp_path: Path, changes: dict, kind: type, text: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        go(project, tmp_path / "runs" / "r", **changes)
+    assert text in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_loss(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INF", "1")
+    with pytest.raises(TrainError, match="step 1 ") as caught:
+        go(project, tmp_path / "r")
+    assert caught.value.exit_code == 2
+    run = RunFolder(tmp_path / "r")
+    assert run.status().state is State.FAILED
+    assert "step 1 " in run.status().reason
+    assert [e.error for e in run.errors()] == ["TrainError"]
+    monkeypatch.delenv("INF")
+    assert go(project, tmp_path / "r")[1].state is State.COMPLETED
+
+
+def test_corrupted_checkpoint(project: Project, tmp_path: Path) -> None:
+    run, _ = go(project, tmp_path / "r", epochs=2)
+    file = run.checkpoints / "step-000000010.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.unlink()
+    file.write_bytes(data)
+    with pytest.raises(CorruptError) as caught:
+        go(project, tmp_path / "r", epochs=3)
+    assert "step-000000010" in caught.value.where
+    assert "step 5" in caught.value.hint
+    file.unlink()
+    (run.checkpoints / "step-000000010.json").unlink()
+    assert go(project, tmp_path / "r", epochs=3)[1].step == 15
+
+
+def test_early_stop_counts_over_a_resume(project: Project, tmp_path: Path) -> None:
+    early = {"metric": "loss", "patience": 2, "min_delta": 100.0}
+    run, status = go(project, tmp_path / "r", epochs=20, early_stop=early)
+    assert status.state is State.COMPLETED
+    assert "early stop" in status.reason
+    assert len(list(run.records("valid"))) == 3
+    _, status = go(project, tmp_path / "r", epochs=30, early_stop=early)
+    assert len(list(run.records("valid"))) == 3
+    assert "early stop" in status.reason
+    with pytest.raises(ConfigError, match="no metric 'f1'"):
+        go(project, tmp_path / "s", early_stop={"metric": "f1"})
+
+
+def test_steps_and_batches(project: Project, tmp_path: Path) -> None:
+    assert go(project, tmp_path / "a", drop_last=True)[1].step == 12
+    assert go(project, tmp_path / "b", max_steps=7)[1].step == 7
+    one, _ = go(project, tmp_path / "c", params={"dropout": 0.0}, accumulation=1, epochs=1)
+    assert len(losses(one)) == 5
+    run, status = go(project, tmp_path / "d", precision="bf16")
+    assert status.state is State.COMPLETED
+    assert all(t.dtype != torch.bfloat16 for t in weights(run).values())
+
+
+def test_nothing_of_the_process_is_changed(project: Project, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    before = (
+        torch.get_num_threads(),
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )
+    go(project, tmp_path / "r", epochs=1)
+    after = torch.get_num_threads(), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert (before[0], before[2], before[3]) == (after[0], after[2], after[3])
+    assert torch.equal(before[1], after[1])
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == handlers
+    assert not [t for t in threading.enumerate() if t.name.startswith("hpcmass")]
+    done: list[Status] = []
+    thread = threading.Thread(target=lambda: done.append(go(project, tmp_path / "t", epochs=1)[1]))
+    thread.start()
+    thread.join()
+    assert done[0].state is State.COMPLETED
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_stops_after_a_checkpoint(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("SEND", str(int(number)))
+    run, status = go(project, tmp_path / "r")
+    assert (status.state, status.step) == (State.STOPPED, 1)
+    assert number.name in status.reason
+    assert [p.name for p in run.checkpoints.glob("*.json")] == ["step-000000001.json"]
+    monkeypatch.delenv("SEND")
+    assert go(project, tmp_path / "r")[1].state is State.COMPLETED
+
+
+def test_a_run_in_use_is_refused(project: Project, tmp_path: Path) -> None:
+    run, _ = go(project, tmp_path / "r", epochs=1)
+    code = (
+        "import sys, time; from hpcmass.runs import RunFolder; RunFolder(sys.argv[1]).lease().acquire();"
+        "print(1, flush=True); time.sleep(60)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, env=env)
+    try:
+        holder.stdout.readline()
+        for fresh in (False, True):
+            with pytest.raises(LeaseHeld):
+                go(project, tmp_path / "r", epochs=2, fresh=fresh)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert go(project, tmp_path / "r", epochs=2)[1].state is State.COMPLETED
+
+
+def test_full_disk_while_checkpointing(project: Project, tmp_path: Path) -> None:
+    wide = {"params": {"width": 4096}}
+    run = RunFolder(tmp_path / "r")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(HpcmassError) as caught:
+            go(project, run.path, **wide)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert type(caught.value).__name__ == "StorageError"
+    assert caught.value.exit_code == 2
+    assert run.status().state is State.FAILED
+    assert list(run.checkpoints.iterdir()) == []
+    assert go(project, run.path, **wide)[1].state is State.COMPLETED
+
+
+def test_missing_recipe_and_unwritable_folder(project: Project, tmp_path: Path) -> None:
+    gone = job(project).model_copy(update={"recipe": str(tmp_path / "none.py")})
+    with pytest.raises(NotFound):
+        train_rank(gone, RunFolder(tmp_path / "r"), project, console=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HpcmassError) as caught:
+        go(project, tmp_path / "file" / "r")
+    assert caught.value.exit_code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]

@@ -1,0 +1,73 @@
+"""Whole studies through `sweep`: real recipes and scripts, real ranks, real Parsl."""
+
+import pytest
+from study_jobs import RECIPE, RECIPE_JOB, SCRIPT_JOB, job_of
+
+from hpcmass.config import Site, load_job
+from hpcmass.errors import ConfigError, NotFound
+from hpcmass.runs import State
+from hpcmass.sweep.records import read_trials
+from hpcmass.workflow.sweeps import sweep
+
+
+def test_a_recipe_is_searched_and_each_trial_is_a_run_like_any_other(project):
+    result = sweep(job_of(project, RECIPE_JOB), project, Site.local())
+    assert result.counts == {"complete": 2, "pruned": 0, "failed": 0, "unfinished": 0}
+    assert 0.0 <= result.best.value <= 1.0
+    for spec, outcome in read_trials(result.folder):
+        trial = load_job(spec.run.job_file)
+        assert trial.params["width"] == spec.params["width"]
+        assert trial.train.lr == spec.params["train.lr"]
+        assert spec.run.status().state is State.COMPLETED
+        assert (spec.run.model / "model.json").is_file()
+        assert len(outcome.values) == 2
+    job = job_of(project, RECIPE_JOB, trials=3)
+    again = sweep(job, project, Site.local(), resume=True)
+    assert (again.ran, again.counts["complete"]) == (1, 3)
+
+
+def test_own_scripts_run_on_several_ranks_each(project):
+    result = sweep(job_of(project, SCRIPT_JOB), project, Site.local())
+    assert (result.best.number, result.best.value, result.best.params) == (1, 0.5, {"x": 1.0})
+    log = read_trials(result.folder)[0][0].run.log_file(1, 1).read_text()
+    assert "rank 1 of 2" in log
+
+
+def test_recipes_run_on_several_ranks_each(project):
+    result = sweep(job_of(project, RECIPE_JOB, trials=1, ranks=2), project, Site.local())
+    assert result.counts["complete"] == 1
+    assert read_trials(result.folder)[0][0].run.status().ranks == 2
+
+
+def test_a_changed_job_is_refused_with_the_keys_that_differ(project):
+    sweep(job_of(project, RECIPE_JOB, trials=1), project, Site.local())
+    before = sorted(project.studies.rglob("*"))
+    with pytest.raises(ConfigError, match=r"train\.epochs was 2, is 3") as caught:
+        sweep(job_of(project, RECIPE_JOB.replace("epochs = 2", "epochs = 3")), project, Site.local())
+    assert caught.value.data["keys"] == ["train.epochs"]
+    (project.root.parent / "recipe.py").write_text(RECIPE + "\n# changed\n")
+    with pytest.raises(ConfigError, match="the recipe has changed"):
+        sweep(job_of(project, RECIPE_JOB, trials=2), project, Site.local())
+    assert [p for p in sorted(project.studies.rglob("*")) if "lease" not in p.name] == [
+        p for p in before if "lease" not in p.name
+    ]
+
+
+def test_an_impossible_grid_and_a_missing_study_leave_nothing(project):
+    with pytest.raises(ConfigError, match="step"):
+        sweep(job_of(project, RECIPE_JOB, sampler="grid"), project, Site.local())
+    with pytest.raises(NotFound, match="no study here"):
+        sweep(job_of(project, RECIPE_JOB), project, Site.local(), resume=True)
+    assert list(project.studies.iterdir()) == []
+
+
+def test_a_recipe_that_raises_fails_its_trial_with_its_line(project):
+    text = RECIPE_JOB.replace(
+        "[sweep.space]", '[sweep.space]\nbroken = { type = "categorical", choices = [true] }'
+    )
+    result = sweep(job_of(project, text), project, Site.local())
+    assert result.counts["failed"] == 2
+    spec, outcome = read_trials(result.folder)[0]
+    assert "no such model" in outcome.reason
+    assert spec.run.status().state is State.FAILED
+    assert spec.run.errors()
