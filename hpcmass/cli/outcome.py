@@ -21,8 +21,8 @@ def tell_run(run: RunFolder, status: Status) -> int:
         return code
     where = relative(run.path)
     if status.state is State.COMPLETED:
-        metrics = f"; {text(status.metrics)}" if status.metrics else ""
-        click.echo(f"completed: {status.step} steps{metrics}; everything lies in {where}")
+        facts = [f"{status.step} steps" if status.step else "", text(status.metrics) if status.metrics else ""]
+        click.echo("; ".join([f"completed: {', '.join(filter(None, facts))}", f"everything lies in {where}"]))
         return code
     click.echo(
         f"{status.state.value.lower()} at step {status.step}: {status.reason or 'no reason known'}", err=True

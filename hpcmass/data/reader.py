@@ -130,7 +130,8 @@ class Dataset:
             CorruptError: A shard has another size than the manifest says.
         """
         wanted: Ids = np.ascontiguousarray(ids, np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+        # As unsigned numbers the negative ones are the largest: one comparison for both ends.
+        if wanted.size and int(wanted.view(np.uint64).max()) >= len(self):
             raise IndexError(f"samples {wanted.min()} … {wanted.max()} are not all within 0 … {len(self) - 1}")
         return {name: self._field_rows(name).gather(wanted) for name in self.fields}
 

@@ -150,6 +150,14 @@ def test_grouped_sizes_come_near_the_fractions() -> None:
     assert [part.samples for part in cut.parts] == [400, 400, 50, 50, 50, 50]
 
 
+def test_grouped_leaves_no_split_or_shard_empty() -> None:
+    codes = np.repeat(np.arange(3), 100)
+    cut = plan_cut("grouped", 300, shards=1, splits=SPLITS, codes=codes)
+    assert [part.samples for part in cut.parts] == [100, 100, 100]
+    few = plan_cut("grouped", 300, shards=5, codes=codes)
+    assert sorted(part.samples for part in few.parts) == [50, 50, 50, 50, 100]
+
+
 def test_even_is_balanced_and_random() -> None:
     cut = plan_cut("even", 1001, shards=4, seed=1)
     assert sizes_found(cut) == [251, 250, 250, 250]

@@ -24,13 +24,13 @@ N = 3000
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """3,000 samples: a number of its own in each, an image, a class, a group. More than one block."""
+    """3,000 samples: a number of its own in each, an image, a class, a group. Four blocks."""
     rng = np.random.default_rng(0)
     path = tmp_path / "source.npz"
     np.savez(
         path,
         number=np.arange(N),
-        image=rng.integers(0, 255, (N, 64, 64), dtype=np.uint8),
+        image=rng.integers(0, 255, (N, 96, 96), dtype=np.uint8),
         label=rng.integers(0, 5, N).astype(np.int16),
         group=np.sort(rng.integers(0, 90, N)),
     )
@@ -57,7 +57,7 @@ def test_every_sample_once_as_plain_h5py_reads_it(source: Path, tmp_path: Path, 
         [sys.executable, "-I", str(reader), str(tmp_path / "out")], capture_output=True, text=True, check=True
     )
     rows = json.loads(seen.stdout)
-    original = np.load(source)
+    original = dict(np.load(source))
     assert sorted(row["number"] for row in rows) == list(range(N))
     for row in rows:
         number = row["number"]
