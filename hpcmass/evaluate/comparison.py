@@ -17,18 +17,24 @@ class Compared:
     evaluation: Evaluation
 
 
-def compare(parts: Mapping[str, Model], dataset: DatasetLike, *, batch_size: int = 256) -> list[Compared]:
+def compare(
+    parts: Mapping[str, Model], dataset: DatasetLike, *, batch_size: int = 256, target: str | None = None
+) -> list[Compared]:
     """Evaluate several models on one dataset, in the order given.
 
     Args:
         parts: Models by the name they are shown under.
         dataset: Read once a model, in batches.
         batch_size: Samples a model sees at once.
+        target: As for `evaluate`.
 
     Raises:
         DataError: The dataset does not fit one of them.
     """
-    return [Compared(name, evaluate(model, dataset, batch_size=batch_size)) for name, model in parts.items()]
+    return [
+        Compared(name, evaluate(model, dataset, batch_size=batch_size, target=target))
+        for name, model in parts.items()
+    ]
 
 
 def compare_table(rows: list[Compared], title: str = "on the test split") -> Table:

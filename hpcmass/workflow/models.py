@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hpcmass.catalogue import ANY, Catalogue, Version, lineage
 from hpcmass.config import Job, Project, job_from_values
 from hpcmass.data import open_dataset
-from hpcmass.errors import CatalogueError, ConfigError, NotFound
+from hpcmass.errors import CatalogueError, ConfigError, NameNotAllowed, NotFound
 from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
 from hpcmass.evaluate.models import resolve_model
 from hpcmass.evaluate.picture import curves_of, training_picture
@@ -69,8 +69,13 @@ def evaluate_model(
         picture: Where to write the learning curves and the confusion matrix, as a PNG.
     """
     found = maybe_project(project)
+    loaded = load(model, project=found)
     run = _run_of(model, found)
-    evaluation = evaluate(load(model, project=found), open_dataset(dataset_path(dataset, found)))
+    if run is not None and loaded.bundle.folder.resolve() != run.model.resolve():
+        run = None  # a bare name is a model of the catalogue before it is a run
+    evaluation = evaluate(
+        loaded, open_dataset(dataset_path(dataset, found)), target=_target(str(model), run, found)
+    )
     if run is not None:
         replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
     if picture is not None:
@@ -234,9 +239,24 @@ def _run_of(model: str | Path, project: Project | None) -> RunFolder | None:
         return None
     try:
         run = find_run(str(model), project)
-    except (NotFound, ValueError):
+    except (NotFound, NameNotAllowed):
         return None
     return run if (run.model / "model.json").is_file() else None
+
+
+def _target(model: str, run: RunFolder | None, project: Project | None) -> str | None:
+    """The field that a model was trained on where its job names one, else None: the dataset's own target."""
+    if run is not None:
+        named = read_job(run).data.targets
+    elif project is not None and os.sep not in model:
+        try:
+            job = Catalogue(project.catalogue).get(model).lineage.get("job") or {}
+        except (NotFound, NameNotAllowed):
+            return None
+        named = job.get("data", {}).get("targets")
+    else:
+        return None
+    return named[0] if named and len(named) == 1 else None
 
 
 def _folder_of(job: Job) -> Path | None:

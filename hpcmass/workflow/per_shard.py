@@ -235,7 +235,9 @@ def _finish(job: Job, project: Project, run: RunFolder, parts: Sequence[_Part], 
     bundles |= {how: run.path / "combined" / how / "model" for how in job.per_shard.combine}
     if len(groups) < len(parts):
         bundles["data-parallel"] = parts[-1].run.model
-    rows = compare({name: load_bundle(path) for name, path in bundles.items()}, open_all(project, names))
+    models = {name: load_bundle(path) for name, path in bundles.items()}
+    targets = job.data.targets or []
+    rows = compare(models, open_all(project, names), target=targets[0] if len(targets) == 1 else None)
     _write_report(run, split, rows, bundles)
     title, header, table = compare_table(rows, f"on the {split} split")
     for line in (title, "  ".join(header), *("  ".join(map(str, row)) for row in table)):
