@@ -6,6 +6,7 @@ shards, checksums and manifests are complete. A run that fails or is interrupted
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -93,10 +94,12 @@ def shard(
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers are not possible")
     check_free(out, overwrite)
-    with building(out, overwrite) as folder:
+    with building(out, overwrite) as folder, contextlib.ExitStack() as open_files:
         scratch = folder / ".scratch"
         scratch.mkdir()
         opened = _open(source, inputs, targets, meta, by, stack, resize)
+        if hasattr(opened, "close"):
+            open_files.callback(opened.close)
         # Only sources that must be copied first have `spill`.
         readable: Source = opened.spill(scratch, progress) if hasattr(opened, "spill") else opened
         if stack:

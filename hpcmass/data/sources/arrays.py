@@ -191,7 +191,9 @@ class NpzUnread:
                     check_dtype(dtype, name, self.path)
                     with open(target, "xb", buffering=0) as file:
                         while block := packed.read(_COPY_BYTES):
-                            file.write(block)
+                            rest = memoryview(block)
+                            while rest:
+                                rest = rest[file.write(rest) :]  # a nearly full disk takes a part only
                             done += len(block)
                             if progress:
                                 progress("read", min(done, total), total)

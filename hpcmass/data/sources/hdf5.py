@@ -38,6 +38,11 @@ class Hdf5Source:
         """The same with these fields only."""
         return replace(self, fields=pick(self.fields, names, self.path))
 
+    def close(self) -> None:
+        """Close the file in this process, in which its user may want to write it again."""
+        if (file := _open_files.pop((self.path, os.getpid()), None)) is not None:
+            file.close()
+
     def read(self, start: int, stop: int) -> Arrays:
         """Samples start … stop."""
         file = _opened(self.path)

@@ -286,3 +286,11 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         shard(tmp_path / "empty", tmp_path / "out")
+
+
+def test_an_hdf5_file_can_be_written_again_after_it_was_sharded(tmp_path: Path) -> None:
+    for number in range(2):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["x"] = np.full((4, 2), number, np.int64)
+        (manifest,) = shard(tmp_path / "a.h5", tmp_path / f"d{number}", workers=1)
+        assert manifest.fields[0].stats["max"] == number
