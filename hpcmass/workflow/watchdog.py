@@ -24,6 +24,7 @@ from hpcmass.files import process_start
 TAG = "HPCMASS_DRIVER"
 _LOOK_S = 0.5
 _QUIET_S = 3.0
+_UNKILLABLE_S = 20.0
 
 
 def tagged(tag: str) -> list[int]:
@@ -62,8 +63,11 @@ def end_tagged(tag: str, *, grace_s: float, told: Collection[int] = ()) -> int:
             return 0
         time.sleep(0.05)
     killed: set[int] = set()
+    deadline = time.monotonic() + _UNKILLABLE_S
     while left := tagged(tag):  # A process may have been born between two looks.
         killed.update(left)
+        if time.monotonic() > deadline:
+            break  # It hangs in the kernel (a file system that does not answer), and dies when it returns.
         _signal(left, signal.SIGKILL)
         time.sleep(0.05)
     return len(killed)
