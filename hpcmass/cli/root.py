@@ -95,6 +95,9 @@ def _tell(error: HpcmassError) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if not error.data.get("told"):
+    from hpcmass.launch import leave_word
+
+    # A rank that hpcmass started leaves its error to the command that started it, which says it once.
+    if not error.data.get("told") and not leave_word(error):
         click.echo(f"error: {error}", err=True)
     return error.exit_code

@@ -84,6 +84,8 @@ def start_ranks(
             plan, log_file=lambda rank: waiting / f"{rank}.log", console=console, each_poll=adopt
         )
         if _attempt(run) == before:
+            if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
+                return run.status()  # It was completed before, and the ranks had nothing to do.
             raise _refusal(outcome, waiting, console)
         _move_logs(waiting, run, before + 1, ended=True)
     return settle(run, outcome)

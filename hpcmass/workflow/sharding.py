@@ -11,7 +11,7 @@ from hpcmass.data import Manifest, open_dataset, read_manifest, split_folders, v
 from hpcmass.data import shard as cut_and_write
 from hpcmass.errors import ConfigError, CorruptError, NotFound
 
-TABLES = {".csv", ".tsv", ".parquet", ".pq"}
+TABLES = {".csv", ".parquet", ".pq"}
 
 
 def shard(

@@ -18,7 +18,7 @@ import hpcmass
 from hpcmass.cli import console
 from hpcmass.cli.progress import Bar, SweepProgress
 from hpcmass.config import Project, job_with, load_job
-from hpcmass.errors import NotFound
+from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.workflow import api
 
 HERE = Path(__file__).parent
@@ -168,4 +168,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HpcmassError as error:
+        sys.exit(f"error: {error}")
