@@ -345,6 +345,7 @@ class Loop:
         at = self.at
 
         def write() -> None:
+            self._check_weights()
             checkpoint.save(
                 self.run_folder.checkpoints, self.state(), step=at.step, epoch=at.epoch, position=at.samples,
                 keep=self.job.keep_checkpoints, ranks=self.comm.size,
@@ -353,6 +354,20 @@ class Loop:
                 self.reporter.status(at.step, at.epoch, at.samples)
 
         on_root(self.comm, write)
+
+    def _check_weights(self) -> None:
+        """Refuse to keep weights that are spoilt: a finite loss may have a gradient that is not.
+
+        Kept, they would take the place of the last good checkpoint, or be the model of a completed run.
+        """
+        for name, value in self.task.model.named_parameters():
+            if value.requires_grad and not bool(torch.isfinite(value).all()):
+                error = self._bad_loss()
+                raise TrainError(
+                    f"the weights {name!r} are NaN or infinite after step {self.at.step}",
+                    where=error.where,
+                    hint=error.hint,
+                )
 
     def state(self) -> dict[str, Any]:
         """Everything that a run goes on from. Random states follow from (seed, step, rank): see `seed_step`."""

@@ -302,3 +302,20 @@ def test_a_start_that_comes_second_does_not_remove_the_folder_of_the_first(
         opening.take(job(project), run, Site.local(), fresh=False)
     assert run.metrics_file.exists()
     other.release()
+
+
+def test_spoilt_weights_are_neither_kept_nor_a_model(project: Project, tmp_path: Path) -> None:
+    """The loss of the one step is finite, what it makes of the weights is not."""
+    with pytest.raises(TrainError, match="are NaN or infinite after step 1"):
+        go(
+            project,
+            tmp_path / "r",
+            max_steps=1,
+            optimizer="SGD",
+            lr=1e30,
+            optimizer_args={"weight_decay": 1e30},
+        )
+    run = RunFolder(tmp_path / "r")
+    assert run.status().state is State.FAILED
+    assert not run.model.exists()
+    assert not list(run.checkpoints.glob("*"))
