@@ -49,10 +49,14 @@ def finish(process, seconds=150):
     return code, json.loads(output(process).rpartition("RESULT ")[2] or "null")
 
 
-def test_a_driver_killed_again_and_again_loses_nothing_and_runs_nothing_twice(tmp_path, marked):
+@pytest.mark.parametrize(
+    ("kills", "trials"),
+    [(3, 8), pytest.param(12, 30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+)
+def test_a_driver_killed_again_and_again_loses_nothing_and_runs_nothing_twice(kills, trials, tmp_path, marked):
     folder, chance = tmp_path / "study", random.Random()
-    settings = {"trials": 8, "sampler": "tpe", "params": {"epochs": 4, "seconds": 0.3}, "retries": 0}
-    for _ in range(3):
+    settings = {"trials": trials, "sampler": "tpe", "params": {"epochs": 4, "seconds": 0.3}, "retries": 0}
+    for _ in range(kills):
         seen = len(lines(folder))
         process = start(folder, marked, **settings)
         wait_for(lambda: len(lines(folder)) >= seen + chance.choice([1, 2, 3]), process)  # noqa: B023
@@ -64,7 +68,7 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_runs_nothing_twice(tm
             assert marked.gone(within_s=20) == []
     process = start(folder, marked, **settings)
     code, result = finish(process)
-    assert (code, result["counts"]) == (0, {"complete": 8, "pruned": 0, "failed": 0, "unfinished": 0})
+    assert (code, result["counts"]) == (0, {"complete": trials, "pruned": 0, "failed": 0, "unfinished": 0})
     assert marked.gone(within_s=5) == []
     for spec, outcome in read_trials(folder):
         own = (spec.path / "own.log").read_text().splitlines()
