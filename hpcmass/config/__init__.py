@@ -10,9 +10,10 @@ from hpcmass.config.load import (
     job_with,
     load_job,
     load_site,
+    read_run_job,
     site_to_toml,
 )
-from hpcmass.config.project import Project, require_writable
+from hpcmass.config.project import Project
 from hpcmass.config.resources import Resources, Target
 from hpcmass.config.site import Site
 
@@ -32,6 +33,6 @@ __all__ = [
     "load_job",
     "load_site",
     "nearest",
-    "require_writable",
+    "read_run_job",
     "site_to_toml",
 ]

@@ -28,9 +28,10 @@ _EXPECTED = {
 
 
 def nearest(word: str, known: list[str]) -> str | None:
-    """The known word most like `word`, or None when none is like it."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The known word most like `word`, whatever their case, or None when none is like it."""
+    lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Key], str]) -> ConfigError:

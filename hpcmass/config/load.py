@@ -72,6 +72,16 @@ def job_from_values(values: Mapping[str, Any], where: str = "job") -> Job:
     return _validate(Document(Path(where), dict(values), {}), dict(values), {})
 
 
+def read_run_job(file: Path) -> Job:
+    """The job of a run folder's `job.toml`, as it was resolved: its paths stay as they stand there.
+
+    Raises:
+        NotFound: There is no such file.
+        ConfigError: It is damaged.
+    """
+    return job_from_values(read_document(file).values, str(file))
+
+
 def job_with(job: Job, overrides: Mapping[str, Any]) -> Job:
     """A job with values set; a name without a dot is a name of `[params]`, None brings the default back.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hpcmass.config.document import read_document
 from hpcmass.config.explain import explain
 from hpcmass.errors import AlreadyExists, NotFound
-from hpcmass.files import check_name, make_dir, publish, storage_errors
+from hpcmass.files import check_name, make_dir, publish
 
 FILE = "hpcmass.toml"
 
@@ -142,16 +142,3 @@ class Project:
     def study_path(self, name: str) -> Path:
         """The folder of a study by its name."""
         return self.studies / check_name(name, "study name")
-
-
-def require_writable(folder: Path) -> None:
-    """Refuse early when a folder cannot be written.
-
-    Raises:
-        StorageError: It cannot.
-    """
-    make_dir(folder)
-    with storage_errors(folder, "write to the folder"):
-        probe = folder / f".hpcmass-probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()

@@ -16,7 +16,7 @@ from hpcmass.errors import HpcmassError
 T = TypeVar("T")
 
 
-class Pool:
+class ProcessPool:
     """A context manager; `map` applies a function to argument tuples.
 
     Args:
@@ -63,7 +63,7 @@ class Pool:
                 "`if __name__ == '__main__':`",
             ) from error
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> ProcessPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

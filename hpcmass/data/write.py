@@ -21,7 +21,7 @@ import numpy as np
 from hpcmass.data.building import building, check_free
 from hpcmass.data.cut import STRATEGIES, Codes, Cut, plan_cut
 from hpcmass.data.manifest import Field, Manifest, ShardInfo, write_manifest
-from hpcmass.data.pool import Pool
+from hpcmass.data.pool import ProcessPool
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
 from hpcmass.data.scatter import (
     Scatter,
@@ -228,7 +228,7 @@ def _write(
     _check_space(folder, plan)
     scatter, sizes = _create_shards(plan, folder)
     total = sum(sizes)
-    with Pool(workers, scatter) as pool:
+    with ProcessPool(workers, scatter) as pool:
         stats = _scatter_all(plan, scatter, pool, progress)
         scatter.close()
         tell = _adder("checksum", total, progress)
@@ -278,7 +278,7 @@ def _create_shards(plan: _Plan, folder: Path) -> tuple[Scatter, list[int]]:
 
 
 def _scatter_all(
-    plan: _Plan, scatter: Scatter, pool: Pool, progress: Progress | None
+    plan: _Plan, scatter: Scatter, pool: ProcessPool, progress: Progress | None
 ) -> list[dict[str, FieldStats]]:
     """Write all blocks; statistics a split are merged in the order of the blocks."""
     stats = [{one.name: FieldStats() for one in plan.fields} for _ in plan.splits]
@@ -320,7 +320,7 @@ def _finished_fields(plan: _Plan, stats: Sequence[Mapping[str, FieldStats]]) -> 
     return [tuple(fields) for fields in finished]
 
 
-def _source_record(source: Source, pool: Pool) -> dict[str, Any]:
+def _source_record(source: Source, pool: ProcessPool) -> dict[str, Any]:
     """Where the samples came from. Only names are recorded: the id must not depend on the place."""
     files = source.files
     groups = [files[at : at + _HASHED_TOGETHER] for at in range(0, len(files), _HASHED_TOGETHER)]

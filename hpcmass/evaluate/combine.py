@@ -12,16 +12,10 @@ import torch
 
 from hpcmass.errors import DataError, RecipeError
 from hpcmass.evaluate.merge import merge_forests
-from hpcmass.train.bundle import (
-    Bundle,
-    read_bundle,
-    read_weights,
-    same_signature,
-    write_ensemble_bundle,
-    write_estimator,
-    write_weights,
-)
-from hpcmass.train.inputs import DatasetLike, select_fields
+from hpcmass.train.bundle import Bundle, read_bundle, read_weights, same_signature
+from hpcmass.train.bundle_writer import write_ensemble_bundle, write_estimator, write_weights
+from hpcmass.train.inputs import select_fields
+from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.model import load_bundle, stack_features
 
 Array = np.ndarray[Any, Any]

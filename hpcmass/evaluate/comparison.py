@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpcmass.evaluate.interfaces import DatasetLike, Model
+from hpcmass.evaluate.interfaces import Model
 from hpcmass.evaluate.measure import Evaluation, Row, Table, evaluate
+from hpcmass.train.interfaces import DatasetLike
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""What evaluation needs of a model and of a dataset."""
+"""What evaluation needs of a model; what of a dataset stands in `hpcmass.train.interfaces`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +37,10 @@ class SignatureLike(Protocol):
         """Inputs, in order."""
 
     @property
+    def targets(self) -> Sequence[str]:
+        """Fields it was trained on as targets; empty where that is not known."""
+
+    @property
     def classes(self) -> Sequence[str] | None:
         """Class names by index."""
 
@@ -54,31 +58,6 @@ class Model(Protocol):
 
     def __call__(self, inputs: Any, /) -> Any:
         """Probabilities (n, classes) of a classification, values (n, ...) of a regression."""
-
-
-class DatasetLike(Protocol):
-    """A dataset, or several joined: `hpcmass.data` opens them."""
-
-    @property
-    def id(self) -> str:
-        """Dataset id."""
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """Fields by name."""
-
-    @property
-    def targets(self) -> Sequence[str]:
-        """Names of the target fields."""
-
-    def __len__(self) -> int:
-        """Samples."""
-
-    def classes(self, field: str, /) -> Sequence[str] | None:
-        """Class names of a field."""
-
-    def batches(self, batch_size: int, /) -> Iterator[Mapping[str, NDArray[Any]]]:
-        """Batches in order, each a dict of arrays (n, *shape)."""
 
 
 def take_inputs(batch: Mapping[str, Array], signature: SignatureLike) -> Inputs:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmass.errors import CorruptError, DataError
-from hpcmass.evaluate.interfaces import DatasetLike, Model, take_inputs
+from hpcmass.evaluate.interfaces import Model, take_inputs
 from hpcmass.evaluate.metrics import (
     Metric,
     confusion_matrix,
@@ -20,6 +20,7 @@ from hpcmass.evaluate.metrics import (
     proportion,
     regression_metrics,
 )
+from hpcmass.train.interfaces import DatasetLike
 
 FORMAT = 1
 _SHOWN_CLASSES = 20  # A wider confusion matrix does not fit a terminal.
@@ -169,7 +170,8 @@ def evaluate(
         model: A loaded model.
         dataset: With the model's input fields and one target field.
         batch_size: Samples the model sees at once.
-        target: The field to hold the outputs against; default: the only one with that role.
+        target: The field to hold the outputs against; default: the one that the model was trained on, and
+            where that is not known the dataset's only one with that role.
 
     Raises:
         DataError: The dataset does not fit the model, or the model gives what is no probability.
@@ -182,7 +184,7 @@ def evaluate(
         )
     if len(dataset) == 0:
         raise DataError("the dataset has no samples to evaluate on")
-    targets = list(dataset.targets) if target is None else [target]
+    targets = list(signature.targets or dataset.targets) if target is None else [target]
     if len(targets) != 1 or targets[0] not in dataset.fields:
         known = ", ".join(dataset.fields)
         raise DataError(f"evaluation needs one target field, not {targets}", hint=f"the dataset has: {known}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hpcmass.catalogue import Catalogue, Version
 from hpcmass.errors import AlreadyExists, NameNotAllowed, NotFound
@@ -24,6 +24,14 @@ class ProjectLike(Protocol):
     @property
     def catalogue(self) -> Path:
         """Where the catalogue lies."""
+
+
+class Resolved(NamedTuple):
+    """What a reference means: the bundle's folder, what it turned out to be, and the run it is of, if any."""
+
+    folder: Path
+    told: str
+    run: Path | None = None
 
 
 def resolve_model(ref: str, project: ProjectLike | None) -> tuple[Model, str]:
@@ -44,12 +52,12 @@ def resolve_model(ref: str, project: ProjectLike | None) -> tuple[Model, str]:
         NotFound: There is nothing of that name, or the run has no model yet.
         CorruptError: A file does not fit its digest.
     """
-    folder, told = resolve_bundle(ref, project)
-    return load_bundle(folder), told
+    found = resolve_bundle(ref, project)
+    return load_bundle(found.folder), found.told
 
 
-def resolve_bundle(ref: str, project: ProjectLike | None) -> tuple[Path, str]:
-    """The bundle folder that a reference means, and what it turned out to be; see `resolve_model`."""
+def resolve_bundle(ref: str, project: ProjectLike | None) -> Resolved:
+    """The bundle that a reference means, not loaded; see `resolve_model`."""
     if "@" in ref and os.sep not in ref:
         if project is None:
             raise NotFound(
@@ -57,9 +65,9 @@ def resolve_bundle(ref: str, project: ProjectLike | None) -> tuple[Path, str]:
             )
         catalogue = Catalogue(project.catalogue)
         version = catalogue.get(ref)
-        return cached(catalogue, version), version.ref
+        return Resolved(cached(catalogue, version), version.ref)
     if os.sep in ref or ref in (".", "..", ""):
-        return _folder(Path(ref)), ref
+        return _folder(Path(ref), ref)
     named = None
     with contextlib.suppress(NameNotAllowed):
         named = check_name(ref)
@@ -71,12 +79,12 @@ def resolve_bundle(ref: str, project: ProjectLike | None) -> tuple[Path, str]:
         except NotFound as error:
             hint = error.hint or hint
         else:
-            return cached(catalogue, version), version.ref
+            return Resolved(cached(catalogue, version), version.ref)
         run = project.runs / named
         if (run / "job.toml").is_file():
-            return _folder(run), f"run {named}"
+            return _folder(run, f"run {named}")
     if Path(ref).is_dir():
-        return _folder(Path(ref)), ref
+        return _folder(Path(ref), ref)
     raise NotFound(f"there is no model, run or folder {ref!r}", hint=hint)
 
 
@@ -112,11 +120,11 @@ def _whole(folder: Path, version: Version) -> bool:
         return False
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, told: str) -> Resolved:
     if (path / "model.json").is_file():
-        return path
+        return Resolved(path, told)
     if (path / "model" / "model.json").is_file():
-        return path / "model"
+        return Resolved(path / "model", told, path if (path / "job.toml").is_file() else None)
     if not path.is_dir():
         raise NotFound("there is no such folder", where=path)
     if (path / "job.toml").is_file():

@@ -4,6 +4,7 @@ Standard library only: `launch.child` imports it in an interpreter without site-
 """
 
 from hpcmass.launch.abort import AbortReport, parse_abort
+from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
 from hpcmass.launch.plan import LaunchPlan, plan_ranks
@@ -24,4 +25,5 @@ __all__ = [
     "plan_ranks",
     "promised_ranks",
     "supervise",
+    "usable_cores",
 ]

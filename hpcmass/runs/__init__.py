@@ -1,13 +1,13 @@
 """Floor 2: the run folder, and what it proves."""
 
 from hpcmass.runs.folder import RankError, RunFolder, State, Status
-from hpcmass.runs.report import Reporter, report, should_stop
+from hpcmass.runs.report import ReportWriter, report, should_stop
 from hpcmass.runs.why import Explanation, explain, first_error, is_lost_peer, log_tail
 
 __all__ = [
     "Explanation",
     "RankError",
-    "Reporter",
+    "ReportWriter",
     "RunFolder",
     "State",
     "Status",

@@ -19,10 +19,11 @@ from hpcmass.files import append_record
 from hpcmass.runs.folder import RunFolder
 
 _STATUS_EVERY_S = 1.0
+_OWN = ("kind", "step", "time", "rank")  # what a record says of itself
 _log = logging.getLogger("hpcmass")
 
 
-class Reporter:
+class ReportWriter:
     """Writes the reports of one process into one run folder.
 
     Args:
@@ -42,14 +43,21 @@ class Reporter:
         """Append one record.
 
         Raises:
-            ConfigError: A value is not a single number, text or truth value.
+            ConfigError: As for the function `report`.
             StorageError: The record could not be written.
         """
         at = _scalar("step", step)
-        if isinstance(at, (str, bool)) or at is None or at != int(at):
+        if isinstance(at, (str, bool)) or at is None or (isinstance(at, float) and not at.is_integer()):
             raise ConfigError(f"{step!r} is not a whole number", where="hpcmass.report(step=…)")
-        record = {"kind": "report", "step": int(at)}
-        record.update({name: _scalar(name, value) for name, value in metrics.items() if name not in record})
+        record: dict[str, Any] = {"kind": "report", "step": int(at)}
+        for name, value in metrics.items():
+            if name in _OWN:
+                raise ConfigError(
+                    "is a name that every record has for itself",
+                    where=f"hpcmass.report({name}=…)",
+                    hint=f"give the metric another name, such as train_{name}",
+                )
+            record[name] = _scalar(name, value)
         if self.rank != 0:
             file = self.run.path / f"metrics-rank-{self.rank}.jsonl"
             append_record(file, {**record, "rank": self.rank, "time": time.time()})
@@ -69,12 +77,11 @@ class Reporter:
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a record that are numbers, as the status keeps them."""
-    own = ("kind", "step", "time", "rank")
-    kept = {name: value for name, value in record.items() if name not in own}
+    kept = {name: value for name, value in record.items() if name not in _OWN}
     return {n: float(v) for n, v in kept.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-_reporters: dict[tuple[str, int, int], Reporter] = {}
+_reporters: dict[tuple[str, int, int], ReportWriter] = {}
 _said = False
 
 
@@ -89,7 +96,10 @@ def report(step: int, **metrics: Any) -> None:
         metrics: Numbers, texts, or scalars of torch or NumPy (anything with `item()`).
 
     Raises:
-        ConfigError: A value is not a single number, text or truth value.
+        ConfigError: The step is not a whole number (NaN, say), a value is not a single number, text or truth
+            value, or a metric is called `kind`, `time` or `rank`, as the record's own entries are. These are
+            mistakes of the script, told at its first report rather than lost in every one; a metric may be
+            NaN or infinite.
         StorageError: The record could not be written.
     """
     global _said
@@ -106,7 +116,7 @@ def report(step: int, **metrics: Any) -> None:
     if key not in _reporters:
         if not Path(folder).is_dir():
             raise StorageError("the run folder is gone", where=folder)
-        _reporters[key] = Reporter(RunFolder(folder), key[1], int(attempt) if attempt.isdigit() else 1)
+        _reporters[key] = ReportWriter(RunFolder(folder), key[1], int(attempt) if attempt.isdigit() else 1)
     _reporters[key].report(step, metrics)
 
 

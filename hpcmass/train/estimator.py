@@ -15,10 +15,11 @@ import torch
 from hpcmass.config.job import EarlyStopTable, Job
 from hpcmass.errors import MissingDependency, RecipeError
 from hpcmass.runs import RunFolder, State
-from hpcmass.train.bundle import write_estimator_bundle
+from hpcmass.train.bundle_writer import write_estimator_bundle
 from hpcmass.train.comm.agree import on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.inputs import DatasetLike, Prepared, flatten, prepare, select_fields
+from hpcmass.train.inputs import Prepared, flatten, prepare, select_fields
+from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.predictor import Array, estimator_outputs
 from hpcmass.train.recipe import Recipe
 from hpcmass.train.skops_files import check_storable
@@ -130,9 +131,7 @@ def _fit(
     name = type(estimator).__name__
     if _streams(task, train_ds):
         say(f"{name}: partial_fit on {len(train_ds)} samples, {job.train.epochs} epochs at most")
-        finished = _stream(
-            task, train_ds, evaluator, lambda: run.asked_to_stop() or (should_stop and should_stop())
-        )
+        finished = _stream(task, train_ds, evaluator, asked)
     else:
         say(f"{name}: fit on {len(train_ds)} samples")
         _whole(task, train_ds)

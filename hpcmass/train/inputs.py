@@ -5,49 +5,23 @@ Shared by the loop, by loaded models and by estimators, so that all of them see 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpcmass.errors import ConfigError, DataError, RecipeError
-from hpcmass.train.recipe import Recipe, Targets
+from hpcmass.train.defaults import Targets
+from hpcmass.train.interfaces import DatasetLike
+from hpcmass.train.recipe import Recipe
 
 Batch = Mapping[str, "np.ndarray[Any, Any] | Tensor"]
 
 # torch computes little or nothing with these.
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
-
-
-class FieldLike(Protocol):
-    """What is needed of a dataset's field."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
-    @property
-    def shape(self) -> Sequence[int]: ...  # noqa: D102
-
-
-class DatasetLike(Protocol):
-    """What is needed of a dataset: `hpcmass.data.Dataset` has it."""
-
-    @property
-    def fields(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def inputs(self) -> list[str]: ...  # noqa: D102
-    @property
-    def targets(self) -> list[str]: ...  # noqa: D102
-    def __len__(self) -> int: ...
-    def batch(self, ids: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]: ...  # noqa: D102
-    def classes(self, field: str) -> list[str] | None: ...  # noqa: D102
-    def batches(  # noqa: D102
-        self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0
-    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]: ...
 
 
 @dataclass(frozen=True)

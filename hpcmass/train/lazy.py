@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from hpcmass.train.inputs import DatasetLike, prepare
+from hpcmass.train.inputs import prepare
+from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.recipe import Recipe
 
 

@@ -25,7 +25,8 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.inputs import DatasetLike, forward, prepare
+from hpcmass.train.inputs import forward, prepare
+from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.optim import Schedule
 from hpcmass.train.progress import Reporter
 from hpcmass.train.recipe import Recipe

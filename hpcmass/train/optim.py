@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
 import torch
 from torch.optim import lr_scheduler
 
-from hpcmass.config import Job
+from hpcmass.config import Job, nearest
 from hpcmass.errors import ConfigError
 from hpcmass.train.recipe import Recipe
 
@@ -143,12 +142,11 @@ class Schedule:
 def _pick(name: str, known: dict[str, Any], where: str, what: str) -> Any:
     if name in known:
         return known[name]
-    lower = {other.lower(): other for other in known}
-    like = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
+    like = nearest(name, list(known))
     raise ConfigError(
         f"{name!r} is not {what} that can be used here",
         where=where,
-        hint=f"did you mean {lower[like[0]]!r}?" if like else f"one of: {', '.join(sorted(known))}",
+        hint=f"did you mean {like!r}?" if like else f"one of: {', '.join(sorted(known))}",
     )
 
 

@@ -20,10 +20,10 @@ from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease
-from hpcmass.launch import RankEnv, detect_ranks, leave_word
+from hpcmass.launch import RankEnv, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
-from hpcmass.train.bundle import write_torch_bundle
+from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.datasets import open_all, open_train
@@ -293,7 +293,7 @@ def _process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
     asked = job.resources.threads_per_rank
     if asked is None and not os.environ.get("OMP_NUM_THREADS"):
         # Not more than this process may use: a cpuset or a launcher's binding may leave it a part of the node.
-        asked = max(1, min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // ranks.local_size))
+        asked = max(1, min(usable_cores(), (os.cpu_count() or 1) // ranks.local_size))
     if asked is not None:
         torch.set_num_threads(asked)
     try:

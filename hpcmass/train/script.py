@@ -18,10 +18,9 @@ from typing import Any
 
 from hpcmass.config import Job, Site, Target, job_to_toml, nearest, site_to_toml
 from hpcmass.errors import ConfigError, NotFound
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise
+from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
-from hpcmass.train.start import usable_cores
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][\w.-]*)\}\}|\{([A-Za-z_][\w.-]*)\}")
 _EXCEPTION_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Iteration)): ?(.*)")

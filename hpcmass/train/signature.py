@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hpcmass.train.inputs import DatasetLike, select_fields
+from hpcmass.train.inputs import select_fields
+from hpcmass.train.interfaces import DatasetLike
 
 TASKS = ("classification", "regression", "other")
 
@@ -32,12 +33,14 @@ class Signature:
     Attributes:
         classes: Names of the classes by index, of a classification.
         task: `classification` (outputs are probabilities), `regression` or `other` (outputs as they are).
+        targets: The fields it was trained on as targets; empty where there are none, or not recorded.
     """
 
     inputs: tuple[FieldSpec, ...]
     outputs: tuple[FieldSpec, ...]
     classes: tuple[str, ...] | None
     task: str
+    targets: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The value of `signature` in `model.json`."""
@@ -46,7 +49,7 @@ class Signature:
             for key, value in (("inputs", self.inputs), ("outputs", self.outputs))
         }
         classes = None if self.classes is None else list(self.classes)
-        return {**fields, "classes": classes, "task": self.task}
+        return {**fields, "targets": list(self.targets), "classes": classes, "task": self.task}
 
     @classmethod
     def from_json(cls, value: Any) -> Signature:
@@ -68,7 +71,10 @@ class Signature:
         if value["task"] == "classification" and not classes:
             raise ValueError("a classification has no classes")
         names = None if classes is None else tuple(str(name) for name in classes)
-        return cls(fields[0], fields[1], names, value["task"])
+        targets = value.get("targets", [])  # bundles of the first days have none
+        if not isinstance(targets, list):
+            raise ValueError("the targets are not a list")
+        return cls(fields[0], fields[1], names, value["task"], tuple(str(name) for name in targets))
 
     def __str__(self) -> str:
         takes, gives = (", ".join(map(str, part)) for part in (self.inputs, self.outputs))
@@ -114,7 +120,7 @@ def make_signature(
         specs = tuple(FieldSpec(f.name, "float32", f.shape) for f in specs)
     fields = (dataset.fields[name] for name in names)
     takes = tuple(FieldSpec(f.name, str(np.dtype(f.dtype)), tuple(int(s) for s in f.shape)) for f in fields)
-    return Signature(takes, specs, classes, task)
+    return Signature(takes, specs, classes, task, tuple(wanted))
 
 
 def class_names(known: Sequence[str] | None, count: int) -> tuple[str, ...]:

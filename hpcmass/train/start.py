@@ -15,17 +15,12 @@ from pathlib import Path
 from hpcmass.config import Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise
+from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
 _LAUNCHER = {"torch": "spawn", "horovod": "mpiexec", "mpi": "mpiexec"}
 _ENDED = (State.COMPLETED, State.FAILED, State.STOPPED)
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def start_ranks(

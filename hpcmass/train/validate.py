@@ -10,7 +10,8 @@ import torch
 
 from hpcmass.data.order import rank_slice
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.inputs import DatasetLike, forward, prepare
+from hpcmass.train.inputs import forward, prepare
+from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.recipe import Recipe
 
 

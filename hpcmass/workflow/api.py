@@ -1,4 +1,7 @@
-"""The Python API: what `import hpcmass` offers, and what the command line is made of."""
+"""The Python API: what users call from their own programs; `import hpcmass` offers the most used of it.
+
+The command line takes what it needs from the modules that define it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,17 @@ from typing import TYPE_CHECKING
 from hpcmass.config import Job, Site, as_job, load_site
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.models import (
-    ProjectRef,
     evaluate_model,
     load,
     open_catalogue,
     picture_of,
     predict,
-    project_of,
     register_run,
     set_alias,
     verify_catalogue,
 )
-from hpcmass.workflow.projects import find_run, find_study, open_project
-from hpcmass.workflow.sharding import check_job, shard
+from hpcmass.workflow.projects import ProjectRef, open_project, project_of
+from hpcmass.workflow.sharding import shard
 from hpcmass.workflow.training import train as train_or_start
 
 if TYPE_CHECKING:
@@ -101,16 +102,12 @@ def run_sweep(
 
 
 __all__ = [
-    "check_job",
     "evaluate_model",
-    "find_run",
-    "find_study",
     "load",
     "open_catalogue",
     "open_project",
     "picture_of",
     "predict",
-    "project_of",
     "register_run",
     "run_sweep",
     "set_alias",

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpcmass.catalogue import ANY, Catalogue, Version, lineage
-from hpcmass.config import Job, Project, job_from_values
+from hpcmass.config import Job, Project, read_run_job
 from hpcmass.data import open_dataset
-from hpcmass.errors import CatalogueError, ConfigError, NameNotAllowed, NotFound
+from hpcmass.errors import CatalogueError, ConfigError
 from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
-from hpcmass.evaluate.models import resolve_model
+from hpcmass.evaluate.models import resolve_bundle
 from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
-from hpcmass.workflow.projects import find_run, open_project
-
-if TYPE_CHECKING:
-    from hpcmass.train.model import Model
-
-ProjectRef = Project | Path | str | None
-
-
-def project_of(project: ProjectRef) -> Project:
-    """The project itself, the one at a folder, or the one found from the working folder."""
-    return project if isinstance(project, Project) else open_project(project)
-
-
-def maybe_project(project: ProjectRef) -> Project | None:
-    """As `project_of`, but None where none is found: a folder needs no project."""
-    try:
-        return project_of(project)
-    except NotFound:
-        if project is not None or os.environ.get("HPCMASS_PROJECT"):
-            raise
-        return None
+from hpcmass.train.model import Model, load_bundle
+from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
 
 
 def load(model: str | Path, *, project: ProjectRef = None) -> Model:
@@ -49,7 +28,7 @@ def load(model: str | Path, *, project: ProjectRef = None) -> Model:
         NotFound: There is no such model; the hint has the nearest names.
         CorruptError: Its files do not fit their checksums.
     """
-    return resolve_model(str(model), maybe_project(project))[0]  # type: ignore[return-value]
+    return load_bundle(resolve_bundle(str(model), maybe_project(project)).folder)
 
 
 def open_catalogue(project: ProjectRef = None) -> Catalogue:
@@ -69,13 +48,9 @@ def evaluate_model(
         picture: Where to write the learning curves and the confusion matrix, as a PNG.
     """
     found = maybe_project(project)
-    loaded = load(model, project=found)
-    run = _run_of(model, found)
-    if run is not None and loaded.bundle.folder.resolve() != run.model.resolve():
-        run = None  # a bare name is a model of the catalogue before it is a run
-    evaluation = evaluate(
-        loaded, open_dataset(dataset_path(dataset, found)), target=_target(str(model), run, found)
-    )
+    meant = resolve_bundle(str(model), found)
+    run = RunFolder(meant.run) if meant.run is not None else None
+    evaluation = evaluate(load_bundle(meant.folder), open_dataset(dataset_path(dataset, found)))
     if run is not None:
         replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
     if picture is not None:
@@ -152,10 +127,13 @@ def register_run(
             where=folder.path,
             hint=f"see: hpcmass why {folder.path}",
         )
-    job = read_job(folder)
+    job = read_run_job(folder.job_file)
     if evaluate_on is not None:
-        evaluation = evaluate_model(str(folder.path), evaluate_on, found)
-    metrics = {f"valid_{key}": value for key, value in status.metrics.items()}
+        evaluation = evaluate_model(folder.path.absolute(), evaluate_on, found)
+    splits = ("train_", "valid_", "test_")  # a per-shard run's metrics say themselves what they are of
+    metrics = {
+        key if key.startswith(splits) else f"valid_{key}": value for key, value in status.metrics.items()
+    }
     ids = dataset_ids(job, found)
     if evaluation is not None:
         metrics |= evaluation.flat()
@@ -164,18 +142,6 @@ def register_run(
     return open_catalogue(found).register(
         name or job.name, folder.model, metrics=metrics, lineage=record, description=description
     )
-
-
-def read_job(run: RunFolder) -> Job:
-    """The job of a run as it was resolved.
-
-    Raises:
-        NotFound: There is no run.
-        CorruptError: Its job file is damaged.
-    """
-    from hpcmass.config.document import read_document
-
-    return job_from_values(read_document(run.job_file).values, str(run.job_file))
 
 
 def dataset_ids(job: Job, project: Project) -> dict[str, str]:
@@ -234,31 +200,6 @@ def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
     )
 
 
-def _run_of(model: str | Path, project: Project | None) -> RunFolder | None:
-    if "@" in str(model):
-        return None
-    try:
-        run = find_run(str(model), project)
-    except (NotFound, NameNotAllowed):
-        return None
-    return run if (run.model / "model.json").is_file() else None
-
-
-def _target(model: str, run: RunFolder | None, project: Project | None) -> str | None:
-    """The field that a model was trained on where its job names one, else None: the dataset's own target."""
-    if run is not None:
-        named = read_job(run).data.targets
-    elif project is not None and os.sep not in model:
-        try:
-            job = Catalogue(project.catalogue).get(model).lineage.get("job") or {}
-        except (NotFound, NameNotAllowed):
-            return None
-        named = job.get("data", {}).get("targets")
-    else:
-        return None
-    return named[0] if named and len(named) == 1 else None
-
-
 def _folder_of(job: Job) -> Path | None:
     folder = Path(job.recipe).parent if job.recipe else None
     return folder if folder is not None and folder.is_dir() else None
@@ -271,7 +212,6 @@ __all__ = [
     "open_catalogue",
     "picture_of",
     "predict",
-    "read_job",
     "register_run",
     "set_alias",
     "verify_catalogue",

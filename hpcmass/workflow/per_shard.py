@@ -24,13 +24,14 @@ from hpcmass.errors import ConfigError, HpcmassError, TrainError
 from hpcmass.evaluate import Compared, compare, compare_table
 from hpcmass.evaluate.combine import combine
 from hpcmass.files import claim, make_dir, read_json, replace_json
+from hpcmass.launch import usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.watch import judge_run
 from hpcmass.train import opening
 from hpcmass.train.datasets import open_all
 from hpcmass.train.model import load_bundle
-from hpcmass.workflow.pool import Pool, open_pool, usable_cores
+from hpcmass.workflow.pool import Pool, open_pool
 from hpcmass.workflow.sweeps import lay_down_run
 from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial

@@ -22,6 +22,7 @@ from parsl.errors import ConfigurationError
 from hpcmass.config import Target
 from hpcmass.errors import ConfigError, LaunchError
 from hpcmass.files import make_dir, storage_errors
+from hpcmass.launch import usable_cores
 from hpcmass.workflow.parsl_site import LABEL, parsl_config
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
 
@@ -149,11 +150,6 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
         # hpcmass runs from a checkout: the workers are to find the same one.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
     return environment
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager

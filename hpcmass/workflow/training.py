@@ -19,9 +19,9 @@ from hpcmass.config import (
     job_from_values,
     job_to_toml,
     load_site,
+    read_run_job,
     site_to_toml,
 )
-from hpcmass.config.document import read_document
 from hpcmass.errors import ConfigError
 from hpcmass.launch import detect_ranks
 from hpcmass.runs import RunFolder, Status
@@ -184,7 +184,7 @@ def _check_same(run: RunFolder, job: Job) -> None:
     Raises:
         ConfigError: The run was begun with another command.
     """
-    begun = job_from_values(read_document(run.job_file).values, str(run.job_file))
+    begun = read_run_job(run.job_file)
     if begun.command != job.command:
         was = begun.command or []
         raise ConfigError(

@@ -19,6 +19,7 @@ class Signature:
     classes: tuple | None = None
     task: str = "classification"
     outputs: tuple = ()
+    targets: tuple = ()
 
 
 @dataclass

@@ -124,6 +124,16 @@ def test_data_that_does_not_fit(make, table, linear):
         evaluate(linear, make.dataset(table, ["label"]))
 
 
+def test_the_target_that_a_model_was_trained_on(make, table, linear):
+    data = make.dataset({**table, "other": np.zeros(600, np.int64)}, ["other"])
+    expected = evaluate(linear, data, target="label")
+    linear.signature.targets = ("label",)
+    assert evaluate(linear, data).to_json() == expected.to_json()
+    assert evaluate(linear, data, target="other").to_json() != expected.to_json()
+    with pytest.raises(DataError, match="label"):
+        evaluate(linear, make.dataset({"x": table["x"], "other": table["label"]}, ["other"]))
+
+
 def test_compare(make, table, linear):
     worse = make.model(lambda x: linear.function(-x), ("x", "float32", (4,)), classes=("a", "b", "c"))
     data = make.dataset(table, ["label"], {"label": ["a", "b", "c"]})

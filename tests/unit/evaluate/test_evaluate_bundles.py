@@ -13,7 +13,7 @@ from hpcmass.catalogue import Catalogue  # noqa: E402
 from hpcmass.data import open_dataset, shard  # noqa: E402
 from hpcmass.errors import DataError, NotFound  # noqa: E402
 from hpcmass.evaluate import cache_folder, evaluate, predict_file, resolve_bundle, resolve_model  # noqa: E402
-from hpcmass.train.bundle import write_torch_bundle  # noqa: E402
+from hpcmass.train.bundle_writer import write_torch_bundle  # noqa: E402
 from hpcmass.train.recipe import load_recipe  # noqa: E402
 
 RECIPE = """
@@ -104,9 +104,9 @@ def test_references(bundle, project):
     with pytest.raises(NotFound, match="no model yet"):
         resolve_bundle("first", project)
     bundle.rename(run / "model")
-    assert resolve_bundle("first", project) == (run / "model", "run first")
-    assert resolve_bundle("runs/first", project) == (Path("runs/first/model"), "runs/first")
-    assert resolve_bundle("runs/first/model", None) == (Path("runs/first/model"), "runs/first/model")
+    assert resolve_bundle("first", project) == (run / "model", "run first", run)
+    assert resolve_bundle("runs/first", project) == (Path("runs/first/model"), "runs/first", Path("runs/first"))
+    assert resolve_bundle("runs/first/model", None) == (Path("runs/first/model"), "runs/first/model", None)
     for ref in ("nothing", "runs/nothing", "net@nothing", "runs", "../x", "", "$(id)"):
         with pytest.raises(NotFound):
             resolve_bundle(ref, project)
@@ -118,7 +118,7 @@ def test_references(bundle, project):
 
 def test_a_damaged_cache_is_made_again(bundle, project):
     Catalogue(project.catalogue).register("net", bundle, metrics={}, lineage={})
-    folder, _ = resolve_bundle("net", project)
+    folder = resolve_bundle("net", project).folder
     weights = folder / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])

@@ -1,6 +1,7 @@
 """`hpcmass.report` from a script's point of view."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -65,10 +66,19 @@ def test_what_is_no_single_number_is_refused(run: RunFolder, value: object) -> N
     assert list(run.records()) == []
 
 
-@pytest.mark.parametrize("step", [1.5, "three", True, None])
+@pytest.mark.parametrize("step", [1.5, "three", True, None, math.nan, -math.inf, np.float32("nan")])
 def test_a_step_is_a_whole_number(run: RunFolder, step: object) -> None:
     with pytest.raises(ConfigError, match="step"):
         hpcmass.report(step=step, loss=1.0)  # type: ignore[arg-type]
+    assert list(run.records()) == []
+
+
+@pytest.mark.parametrize("name", ["time", "kind", "rank"])
+def test_a_metric_is_not_called_as_an_entry_of_the_record(run: RunFolder, name: str) -> None:
+    with pytest.raises(ConfigError, match="every record has for itself") as caught:
+        hpcmass.report(step=1, loss=1.0, **{name: 3.0})
+    assert name in str(caught.value.where)
+    assert list(run.records()) == []
 
 
 def test_other_ranks_write_beside(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

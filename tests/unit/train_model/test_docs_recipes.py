@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from hpcmass.config.job import Job
 from hpcmass.runs import RunFolder
-from hpcmass.train.bundle import write_torch_bundle
+from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.model import load_bundle

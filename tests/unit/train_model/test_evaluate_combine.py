@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hpcmass.config.job import Job
 from hpcmass.errors import AlreadyExists, DataError, HpcmassError, NotFound, RecipeError
 from hpcmass.evaluate.combine import combine, fit_linear, fit_logistic
 from hpcmass.runs import RunFolder
-from hpcmass.train.bundle import write_torch_bundle
+from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.model import load_bundle
 from hpcmass.train.recipe import load_recipe
@@ -214,6 +215,11 @@ def test_refusals(
         tmp_path / "more", recipe.build_model({}), recipe, {"depth": 2}, make["blobs"](), torch.zeros(1, 3)
     )
     refused.append((RecipeError, "different params", lambda: combine("average", [other, more], out)))
+    renamed = shutil.copytree(nets[1], tmp_path / "renamed")
+    text = (renamed / "model.json").read_text()
+    assert '"label"' in text
+    (renamed / "model.json").write_text(text.replace('"label"', '"side"'))
+    refused.append((RecipeError, "differ in their targets", lambda: combine("vote", [nets[0], renamed], out)))
     for kind, text, call in refused:
         with pytest.raises(kind, match=text):
             call()

@@ -14,7 +14,7 @@ import torch
 
 from hpcmass.errors import AlreadyExists, CorruptError, DataError, HpcmassError, NotFound, RecipeError
 from hpcmass.files import sha256_file
-from hpcmass.train.bundle import write_ensemble_bundle, write_torch_bundle
+from hpcmass.train.bundle_writer import write_ensemble_bundle, write_torch_bundle
 from hpcmass.train.inputs import prepare
 from hpcmass.train.model import load_bundle
 from hpcmass.train.recipe import load_recipe
@@ -210,6 +210,20 @@ def test_a_wrong_description_is_refused(trained: Any, change: dict[str, Any]) ->
     meta = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises((CorruptError, NotFound)):
+        load_bundle(folder)
+
+
+def test_the_targets_are_recorded_and_may_be_missing(trained: Any) -> None:
+    folder, _ = trained
+    meta = json.loads((folder / "model.json").read_text())
+    assert meta["signature"]["targets"] == ["label"]
+    assert load_bundle(folder).signature.targets == ("label",)
+    del meta["signature"]["targets"]
+    (folder / "model.json").write_text(json.dumps(meta))
+    assert load_bundle(folder).signature.targets == ()
+    meta["signature"]["targets"] = "label"
+    (folder / "model.json").write_text(json.dumps(meta))
+    with pytest.raises(CorruptError, match="targets"):
         load_bundle(folder)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from hpcmass.errors import ConfigError, DataError, NotFound, RecipeError
+from hpcmass.train.defaults import default_loss, default_metrics
 from hpcmass.train.inputs import flatten, forward, prepare, select_fields, to_tensors
-from hpcmass.train.recipe import default_loss, default_metrics, load_recipe
+from hpcmass.train.recipe import load_recipe
 
 Write = Callable[..., Path]
 BUILD = "import torch\ndef build_model(params):\n    return torch.nn.Linear(2, 3)\n"

@@ -6,6 +6,7 @@ from study_jobs import RECIPE_JOB, job_of
 from hpcmass.config import Site
 from hpcmass.errors import ConfigError
 from hpcmass.runs import RunFolder, State
+from hpcmass.workflow.models import register_run
 from hpcmass.workflow.per_shard import train_per_shard
 
 JOB = RECIPE_JOB.partition("[sweep]")[0].replace("train = { epochs", 'train = { mode = "per-shard", epochs')
@@ -30,6 +31,10 @@ def test_parts_are_trained_on_their_shards_combined_and_compared(project):
     # 144 samples to train on, 72 a part: two epochs of batches of 32.
     assert RunFolder(run.path / "parts/00").status().step == 6
     assert RunFolder(run.path / "parts/whole").status().step == 10
+
+    metrics = register_run(run, project).metrics
+    assert metrics["test_accuracy"] == status.metrics["test_accuracy"]
+    assert not [name for name in metrics if name.startswith("valid_")]
 
     again = train_per_shard(job, run, project, Site.local())
     assert again.state is State.COMPLETED
