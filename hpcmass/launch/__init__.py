@@ -4,6 +4,7 @@ Standard library only: `launch.child` imports it in an interpreter without site-
 """
 
 from hpcmass.launch.abort import AbortReport, parse_abort
+from hpcmass.launch.command import hpcmass_command
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
 from hpcmass.launch.plan import LaunchPlan, plan_ranks
@@ -19,6 +20,7 @@ __all__ = [
     "RankExit",
     "detect_ranks",
     "find_mpiexec",
+    "hpcmass_command",
     "leave_word",
     "parse_abort",
     "plan_ranks",

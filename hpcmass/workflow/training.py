@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from hpcmass.config import (
 )
 from hpcmass.config.document import read_document
 from hpcmass.errors import ConfigError
-from hpcmass.launch import detect_ranks
+from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.targets import target_of
 
@@ -118,7 +117,7 @@ def _start(
         job_file, site_file = Path(scratch) / "job.toml", Path(scratch) / "site.toml"
         job_file.write_text(job_to_toml(job), encoding="utf-8")
         site_file.write_text(site_to_toml(site), encoding="utf-8")
-        argv = [sys.executable, "-m", "hpcmass", "train", str(job_file), "--project", str(project.root)]
+        argv = [*hpcmass_command(), "train", str(job_file), "--project", str(project.root)]
         argv += ["--site", str(site_file)]
         argv += ["--run-folder", str(run.path.absolute()), *(["--fresh"] if fresh else [])]
         return start_ranks(

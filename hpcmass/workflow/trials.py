@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from hpcmass.config import Job, Project, load_job, load_site
 from hpcmass.errors import HpcmassError, LeaseHeld, RecipeError
 from hpcmass.files import make_dir
+from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.workflow.targets import target_of
 
@@ -65,7 +65,7 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
     elif ranks > 1:
         from hpcmass.train.start import start_ranks
 
-        argv = [sys.executable, "-m", "hpcmass", "train", str(run.job_file)]
+        argv = [*hpcmass_command(), "train", str(run.job_file)]
         argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
         start_ranks(
             argv,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpcmass.launch import find_mpiexec
+from hpcmass.launch import find_mpiexec, hpcmass_command
 
 pytestmark = pytest.mark.mpi
 
@@ -43,7 +42,7 @@ def hpcmass(
     root: Path, *words: str, before: tuple[str, ...] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*before, sys.executable, "-m", "hpcmass", *words],
+        [*before, *hpcmass_command(), *words],
         cwd=root,
         env={**os.environ, **env},
         capture_output=True,
@@ -73,6 +72,8 @@ def steps(run: Path) -> int:
 
 
 def test_ranks_complete_resume_and_refuse(root: Path) -> None:
+    (root / "h5py.py").write_text("raise RuntimeError('the working folder is on the path of a rank')")
+    (root / "click.py").write_text("raise RuntimeError('the working folder is on the path of a rank')")
     done = hpcmass(root, "train", "job.toml", "--ranks", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("completed:") == 1

@@ -1,0 +1,21 @@
+"""How hpcmass starts itself again, as a rank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_HOME = str(Path(__file__).resolve().parents[2])
+
+
+def hpcmass_command() -> list[str]:
+    """The words that run this hpcmass with this interpreter, wherever the working folder is.
+
+    `python -m` would put the working folder first on the ranks' `sys.path`: a user's `datasets.py` in it would
+    then stand in the way of an installed package, on several ranks and not on one (`-P` is new in Python 3.11).
+    """
+    start = (
+        "import sys; sys.path[:] = [p for p in sys.path if p]; "
+        f"sys.path.append({_HOME!r}); from hpcmass.__main__ import main; main()"
+    )
+    return [sys.executable, "-c", start]
