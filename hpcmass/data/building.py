@@ -18,8 +18,12 @@ from hpcmass.files.publish import temporary_beside
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something; only a dataset of ours may be exchanged."""
+    """Refuse a folder that holds something; only a dataset of ours may be exchanged.
+
+    A dataset that a killed process was just exchanging is put back first.
+    """
     with storage_errors(out, "look at the folder"):
+        _put_back(out)
         if not os.path.lexists(out):
             return
         if not out.is_dir():
@@ -64,17 +68,17 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
     """Give the finished folder its name; an old dataset is moved aside first and then removed."""
-    aside = None
+    aside = temporary_beside(out).with_suffix(".old") if overwrite and out.exists() else None
     with storage_errors(out, "name the folder"):
-        if overwrite and out.exists():
-            aside = temporary_beside(out)
-            os.rename(out, aside)
         try:
-            os.rename(folder, out)
-        except OSError as error:
             if aside is not None:
-                os.rename(aside, out)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                os.rename(out, aside)
+            os.rename(folder, out)
+        except BaseException as error:
+            if aside is not None:
+                with contextlib.suppress(OSError):  # It was not moved yet, or the new one is in place.
+                    os.rename(aside, out)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyExists("was made by another process meanwhile", where=out) from error
             raise
     if aside is not None:
@@ -83,8 +87,21 @@ def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
 
 def _remove_abandoned(out: Path) -> None:
     """Remove temporary folders of processes on this host that were killed while they made `out`."""
-    pattern = re.compile(re.escape(f".{out.name[:80]}.{socket.gethostname()}-") + r"(\d+)-[0-9a-f]{8}\.tmp")
-    for name in os.listdir(out.parent):
-        match = pattern.fullmatch(name)
-        if match and process_start(int(match[1])) is None:
-            shutil.rmtree(out.parent / name, ignore_errors=True)
+    _put_back(out)
+    for folder in [*_abandoned(out, "tmp"), *(_abandoned(out, "old") if out.exists() else [])]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_back(out: Path) -> None:
+    """Give the old dataset its name again where an exchange was cut short between its two renamings."""
+    for aside in _abandoned(out, "old"):
+        if not os.path.lexists(out):
+            os.rename(aside, out)
+
+
+def _abandoned(out: Path, suffix: str) -> list[Path]:
+    """Folders beside `out` that processes on this host, killed since, had for it."""
+    start = re.escape(f".{out.name[:80]}.{socket.gethostname()}-")
+    pattern = re.compile(rf"{start}(\d+)-[0-9a-f]{{8}}\.{suffix}")
+    matches = map(pattern.fullmatch, sorted(os.listdir(out.parent)) if out.parent.is_dir() else [])
+    return [out.parent / match[0] for match in matches if match and process_start(int(match[1])) is None]

@@ -17,7 +17,7 @@ from hpcmass.files.publish import (
     sha256_file,
     storage_errors,
 )
-from hpcmass.files.records import append_record, read_records
+from hpcmass.files.records import append_record, read_records, read_records_from
 
 __all__ = [
     "Lease",
@@ -36,6 +36,7 @@ __all__ = [
     "publishing",
     "read_json",
     "read_records",
+    "read_records_from",
     "replace",
     "replace_json",
     "sha256_bytes",

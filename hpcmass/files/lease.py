@@ -3,7 +3,8 @@
 The lease of generation n is the file `NAME.n.json`, claimed once. Its owner renews it by replacing
 `NAME.n.beat`. Taking over means claiming generation n + 1, allowed only when the owner of generation n
 has released it, is known to be dead (same host and boot, and its process is gone), or has not renewed
-for `ttl_s`. Two that take over at once race for one name, and one wins.
+for `ttl_s`. Two that take over at once race for one name, and one wins. A holder that slept for longer
+(a suspended machine) finds the newer generation at its next renewal, and its lease is `lost` from then on.
 """
 
 from __future__ import annotations
@@ -94,6 +95,10 @@ class Lease:
         self.base = base
         self.ttl_s = ttl_s
         self._generation: int | None = None
+        self._record: dict[str, Any] = {}
+        self._lost = False
+        self._renewed = 0.0
+        self._lock = threading.Lock()  # of the files' place, which `rename_folder` changes
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,15 +121,15 @@ class Lease:
                 owner=owner,
             )
         generation = (last or 0) + 1
-        record = json.dumps(vars(Owner.this_process()), sort_keys=True) + "\n"
-        if not claim(self._file(generation), record):
+        record = vars(Owner.this_process())
+        if not claim(self._file(generation), json.dumps(record, sort_keys=True) + "\n"):
             raise LeaseHeld("was taken by another process just now", where=self.base.parent, transient=True)
         if self._last_generation() != generation:
             # Others took, gave back and cleared away generations since we looked: ours is an old number.
             with contextlib.suppress(OSError):
                 self._file(generation).unlink()
             raise LeaseHeld("was taken by another process just now", where=self.base.parent, transient=True)
-        self._generation = generation
+        self._generation, self._record, self._lost = generation, record, False
         self._beat()
         for old in range(max(1, generation - 3), generation):
             for path in (self._file(old), self._beat_file(old)):
@@ -134,13 +139,38 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True, name="hpcmass-lease")
         self._thread.start()
 
+    @property
+    def lost(self) -> bool:
+        """Whether another process took the lease over while this one held it; it stays so.
+
+        Known at the latest when it is asked for, also right after a sleep, before the next renewal.
+        """
+        if not self._lost and self._generation is not None and time.time() - self._renewed > self.ttl_s:
+            with self._lock:
+                self._look()
+        return self._lost
+
+    def rename_folder(self, folder: Path) -> None:
+        """Rename the folder that the held lease lies in; it is held all the while.
+
+        Raises:
+            OSError: The file system refused.
+        """
+        with self._lock:
+            os.rename(self.base.parent, folder)
+            self.base = folder / self.base.name
+
     def release(self) -> None:
-        """Give the lease back; without one, do nothing."""
+        """Give the lease back; without one, or where it was lost, do nothing."""
         if self._generation is None:
             return
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._look()
+        if self._lost:
+            self._generation = None
+            return
         try:
             replace_json(self._beat_file(self._generation), {"released": True})
         except HpcmassError:
@@ -205,9 +235,27 @@ class Lease:
 
     def _beat(self) -> None:
         assert self._generation is not None
+        now = time.time()
         with contextlib.suppress(HpcmassError):
-            replace_json(self._beat_file(self._generation), {"beat": time.time()})
+            replace_json(self._beat_file(self._generation), {"beat": now})
+            self._renewed = now
+
+    def _look(self) -> None:
+        """See whether the newest generation is still the one that this object claimed."""
+        assert self._generation is not None
+        try:
+            # By its content too: in a folder that was set aside and made anew, generations begin again.
+            mine = self._last_generation() == self._generation
+            self._lost = not mine or read_json(self._file(self._generation)) != self._record
+        except NotFound:
+            self._lost = True
+        except (HpcmassError, OSError):
+            pass  # The file system does not say: not known to be lost.
 
     def _renew(self) -> None:
         while not self._stop.wait(self.ttl_s / 3):
-            self._beat()
+            with self._lock:
+                self._look()
+                if self._lost:
+                    return
+                self._beat()

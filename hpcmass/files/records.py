@@ -43,6 +43,25 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         data = path.read_bytes()
     except FileNotFoundError:
         return
+    yield from _parse(data)
+
+
+def read_records_from(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any]], int]:
+    """The records of the whole lines after an offset, and the offset after them.
+
+    A last line without its end is left for the next call. A file that does not exist has no records.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset_bytes)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset_bytes
+    whole = data[: data.rfind(b"\n") + 1]
+    return list(_parse(whole)), offset_bytes + len(whole)
+
+
+def _parse(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:
             record = json.loads(line)

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hpcmass.errors import CorruptError, HpcmassError, NotFound
+from hpcmass.errors import CorruptError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files import (
     Lease,
     append_record,
@@ -95,6 +95,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._held: Lease | None = None
 
     # -- places ---------------------------------------------------------------------------------------
     @property
@@ -152,6 +153,33 @@ class RunFolder:
         """The lease that whoever runs this run holds (rank 0, or the launcher of a script)."""
         return Lease(self.path / "lease", ttl_s=ttl_s)
 
+    def hold(self, lease: Lease) -> None:
+        """Write under this lease: once it is lost, this object writes nothing more."""
+        self._held = lease
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken over the lease under which this object writes."""
+        return self._held is not None and self._held.lost
+
+    def taken_over(self) -> LeaseHeld:
+        """The error with which whoever lost the lease ends."""
+        return LeaseHeld(
+            "another process has taken this run over",
+            where=self.path,
+            hint="this one was stopped for longer than its lease lasts; it has written nothing since",
+            transient=True,
+        )
+
+    def check_held(self) -> None:
+        """Refuse to go on without the lease.
+
+        Raises:
+            LeaseHeld: Another process has taken the run over.
+        """
+        if self.lost:
+            raise self.taken_over()
+
     # -- status ---------------------------------------------------------------------------------------
     def status(self) -> Status:
         """What the file says, corrected by what the lease proves.
@@ -175,7 +203,12 @@ class RunFolder:
         return _status_of(raw, self.path / "status.json")
 
     def update(self, **changes: Any) -> Status:
-        """Change fields of the status; the writer is the holder of the lease."""
+        """Change fields of the status; the writer is the holder of the lease.
+
+        Raises:
+            LeaseHeld: It was, and has lost it.
+        """
+        self.check_held()
         file = self.path / "status.json"
         try:
             old = _status_of(read_json(file), file)
@@ -187,7 +220,12 @@ class RunFolder:
 
     # -- records --------------------------------------------------------------------------------------
     def append(self, record: dict[str, Any]) -> None:
-        """Append a record to `metrics.jsonl`, with the time."""
+        """Append a record to `metrics.jsonl`, with the time.
+
+        Raises:
+            LeaseHeld: Another process has taken the run over.
+        """
+        self.check_held()
         append_record(self.metrics_file, {**record, "time": time.time()})
 
     def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
@@ -205,6 +243,8 @@ class RunFolder:
         """Write down why a rank ended; the first word of a rank in an attempt stays."""
         import json
 
+        if self.lost:
+            return
         name = f"attempt-{error.attempt}-rank-{error.rank}.json"
         with contextlib.suppress(HpcmassError):
             claim(self.path / "errors" / name, json.dumps({"format": FORMAT, **asdict(error)}, indent=1) + "\n")

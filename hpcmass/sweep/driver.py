@@ -57,7 +57,7 @@ def run_study(
     *,
     workers: Callable[[], AbstractContextManager[Submit]],
     prepare: Callable[[TrialSpec], None],
-    begin: Callable[[], None] = lambda: None,
+    begin: Callable[[], str] = lambda: "",
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> StudyResult:
     """Run a study to its end, from wherever its folder says it is.
@@ -67,11 +67,12 @@ def run_study(
         folder: The study's folder.
         workers: Opens the workers; entered only when there is something to run, left at the end.
         prepare: Lays down a trial's run folder; called once its `trial.json` is there.
-        begin: Called once this driver has the study, to lay down or to check what is in its folder.
+        begin: Called once this driver has the study, to lay down or to check what is in its folder; what it
+            returns is told with the `opened` event.
         on_event: Told what happens, in the driver's thread.
 
     Raises:
-        LeaseHeld: Another driver, alive, has this study.
+        LeaseHeld: Another driver, alive, has this study, or took it over while this one slept.
         SweepError: The first trials all failed the same way, or there are no workers any more.
         CorruptError: A record of the study is not what it should be.
     """
@@ -89,9 +90,9 @@ def run_study(
         ) from None
     with ExitStack() as stack:
         stack.callback(lease.release)
-        begin()
+        note = begin()
         interruption = stack.enter_context(Interruption())
-        return _Driver(job, folder, prepare, on_event, interruption).run(stack, workers)
+        return _Driver(job, folder, prepare, on_event, interruption, lease).run(stack, workers, note)
 
 
 class _Driver:
@@ -102,10 +103,11 @@ class _Driver:
         prepare: Callable[[TrialSpec], None],
         on_event: Callable[[Event], None],
         interruption: Interruption,
+        lease: Lease,
     ) -> None:
         assert job.sweep is not None
         self.job, self.sweep, self.folder = job, job.sweep, folder
-        self.prepare, self.on_event, self.interruption = prepare, on_event, interruption
+        self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
         trials = read_trials(folder)
         self.study = Study(job.sweep, [_record(spec, outcome) for spec, outcome in trials])
         self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
@@ -115,13 +117,16 @@ class _Driver:
         self.flights: list[_Flight] = []
         self.starts: dict[int, int] = {}
         self.losses: dict[int, int] = {}
-        self.failures: list[str] = []
+        self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
         self.ran = 0
         self.submit: Submit | None = None
 
     # -- the loop -------------------------------------------------------------------------------------
-    def run(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> StudyResult:
-        self._say("opened", None, message=f"{len(self.again)} unfinished" if self.again else "")
+    def run(
+        self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]], note: str
+    ) -> StudyResult:
+        unfinished = f"{len(self.again)} unfinished" if self.again else ""
+        self._say("opened", None, message="; ".join(filter(None, (unfinished, note))))
         while not self.interruption.signal:
             self._fill(stack, workers)
             if not self.flights:
@@ -131,6 +136,7 @@ class _Driver:
 
     def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
+            self._check_lease()
             spec = self.again.pop(0) if self.again else self._draw()
             if spec is None:
                 return
@@ -189,11 +195,21 @@ class _Driver:
         else:
             time.sleep(_POLL_S)
         for flight in list(self.flights):
+            self._check_lease()
             self._report(flight)
             ended = self._ended(flight)
             if ended is not None and not self.interruption.signal:
                 self.flights.remove(flight)
                 self._settle(flight, ended)
+
+    def _check_lease(self) -> None:
+        if self.lease.lost:
+            raise LeaseHeld(
+                "another process has taken this study over",
+                where=self.folder,
+                hint="this one was stopped for longer than its lease lasts; it has written nothing since",
+                transient=True,
+            )
 
     # -- one trial ------------------------------------------------------------------------------------
     def _report(self, flight: _Flight) -> None:
@@ -260,9 +276,9 @@ class _Driver:
         self.study.tell(number, outcome.state, outcome.value)  # type: ignore[arg-type]
         self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
         self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
-        if len(self.failures) == _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
+        if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
             raise SweepError(
-                f"the first {_SAME_FAILURES} trials failed the same way: {outcome.reason}",
+                f"the first {len(self.failures)} trials failed the same way: {outcome.reason}",
                 where=flight.spec.path,
                 hint=f"see: hpcmass why {flight.spec.path}",
             )
@@ -304,6 +320,12 @@ def _record(spec: TrialSpec, outcome: Outcome | None) -> Record:
         outcome.values,
         outcome.order,
     )
+
+
+def _alike(counted: list[Outcome]) -> list[str]:
+    """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
+    reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
+    return reasons if len(set(reasons)) == 1 and reasons[0] else []
 
 
 def _attempt(run: RunFolder) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
+from typing import Any
 
 from hpcmass.config import Job
 from hpcmass.errors import HpcmassError
+from hpcmass.files import read_records_from
 from hpcmass.runs import RankError, RunFolder, State, first_error
 
 PRUNED = "pruned: "
@@ -30,32 +31,33 @@ class Verdict:
 
 
 class Values:
-    """The values of a trial's metric, read again only when the run's records have grown."""
+    """The values of a trial's metric; of the run's records only what is new is read."""
 
     def __init__(self, run: RunFolder, job: Job) -> None:
         assert job.sweep is not None
         self._run = run
         self._metric = job.sweep.metric
         self._kind = "report" if job.command is not None else "valid"
-        self._size = -1
+        self._offset_bytes = 0
+        self._seen: list[tuple[float, Any]] = []  # step and value of every evaluation, also of no number
         self._values: list[list[float]] = []
         self._ended_in: object = None  # the last evaluation's value where it is no number, such as "NaN"
 
     def read(self) -> list[list[float]]:
         """`[step, value]` of every evaluation that counts, in order; values that are no number are left out."""
         try:
-            size = os.stat(self._run.metrics_file).st_size
+            records, self._offset_bytes = read_records_from(self._run.metrics_file, self._offset_bytes)
         except OSError:
             return self._values
-        if size != self._size:
-            self._size = size
-            records = [r for r in self._run.records(self._kind) if r.get(self._metric) is not None]
-            self._values = [
-                [record.get("step", 0), float(record[self._metric])]
-                for record in records
-                if _is_number(record[self._metric])
-            ]
-            last = records[-1][self._metric] if records else None
+        for record in records:
+            if record.get("kind") == "resume":  # As `RunFolder.records` has it: later steps did not count.
+                limit = int(record.get("from_step", 0))
+                self._seen = [(step, value) for step, value in self._seen if step <= limit]
+            elif record.get("kind") == self._kind and record.get(self._metric) is not None:
+                self._seen.append((record.get("step", 0), record[self._metric]))
+        if records:
+            self._values = [[step, float(value)] for step, value in self._seen if _is_number(value)]
+            last = self._seen[-1][1] if self._seen else None
             self._ended_in = None if _is_number(last) else last
         return self._values
 

@@ -96,11 +96,24 @@ def save(
 def commits(folder: Path) -> list[Commit]:
     """Committed checkpoints, oldest first; their files are not looked at.
 
+    A damaged commit file is left out where a newer one is whole: nothing is gone on from there.
+
     Raises:
-        CorruptError: A commit file cannot be read.
+        CorruptError: The newest commit file is damaged; the hint names the newest whole checkpoint before it.
     """
-    names = os.listdir(folder) if folder.is_dir() else []
-    return [_read_commit(folder / name) for name in sorted(names) if _NAME.fullmatch(name)]
+    names = sorted(name for name in os.listdir(folder) if _NAME.fullmatch(name)) if folder.is_dir() else []
+    found = []
+    for name in names:
+        try:
+            found.append(_read_commit(folder / name))
+        except HpcmassError as error:
+            if name != names[-1]:
+                continue
+            if not isinstance(error, CorruptError):
+                raise
+            hint = _way_back(found, folder / name)
+            raise CorruptError(error.message, where=error.where, hint=hint) from error
+    return found
 
 
 def _read_commit(path: Path) -> Commit:
@@ -112,18 +125,23 @@ def _read_commit(path: Path) -> Commit:
         numbers = {name: int(raw[name]) for name in ("step", "epoch", "position", "bytes")}
         return Commit(file, path, sha256=str(raw["sha256"]), **numbers)
     except (CorruptError, KeyError, TypeError, ValueError) as error:
-        raise CorruptError(
-            "is not a checkpoint's commit file",
-            where=path,
-            hint="remove it to go on from the checkpoint before it",
-        ) from error
+        raise CorruptError("is not a checkpoint's commit file", where=path) from error
+
+
+def _way_back(before: list[Commit], bad: Path) -> str:
+    """What to do about a damaged checkpoint, given its commit file and the checkpoints before it."""
+    good = next((commit for commit in reversed(before) if _is_whole(commit)), None)
+    files = f"{bad.name} and {bad.with_suffix('.safetensors').name}"
+    if good is None:
+        return f"there is no whole checkpoint before it: remove {files}, or begin again with --fresh"
+    return f"remove {files} to go on from step {good.step} ({good.path})"
 
 
 def latest_step(folder: Path) -> int | None:
     """The step of the newest checkpoint, or None when there is none.
 
     Raises:
-        CorruptError: A commit file cannot be read.
+        CorruptError: The newest commit file is damaged.
     """
     found = commits(folder)
     return found[-1].step if found else None
@@ -157,13 +175,7 @@ def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str
     try:
         return found[-1], load(found[-1])
     except CorruptError as error:
-        good = next((c for c in reversed(found[:-1]) if _is_whole(c)), None)
-        bad = f"{found[-1].json_path.name} and {found[-1].path.name}"
-        hint = (
-            f"remove {bad} to go on from step {good.step} ({good.path})"
-            if good
-            else f"there is no whole checkpoint before it: remove {bad}, or begin again with --fresh"
-        )
+        hint = _way_back(found[:-1], found[-1].json_path)
         raise CorruptError(error.message, where=error.where, hint=hint) from error
 
 

@@ -140,6 +140,7 @@ def _fit(
     if not finished:
         return evaluator.last
     estimator.set_params(**dict.fromkeys(borrowed)) if borrowed else None
+    run.check_held()
     x_nf, _ = task.arrays(train_ds.batch(np.arange(min(2, len(train_ds)))), train=False)
     write_estimator_bundle(
         run.model,

@@ -141,6 +141,7 @@ class Loop:
         Raises:
             TrainError: The loss is NaN or infinite; raised on all ranks.
             StorageError: A checkpoint could not be written; raised on all ranks.
+            LeaseHeld: Another process has taken the run over; raised on all ranks.
         """
         try:
             return self._run()
@@ -193,7 +194,9 @@ class Loop:
         self._reducer.zero()
         loss_sum = self._backward(ids, stop - start)
         self._reducer.finish()
-        asked, bad = (float(flag) > 0 for flag in self._reducer.flags.tolist())
+        asked, bad, lost = (float(flag) > 0 for flag in self._reducer.flags.tolist())
+        if lost:
+            raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
             raise agreed(self._bad_loss(), self.comm)
         if self.job.clip_norm is not None:
@@ -250,6 +253,7 @@ class Loop:
         asked = self._ask is not None or self.watch.requested is not None
         self._reducer.flags[0] = float(asked)
         self._reducer.flags[1] = float(not finite)
+        self._reducer.flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where the job asks for it."""
@@ -302,6 +306,7 @@ class Loop:
         metrics = validate(
             task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch, autocast=self.autocast()
         )
+        on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)
         if self.reporter is not None:
             self.reporter.valid(at.step, at.epoch, at.samples, metrics)
@@ -346,6 +351,7 @@ class Loop:
         at = self.at
 
         def write() -> None:
+            self.run_folder.check_held()
             self._check_weights()
             checkpoint.save(
                 self.run_folder.checkpoints, self.state(), step=at.step, epoch=at.epoch, position=at.samples,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 import time
 from pathlib import Path
@@ -19,8 +18,9 @@ from hpcmass.config import (
     site_to_toml,
 )
 from hpcmass.config.document import read_document
-from hpcmass.errors import ConfigError, LeaseHeld
+from hpcmass.errors import ConfigError
 from hpcmass.files import Lease, replace, storage_errors
+from hpcmass.files.publish import temporary_beside
 from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 
@@ -97,16 +97,23 @@ def take(job: Job, run: RunFolder, site: Site, *, fresh: bool) -> Lease:
             with contextlib.suppress(OSError):
                 run.path.rmdir()
         raise
+    run.hold(lease)
+    made = not run.exists()
     try:
-        if run.exists():
+        if not made:
             _reopen(job, run)
         else:
             recipe = None if job.recipe is None else Path(job.recipe)
             run.create(job_to_toml(job), site_to_toml(site), recipe)
     except BaseException:
+        if made and not was_there:
+            # Out of the way first, under the lease: whoever comes next makes a folder of its own.
+            rubbish = temporary_beside(run.path)
+            with contextlib.suppress(OSError):
+                lease.rename_folder(rubbish)
+            lease.release()
+            shutil.rmtree(rubbish, ignore_errors=True)
         lease.release()
-        if not was_there:
-            shutil.rmtree(run.path, ignore_errors=True)
         raise
     return lease
 
@@ -125,15 +132,13 @@ def _set_aside(run: RunFolder) -> None:
     """Give what is there another name, so that nothing is lost."""
     if not run.exists():
         return
-    owner = run.lease().owner()
-    if owner is not None:
-        raise LeaseHeld(f"is in use by process {owner.pid} on {owner.host}", where=run.path, transient=True)
-    for number in itertools.count(1):
-        other = run.path.with_name(f"{run.path.name}.old-{number}")
-        if not other.exists():
-            break
-    with storage_errors(run.path, "set the old run aside"):
-        os.rename(run.path, other)
+    with run.lease() as lease:  # so that nobody begins to write into it meanwhile
+        for number in itertools.count(1):
+            other = run.path.with_name(f"{run.path.name}.old-{number}")
+            if not other.exists():
+                break
+        with storage_errors(run.path, "set the old run aside"):
+            lease.rename_folder(other)
 
 
 def next_attempt(run: RunFolder, ranks: int, backend: str) -> int:

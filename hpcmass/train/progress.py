@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hpcmass.errors import LeaseHeld
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.events import Events
 
@@ -72,7 +74,11 @@ class Screen:
 
 
 class Reporter:
-    """Rank 0's sinks in one: `metrics.jsonl`, `status.json`, `events/`, the screen. Other ranks have none."""
+    """Rank 0's sinks in one: `metrics.jsonl`, `status.json`, `events/`, the screen. Other ranks have none.
+
+    A run that another process has taken over is not written to, and it is no error here: the ranks have to
+    agree on it first, which they do at the next step or checkpoint.
+    """
 
     def __init__(self, run: RunFolder, screen: Screen, *, from_step: int) -> None:
         self._run = run
@@ -89,22 +95,27 @@ class Reporter:
     def status(self, step: int, epoch: int, samples_done: int, **more: Any) -> None:
         """Write where the run is."""
         self._written = time.monotonic()
-        self._run.update(state=State.RUNNING, step=step, epoch=epoch, samples_done=samples_done, **more)
+        with contextlib.suppress(LeaseHeld):
+            self._run.update(state=State.RUNNING, step=step, epoch=epoch, samples_done=samples_done, **more)
 
     def train(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """A `train` record."""
-        self._run.append({"kind": "train", "step": step, "epoch": epoch, **values})
+        self._append({"kind": "train", "step": step, "epoch": epoch, **values})
         self._screen.step(step, epoch, values["loss"], values["samples_per_s"])
         self._events.write(step, values, "train")
 
     def valid(self, step: int, epoch: int, samples_done: int, metrics: Mapping[str, float]) -> None:
         """A `valid` record, and the same numbers in the status."""
-        self._run.append({"kind": "valid", "step": step, "epoch": epoch, **metrics})
+        self._append({"kind": "valid", "step": step, "epoch": epoch, **metrics})
         self._events.write(step, metrics, "valid")
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.status(step, epoch, samples_done, metrics=finite)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._screen.say(f"epoch {epoch + 1} step {step}: valid {text}")
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with contextlib.suppress(LeaseHeld):
+            self._run.append(record)
 
     def say(self, text: str) -> None:
         """A line for the user."""

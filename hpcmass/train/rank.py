@@ -214,6 +214,7 @@ class _Rank:
             self._say(f"{self.job.name}: training on {many}")
 
     def _bundle(self, task: Task) -> None:
+        self.run.check_held()
         ids = np.arange(1, dtype=np.int64)
         arrays = {**task.train.batch(ids), "sample_id": ids}
         task.model.eval()
@@ -258,6 +259,8 @@ class _Rank:
 
     def _last_words(self, error: BaseException, watch: Watch) -> None:
         """Leave the reason in the run folder: of an agreed error rank 0, of its own error any rank."""
+        if self.run.lost:
+            return
         stopped = isinstance(error, KeyboardInterrupt)
         if not is_agreed(error) or self.comm.rank == 0:
             self.run.record_exception(self.attempt, self.comm.rank, error, watch.step)

@@ -112,7 +112,8 @@ def run_script(
     if not run.exists():
         job = job or Job(name=run.path.name, command=list(command))
         run.create(job_to_toml(job), site_to_toml(site or Site.local()))
-    with run.lease():
+    with run.lease() as lease:
+        run.hold(lease)
         before = run.status()
         if before.state is State.COMPLETED:
             return before
@@ -133,7 +134,11 @@ def run_script(
         plan.env["HPCMASS_ATTEMPT"] = str(attempt)
         try:
             outcome = supervise(
-                plan, log_file=lambda rank: run.log_file(attempt, rank), console=console, cwd=cwd
+                plan,
+                log_file=lambda rank: run.log_file(attempt, rank),
+                console=console,
+                cwd=cwd,
+                each_poll=run.check_held,
             )
         except BaseException as error:
             run.record_exception(attempt, 0, error)

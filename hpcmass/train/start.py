@@ -82,6 +82,9 @@ def start_ranks(
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
                 return run.status()  # It was completed before, and the ranks had nothing to do.
             raise _refusal(outcome, waiting, console)
+        if _attempt(run) > before + 1:
+            # Begun again by somebody else meanwhile: nothing in there is about our ranks.
+            raise next(iter(outcome.words.values()), run.taken_over())
         _move_logs(waiting, run, before + 1, ended=True)
     return settle(run, outcome)
 

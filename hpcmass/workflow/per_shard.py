@@ -71,6 +71,7 @@ def train_per_shard(
         ConfigError: Fewer shards than groups, or the run was begun with another job.
         TrainError: A part failed; its own folder says why.
         RecipeError: The parts cannot be combined in this way.
+        LeaseHeld: Another process has taken the run over.
     """
     assert job.per_shard is not None
     if opening.look(job, run, fresh=fresh)["done"]:
@@ -90,7 +91,13 @@ def train_per_shard(
                 return run.update(state=State.STOPPED, reason=f"ended by {name}", ended=time.time())
         metrics = _finish(job, project, run, parts, say)
         return run.update(state=State.COMPLETED, reason=None, ended=time.time(), metrics=metrics)
+    except KeyboardInterrupt:
+        if not run.lost:
+            run.update(state=State.STOPPED, reason="ended at once by Ctrl-C", ended=time.time())
+        raise
     except BaseException as error:
+        if run.lost:
+            raise
         run.record_exception(attempt, 0, error)
         text = error.message if isinstance(error, HpcmassError) else f"{type(error).__name__}: {error}"
         run.update(state=State.FAILED, reason=text, ended=time.time())
@@ -176,7 +183,7 @@ def _train(
     parallel = min(len(todo), max(1, target.cores or usable_cores()))
     threads = job.resources.threads_per_rank
     with open_pool(target, parallel=parallel, folder=run.path, threads=threads) as pool:
-        _until_completed(pool, project, todo, interruption, say)
+        _until_completed(pool, project, run, todo, interruption, say)
 
 
 def _lay_down(job: Job, site: Site, run: RunFolder, part: _Part) -> None:
@@ -191,7 +198,12 @@ def _lay_down(job: Job, site: Site, run: RunFolder, part: _Part) -> None:
 
 
 def _until_completed(
-    pool: Pool, project: Project, parts: Sequence[_Part], interruption: Interruption, say: _Say
+    pool: Pool,
+    project: Project,
+    whole: RunFolder,
+    parts: Sequence[_Part],
+    interruption: Interruption,
+    say: _Say,
 ) -> None:
     def submit(part: _Part) -> Future[Any]:
         return pool.run(run_trial, str(part.run.path.absolute()), str(project.root), part.ranks)
@@ -199,6 +211,7 @@ def _until_completed(
     running = {submit(part): part for part in parts}
     losses: dict[str, int] = {}
     while running and not interruption.signal:
+        whole.check_held()
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done if not interruption.signal else ():
             part = running.pop(future)
@@ -221,6 +234,7 @@ def _until_completed(
 def _finish(job: Job, project: Project, run: RunFolder, parts: Sequence[_Part], say: _Say) -> dict[str, float]:
     """Combine, compare, and give the metrics of the first combination."""
     assert job.per_shard is not None
+    run.check_held()
     groups = [part for part in parts if part.shards is not None]
     valid = None if job.data.valid is None else open_all(project, job.data.valid)
     for how in job.per_shard.combine:

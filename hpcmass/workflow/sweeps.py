@@ -18,9 +18,9 @@ from hpcmass.config import (
     load_job,
     site_to_toml,
 )
-from hpcmass.errors import ConfigError, NotFound
+from hpcmass.errors import ConfigError, LeaseHeld, NotFound
 from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
-from hpcmass.runs import RunFolder
+from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import TrialSpec, read_trials
@@ -122,23 +122,22 @@ def lay_down_run(job: Job, site: Site, path: Path, *, ranks: int, recipe: Path |
     RunFolder(path).create(job_to_toml(job.model_copy(update=update)), site_to_toml(site), recipe)
 
 
-def lay_down(job: Job, site: Site, folder: Path) -> None:
+def lay_down(job: Job, site: Site, folder: Path) -> str:
     """Lay down a study's folder, or hold the job against the one that the study was begun with.
 
-    The recipe is copied, so that all trials of a study run the same one, whatever is edited meanwhile.
+    The recipe is copied, so that all trials of a study run the same one, whatever is edited meanwhile. While
+    nothing but failures have been counted it may be repaired.
+
+    Returns:
+        What a repair of the recipe did, or nothing.
 
     Raises:
         ConfigError: The job or the recipe is not the study's.
     """
     make_dir(folder)
-    if job.recipe is not None:
-        _lay_down_recipe(Path(job.recipe), folder)
     kept = job.model_copy(update={"recipe": "recipe.py"}) if job.recipe is not None else job
-    if claim(folder / "job.toml", job_to_toml(kept)):
-        claim(folder / "site.toml", site_to_toml(site))
-        return
-    begun = load_job(folder / "job.toml")
-    differing = job_differences(begun, job, ignore=_MAY_CHANGE)
+    begun = load_job(folder / "job.toml") if (folder / "job.toml").is_file() else None
+    differing = {} if begun is None else job_differences(begun, job, ignore=_MAY_CHANGE)
     if differing:
         facts = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
         raise ConfigError(
@@ -147,19 +146,48 @@ def lay_down(job: Job, site: Site, folder: Path) -> None:
             hint="take the change back, or begin a new study under another name",
             keys=sorted(differing),
         )
-    if job_differences(begun, job, ignore=("recipe",)):
+    note = "" if job.recipe is None else _lay_down_recipe(Path(job.recipe), folder)
+    if begun is None:
+        claim(folder / "job.toml", job_to_toml(kept))
+        claim(folder / "site.toml", site_to_toml(site))
+    elif job_differences(begun, job, ignore=("recipe",)):
         replace(folder / "job.toml", job_to_toml(kept))
+    return note
 
 
-def _lay_down_recipe(recipe: Path, folder: Path) -> None:
+def _lay_down_recipe(recipe: Path, folder: Path) -> str:
     copy = folder / "recipe.py"
     text = recipe.read_bytes()
     if claim(copy, text) or sha256_file(copy) == sha256_bytes(text):
-        return
-    if any(outcome is not None and outcome.state != "failed" for _, outcome in read_trials(folder)):
+        return ""
+    trials = read_trials(folder)
+    if any(outcome is not None and outcome.state != "failed" for _, outcome in trials):
         raise ConfigError(
             "the recipe has changed since this study was begun",
             where=recipe,
             hint=f"the study's own copy is {copy}; begin a new study under another name",
         )
-    replace(copy, text)  # Nothing has come of the old one yet: this is the repair.
+    # Nothing has come of the old one yet: this is the repair. The study's own copy comes last, so that a
+    # repair that is cut short is done again.
+    laid = [spec.run for spec, outcome in trials if outcome is None and spec.run.exists()]
+    kept = [run for run in laid if not _lay_down_anew(run, text)]
+    replace(copy, text)
+    failed = sum(outcome is not None for _, outcome in trials)
+    facts = ["the recipe was repaired"]
+    if failed:
+        facts.append(f"{failed} that failed with the old one still count (raise sweep.trials to have more)")
+    if kept:
+        facts.append(f"{len(kept)} had begun to train, and go on with the old one")
+    return "; ".join(facts)
+
+
+def _lay_down_anew(run: RunFolder, recipe: bytes) -> bool:
+    """Give an uncounted trial the repaired recipe; False where it runs or has something to go on from."""
+    with contextlib.suppress(LeaseHeld), run.lease():
+        if run.model.exists() or any(run.checkpoints.glob("step-*.json")):
+            return False
+        replace(run.path / "recipe.py", recipe)
+        run.stop_file.unlink(missing_ok=True)
+        run.update(state=State.CREATED, reason=None, ended=None, step=0, epoch=0, samples_done=0, metrics={})
+        return True
+    return False

@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from hpcmass.files import Owner, replace_json
 
 TOOLS = Path(__file__).with_name("train_tools.py")
 spec = importlib.util.spec_from_file_location("train_tools", TOOLS)
@@ -22,6 +25,37 @@ def launch(argv: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
+
+
+SHORT_LEASE = """
+import runpy, sys
+from hpcmass.files import Lease
+from hpcmass.runs import RunFolder
+RunFolder.lease = lambda self: Lease(self.path / "lease", ttl_s=0.5)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_all_ranks_end_when_another_process_has_taken_the_run_over(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.epochs=100"]
+    (root / "short.py").write_text(SHORT_LEASE)
+    command = tools.words(root, "r", *sets)
+    argv = tools.mpiexec(2, [command[0], str(root / "short.py"), *command[1:]])
+    process = launch(argv, tools.environment(root, SLOW="0.1"))
+    try:
+        commits = root / "runs" / "r" / "checkpoints"
+        tools.wait_for(lambda: len(list(commits.glob("*.json"))) >= 2, process)
+        owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
+        replace_json(root / "runs" / "r" / "lease.2.json", vars(owner))
+        output = process.communicate(timeout=60)[0]  # both end by themselves, and in order
+    finally:
+        tools.end_group(process)
+    assert process.returncode == 2, output
+    assert output.count("another process has taken this run over") == 1
+    assert tools.status(root, "r")["state"] == "RUNNING", output
+    assert not (root / "runs" / "r" / "errors").exists(), tools.errors(root, "r")
 
 
 @pytest.mark.parametrize("victim", [1, 0])

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcmass.data import shard, verify_dataset
+from hpcmass.data import open_dataset, shard, verify_dataset
 from hpcmass.data.cut import STRATEGIES
 from hpcmass.errors import AlreadyExists, DataError, NameNotAllowed
 
@@ -189,6 +189,43 @@ def test_what_is_there_is_kept(source: Path, tmp_path: Path) -> None:
     empty.mkdir()
     shard(source, empty)
     assert left_behind(tmp_path, "source.npz", "out", "mine", "empty") == []
+
+
+KILLED = """
+import os, sys
+from hpcmass.data import shard
+renames, rename = 0, os.rename
+def killed(source, target):
+    global renames
+    renames += 1
+    if renames == 2:
+        os._exit(9)
+    rename(source, target)
+if __name__ == "__main__":
+    os.rename = killed
+    shard(sys.argv[1], sys.argv[2], seed=9, overwrite=True, workers=1)
+"""
+
+
+def test_killed_in_mid_overwrite_the_old_dataset_is_put_back(source: Path, tmp_path: Path) -> None:
+    out, script = tmp_path / "out", tmp_path / "killed.py"
+    (first,) = shard(source, out)
+    script.write_text(KILLED)
+    for overwrite in (False, True):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run([sys.executable, str(script), str(source), str(out)], env=env, check=False)
+        assert ended.returncode == 9
+        assert not out.exists()
+        if overwrite:
+            (second,) = shard(source, out, seed=5, overwrite=True)
+            assert second.id != first.id
+        else:
+            with pytest.raises(AlreadyExists, match="holds a dataset already"):
+                shard(source, out)
+        assert verify_dataset(out).ok
+        if not overwrite:
+            assert open_dataset(out).id == first.id
+    assert left_behind(tmp_path, "source.npz", "out", "killed.py") == []
 
 
 FULL_DISK = """

@@ -153,6 +153,66 @@ def test_a_lease_is_renewed(tmp_path: Path) -> None:
             time.sleep(0.02)
 
 
+def taken_by_another_host(base: Path, generation: int) -> None:
+    owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
+    replace_json(base.with_name(f"{base.name}.{generation}.json"), vars(owner))
+
+
+def test_a_holder_that_was_taken_over_learns_it_and_writes_nothing_more(tmp_path: Path) -> None:
+    lease = Lease(tmp_path / "lease", ttl_s=0.3)
+    lease.acquire()
+    assert not lease.lost
+    taken_by_another_host(tmp_path / "lease", 2)
+    deadline = time.monotonic() + 20
+    while not lease.lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    before = (tmp_path / "lease.1.beat").read_text()
+    time.sleep(0.5)
+    lease.release()
+    assert lease.lost
+    assert (tmp_path / "lease.1.beat").read_text() == before
+    owner = Lease(tmp_path / "lease").owner()
+    assert owner is not None
+    assert owner.host == "some-other-host"
+
+
+def test_a_holder_that_slept_learns_it_before_its_next_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While a machine is suspended its clock of the day goes on, the one that waits are timed by does not.
+    real = time.time
+    with Lease(tmp_path / "lease") as lease:
+        taken_by_another_host(tmp_path / "lease", 2)
+        monkeypatch.setattr(time, "time", lambda: real() + 100)
+        assert lease.lost
+
+
+def test_a_folder_that_was_set_aside_and_made_anew_is_another_lease(tmp_path: Path) -> None:
+    first, second = Lease(tmp_path / "r" / "lease"), Lease(tmp_path / "r" / "lease")
+    first.acquire()
+    os.rename(tmp_path / "r", tmp_path / "r.old-1")
+    second.acquire()  # of generation 1 too
+    first.release()
+    assert first.lost
+    assert second.owner() is not None
+    second.release()
+    assert not second.lost
+
+
+def test_a_held_lease_moves_with_its_folder(tmp_path: Path) -> None:
+    with Lease(tmp_path / "r" / "lease", ttl_s=0.3) as lease:
+        lease.rename_folder(tmp_path / "s")
+        first = read_json(tmp_path / "s" / "lease.1.beat")["beat"]
+        deadline = time.monotonic() + 20
+        while read_json(tmp_path / "s" / "lease.1.beat")["beat"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not lease.lost
+    assert Lease(tmp_path / "s" / "lease").owner() is None
+    assert not (tmp_path / "r").exists()
+
+
 def test_old_generations_are_cleared_away(tmp_path: Path) -> None:
     for _ in range(5):
         with Lease(tmp_path / "lease"):

@@ -9,10 +9,11 @@ import pytest
 from toy_trials import prepare, toy_job, toy_trial
 
 from hpcmass.errors import LeaseHeld, SweepError
-from hpcmass.files import Lease
+from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.driver import run_study
 from hpcmass.sweep.records import read_outcome, read_trials
+from hpcmass.sweep.watch import Values
 
 
 class Threads:
@@ -188,6 +189,57 @@ def test_proposals_of_a_resumed_study_are_those_of_an_undisturbed_one(tmp_path):
             cut = job.model_copy(update={"sweep": job.sweep.model_copy(update={"trials": stop})})
             drive(cut, tmp_path / sampler / "cut")
         assert params(tmp_path / sampler / "whole") == params(tmp_path / sampler / "cut")
+
+
+def test_failures_under_an_earlier_driver_count_when_all_are_alike(tmp_path):
+    bad = {"params": {"fails": True}, "parallel": 1}
+    drive(toy_job(trials=2, **bad), tmp_path)
+    with pytest.raises(SweepError, match="the first 3 trials failed the same way"):
+        drive(toy_job(trials=50, **bad), tmp_path)
+    with pytest.raises(SweepError, match="the first 4 trials failed the same way"):
+        drive(toy_job(trials=50, **bad), tmp_path)
+    assert len(read_trials(tmp_path)) == 4
+    result, _ = drive(toy_job(trials=5, parallel=1), tmp_path)
+    assert result.counts["complete"] == 1
+    result, _ = drive(toy_job(trials=7, **bad), tmp_path)
+    assert result.counts["failed"] == 6
+
+
+def test_a_driver_that_was_taken_over_ends_and_writes_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcmass.sweep.driver.Lease", partial(Lease, ttl_s=0.2))
+
+    def taken_over_meanwhile(path):
+        owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
+        replace_json(tmp_path / "lease.2.json", vars(owner))
+        time.sleep(0.3)
+        return toy_trial(path)
+
+    with pytest.raises(LeaseHeld, match="another process has taken this study over"):
+        drive(toy_job(parallel=1), tmp_path, taken_over_meanwhile)
+    assert [(spec.number, outcome) for spec, outcome in read_trials(tmp_path)] == [(0, None)]
+    assert "released" not in (tmp_path / "lease.1.beat").read_text()
+
+
+def test_values_are_read_once_and_a_resume_takes_later_ones_back(tmp_path):
+    run, job = RunFolder(tmp_path), toy_job()
+    values = Values(run, job)
+    assert values.read() == []
+    for step in (1, 2, 3):
+        run.append({"kind": "report", "step": step, "loss": step / 2})
+    assert values.read() == [[1, 0.5], [2, 1.0], [3, 1.5]]
+    size = run.metrics_file.stat().st_size
+    with open(run.metrics_file, "r+b") as file:
+        file.write(b"x" * (size - 1))  # What was read is not needed again.
+    run.append({"kind": "resume", "from_step": 1, "ranks": 1})
+    assert values.read() == [[1, 0.5]]
+    with open(run.metrics_file, "ab") as file:
+        file.write(b'{"kind": "report", "step": 2, "loss"')
+    assert values.read() == [[1, 0.5]]
+    with open(run.metrics_file, "ab") as file:
+        file.write(b": 0.25}\n")
+    assert values.read() == [[1, 0.5], [2, 0.25]]
+    run.append({"kind": "report", "step": 3, "loss": float("inf")})
+    assert (values.read(), values.last()) == ([[1, 0.5], [2, 0.25]], None)
 
 
 def test_a_trial_that_diverges_in_the_end_is_not_worth_what_it_was_before(tmp_path):

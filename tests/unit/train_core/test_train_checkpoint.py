@@ -99,6 +99,19 @@ def test_damaged_commit_file(tmp_path: Path) -> None:
             checkpoint.load_latest(tmp_path)
 
 
+def test_a_damaged_commit_file_is_in_the_way_only_while_it_is_the_newest(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "step-000000002.json").write_text("{")
+    with pytest.raises(CorruptError, match=r"step-000000002\.json") as caught:
+        checkpoint.load_latest(tmp_path)
+    assert "remove step-000000002.json and step-000000002.safetensors to go on from step 1" in caught.value.hint
+    for step in (3, 4, 5):
+        save(tmp_path, step)
+    assert checkpoint.load_latest(tmp_path)[0].step == 5
+    assert [commit.step for commit in checkpoint.commits(tmp_path)] == [4, 5]
+
+
 @pytest.mark.parametrize(
     ("state", "name"),
     [

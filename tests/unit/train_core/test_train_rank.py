@@ -3,10 +3,12 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,19 @@ from safetensors.torch import load_file
 
 from hpcmass.config import Project, Site, job_from_values
 from hpcmass.data import shard
-from hpcmass.errors import ConfigError, CorruptError, HpcmassError, LeaseHeld, NotFound, RecipeError, TrainError
-from hpcmass.files import Lease
+from hpcmass.errors import (
+    ConfigError,
+    CorruptError,
+    HpcmassError,
+    LeaseHeld,
+    NotFound,
+    RecipeError,
+    StorageError,
+    TrainError,
+)
+from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State, Status
-from hpcmass.train import opening
+from hpcmass.train import checkpoint, opening
 from hpcmass.train.rank import train_rank
 
 RECIPE = """
@@ -302,6 +313,90 @@ def test_a_start_that_comes_second_does_not_remove_the_folder_of_the_first(
         opening.take(job(project), run, Site.local(), fresh=False)
     assert run.metrics_file.exists()
     other.release()
+
+
+def test_a_failed_creation_is_cleared_away_before_another_can_begin(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = RunFolder(tmp_path / "r"), RunFolder(tmp_path / "r")
+    create, rmtree = RunFolder.create, shutil.rmtree
+
+    def fails(folder: RunFolder, *args: object) -> None:
+        create(folder, *args)
+        folder.job_file.unlink()
+        with pytest.raises(LeaseHeld):
+            other.lease().acquire()
+        raise StorageError("the disk is full")
+
+    def begun_meanwhile(path: Path, **options: bool) -> None:
+        other.hold(opening.take(job(project), other, Site.local(), fresh=False))
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "create", fails)
+        with pytest.raises(StorageError):
+            opening.take(job(project), run, Site.local(), fresh=False)
+    assert list(tmp_path.iterdir()) == []
+
+    def fails_once(folder: RunFolder, *args: object) -> None:
+        monkeypatch.setattr(RunFolder, "create", create)
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(RunFolder, "create", fails_once)
+    monkeypatch.setattr(shutil, "rmtree", begun_meanwhile)
+    with pytest.raises(StorageError):
+        opening.take(job(project), run, Site.local(), fresh=False)
+    assert other.exists()
+    assert not other.lost
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_run_is_set_aside_under_its_lease(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, old = RunFolder(tmp_path / "r"), RunFolder(tmp_path / "r.old-1")
+    opening.take(job(project), run, Site.local(), fresh=False).release()
+    rename, renamed = os.rename, []
+
+    def watched(source: Path, target: Path) -> None:
+        with pytest.raises(LeaseHeld):
+            run.lease().acquire()
+        renamed.append(source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    lease = opening.take(job(project), run, Site.local(), fresh=True)
+    assert renamed == [run.path]
+    assert (old.lease().owner(), run.lease().owner() is None) == (None, False)
+    lease.release()
+
+
+def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ttl_s = RunFolder(tmp_path / "r"), 0.2
+    monkeypatch.setattr(RunFolder, "lease", lambda self: Lease(self.path / "lease", ttl_s=ttl_s))
+    stands = {}
+
+    def taken_over() -> None:
+        owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
+        replace_json(run.path / "lease.2.json", vars(owner))
+        time.sleep(2 * ttl_s)  # both of its renewals are due
+        stands.update({p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()})
+
+    monkeypatch.setattr("hpcmass.runs.taken_over_in_test", taken_over, raising=False)
+    recipe = tmp_path / "recipe.py"
+    hook = (
+        "    if CALLS.count(True) == 7:\n        from hpcmass import runs\n        runs.taken_over_in_test()\n"
+    )
+    recipe.write_text(RECIPE.replace("    CALLS.append(train)\n", "    CALLS.append(train)\n" + hook))
+    mine = job(project, checkpoint_every_steps=1).model_copy(update={"recipe": str(recipe)})
+    with pytest.raises(LeaseHeld, match="another process has taken this run over"):
+        train_rank(mine, run, project, console=False)
+    assert stands
+    events = {p for p in run.path.rglob("*") if p.is_file() and p.parent.name != "events"}
+    assert {p: p.read_bytes() for p in events} == {p: b for p, b in stands.items() if p.parent.name != "events"}
+    assert [c.step for c in checkpoint.commits(run.checkpoints)][-1] == 6
 
 
 def test_spoilt_weights_are_neither_kept_nor_a_model(project: Project, tmp_path: Path) -> None:

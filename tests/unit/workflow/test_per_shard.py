@@ -47,6 +47,20 @@ def test_parts_are_trained_on_their_shards_combined_and_compared(project):
     assert run.status().state is State.COMPLETED
 
 
+def test_a_second_interrupt_stops_the_run(project, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcmass.workflow.per_shard._until_completed", interrupted)
+    run = run_of(project)
+    with pytest.raises(KeyboardInterrupt):
+        train_per_shard(job_of(project, JOB + "[per_shard]\ngroups = 2\n"), run, project, Site.local())
+    status = run.status()
+    assert (status.state, status.reason) == (State.STOPPED, "ended at once by Ctrl-C")
+    assert run.errors() == []
+    assert run.lease().owner() is None
+
+
 def test_too_few_shards_are_refused_before_anything_is_written(project):
     job = job_of(project, JOB + "[per_shard]\ngroups = 5\n")
     with pytest.raises(ConfigError, match="4 shards of training data for 5 groups"):

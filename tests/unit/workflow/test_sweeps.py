@@ -4,7 +4,7 @@ import pytest
 from study_jobs import RECIPE, RECIPE_JOB, SCRIPT_JOB, job_of
 
 from hpcmass.config import Site, load_job
-from hpcmass.errors import ConfigError, NotFound
+from hpcmass.errors import ConfigError, NotFound, SweepError
 from hpcmass.runs import State
 from hpcmass.sweep.records import read_trials
 from hpcmass.workflow.sweeps import sweep
@@ -59,6 +59,39 @@ def test_an_impossible_grid_and_a_missing_study_leave_nothing(project):
     with pytest.raises(NotFound, match="no study here"):
         sweep(job_of(project, RECIPE_JOB), project, Site.local(), resume=True)
     assert list(project.studies.iterdir()) == []
+
+
+def test_a_repaired_recipe_reaches_the_trials_that_have_not_begun(project):
+    text = RECIPE_JOB.replace(
+        "[sweep.space]", '[sweep.space]\nbroken = { type = "categorical", choices = [true] }'
+    )
+    job, events = job_of(project, text, trials=4, parallel=1), []
+    with pytest.raises(SweepError, match="the first 3 trials failed the same way"):
+        sweep(job, project, Site.local())
+    folder = project.study_path(job.name)
+    # The third failed too, but its driver was killed before it could count it.
+    (folder / "trials/000002/outcome.json").unlink()
+    (project.root.parent / "recipe.py").write_text(RECIPE.replace('"broken"', '"no longer"'))
+    result = sweep(job, project, Site.local(), on_event=events.append)
+    assert result.counts == {"complete": 2, "pruned": 0, "failed": 2, "unfinished": 0}
+    assert events[0].message == (
+        "1 unfinished; the recipe was repaired; "
+        "2 that failed with the old one still count (raise sweep.trials to have more)"
+    )
+    copies = [(spec.run.path / "recipe.py").read_text() for spec, _ in read_trials(folder)]
+    assert ["no longer" in copy for copy in copies] == [False, False, True, True]
+
+
+def test_a_trial_that_has_begun_to_train_keeps_its_recipe_and_this_is_said(project):
+    job = job_of(project, RECIPE_JOB, trials=1)
+    sweep(job, project, Site.local())
+    ((spec, _),) = read_trials(project.study_path(job.name))
+    (spec.path / "outcome.json").unlink()
+    (project.root.parent / "recipe.py").write_text(RECIPE + "# repaired\n")
+    events = []
+    assert sweep(job, project, Site.local(), on_event=events.append).counts["complete"] == 1
+    assert "1 had begun to train, and go on with the old one" in events[0].message
+    assert "repaired" not in (spec.path / "recipe.py").read_text()
 
 
 def test_a_recipe_that_raises_fails_its_trial_with_its_line(project):
