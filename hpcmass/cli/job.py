@@ -20,7 +20,7 @@ def command() -> None:
 def check(job_file: str, show: bool, sets: tuple[str, ...], project_root: str | None) -> None:
     """Validate a job file, its recipe, and the datasets it names."""
     from hpcmass.config import job_to_toml
-    from hpcmass.workflow.models import maybe_project
+    from hpcmass.workflow.projects import maybe_project
     from hpcmass.workflow.sharding import check_job
 
     job, notes = check_job(job_file, sets, maybe_project(project_root))

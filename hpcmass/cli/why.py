@@ -16,8 +16,7 @@ def command(run: str, project_root: str | None) -> None:
     RUN is a run's name, STUDY/NUMBER for a trial, or a folder.
     """
     from hpcmass.runs import explain
-    from hpcmass.workflow.models import maybe_project
-    from hpcmass.workflow.projects import find_run
+    from hpcmass.workflow.projects import find_run, maybe_project
 
     for line in explain(find_run(run, maybe_project(project_root))).lines():
         click.echo(line)

@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING
 from hpcmass.config import Job, Site, as_job, load_site
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.models import (
-    ProjectRef,
     evaluate_model,
     load,
-    open_catalogue,
     picture_of,
     predict,
-    project_of,
     register_run,
-    set_alias,
-    verify_catalogue,
 )
-from hpcmass.workflow.projects import find_run, find_study, open_project
+from hpcmass.workflow.projects import ProjectRef, find_run, find_study, open_project, project_of
+from hpcmass.workflow.registry import open_catalogue, set_alias, verify_catalogue
 from hpcmass.workflow.sharding import check_job, shard
 from hpcmass.workflow.training import train as train_or_start
 

@@ -1,4 +1,4 @@
-"""Models by name: load, evaluate, predict, register, alias, verify."""
+"""Models by name: load, evaluate, predict, register."""
 
 from __future__ import annotations
 
@@ -6,36 +6,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcmass.catalogue import ANY, Catalogue, Version, lineage
+from hpcmass.catalogue import Catalogue, Version, lineage
 from hpcmass.config import Job, Project, job_from_values
 from hpcmass.data import open_dataset
-from hpcmass.errors import CatalogueError, ConfigError, NameNotAllowed, NotFound
+from hpcmass.errors import CatalogueError, NameNotAllowed, NotFound
 from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
 from hpcmass.evaluate.models import resolve_model
 from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
-from hpcmass.workflow.projects import find_run, open_project
+from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
+from hpcmass.workflow.registry import open_catalogue
 
 if TYPE_CHECKING:
     from hpcmass.train.model import Model
-
-ProjectRef = Project | Path | str | None
-
-
-def project_of(project: ProjectRef) -> Project:
-    """The project itself, the one at a folder, or the one found from the working folder."""
-    return project if isinstance(project, Project) else open_project(project)
-
-
-def maybe_project(project: ProjectRef) -> Project | None:
-    """As `project_of`, but None where none is found: a folder needs no project."""
-    try:
-        return project_of(project)
-    except NotFound:
-        if project is not None or os.environ.get("HPCMASS_PROJECT"):
-            raise
-        return None
 
 
 def load(model: str | Path, *, project: ProjectRef = None) -> Model:
@@ -50,11 +34,6 @@ def load(model: str | Path, *, project: ProjectRef = None) -> Model:
         CorruptError: Its files do not fit their checksums.
     """
     return resolve_model(str(model), maybe_project(project))[0]  # type: ignore[return-value]
-
-
-def open_catalogue(project: ProjectRef = None) -> Catalogue:
-    """The catalogue of a project."""
-    return Catalogue(project_of(project).catalogue)
 
 
 def evaluate_model(
@@ -190,50 +169,6 @@ def dataset_ids(job: Job, project: Project) -> dict[str, str]:
     return found
 
 
-def set_alias(
-    model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
-) -> str:
-    """Point an alias at a version; gives a line that says what moved.
-
-    Args:
-        model: `NAME@VERSION`, or any other reference.
-        alias: The alias.
-        project: The project.
-        why: The reason, kept in the history.
-        expect: The version that the alias must have now (a number), or `none`.
-
-    Raises:
-        CatalogueError: The alias is elsewhere than expected.
-    """
-    catalogue = open_catalogue(project)
-    version = catalogue.get(model)
-    if expect is not None and expect != "none" and not expect.isdecimal():
-        raise ConfigError(f"'{expect}' is no version", where="--expect", hint="a number, or none")
-    expected = ANY if expect is None else None if expect == "none" else int(expect)
-    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected)
-    before = f" (was {version.name}@{move.previous})" if move.previous else ""
-    return f"{version.name}@{alias} → {version.ref}{before}"
-
-
-def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
-    """Check a version, or everything; gives a line that says what was read.
-
-    Raises:
-        CatalogueError: Something is missing or corrupt; the message names it and the versions hit.
-    """
-    report = open_catalogue(project).verify(model)
-    if report.ok:
-        return (
-            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
-        )
-    lines = [
-        f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
-    ]
-    raise CatalogueError(
-        "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
-    )
-
-
 def _run_of(model: str | Path, project: Project | None) -> RunFolder | None:
     if "@" in str(model):
         return None
@@ -268,11 +203,8 @@ __all__ = [
     "dataset_ids",
     "evaluate_model",
     "load",
-    "open_catalogue",
     "picture_of",
     "predict",
     "read_job",
     "register_run",
-    "set_alias",
-    "verify_catalogue",
 ]

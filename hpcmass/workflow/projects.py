@@ -10,10 +10,27 @@ from hpcmass.config import Project, nearest
 from hpcmass.errors import NotFound
 from hpcmass.runs import RunFolder
 
+ProjectRef = Project | Path | str | None
+
 
 def open_project(root: Path | str | None = None) -> Project:
     """The project at `root`, or the one found from the working folder."""
     return Project(Path(root)) if root is not None else Project.find()
+
+
+def project_of(project: ProjectRef) -> Project:
+    """The project itself, the one at a folder, or the one found from the working folder."""
+    return project if isinstance(project, Project) else open_project(project)
+
+
+def maybe_project(project: ProjectRef) -> Project | None:
+    """As `project_of`, but None where none is found: a folder needs no project."""
+    try:
+        return project_of(project)
+    except NotFound:
+        if project is not None or os.environ.get("HPCMASS_PROJECT"):
+            raise
+        return None
 
 
 def find_run(name: str, project: Project | None) -> RunFolder:
