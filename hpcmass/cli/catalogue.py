@@ -36,7 +36,7 @@ def register(
 @project_option
 def list_versions(name: str | None, project_root: str | None) -> None:
     """List models, or the versions of one."""
-    from hpcmass.workflow.models import open_catalogue
+    from hpcmass.workflow.registry import open_catalogue
 
     catalogue = open_catalogue(project_root)
     table(
@@ -61,7 +61,7 @@ def list_versions(name: str | None, project_root: str | None) -> None:
 @project_option
 def show(model: str, as_json: bool, project_root: str | None) -> None:
     """Show a version: metrics, files, and where it came from."""
-    from hpcmass.workflow.models import open_catalogue
+    from hpcmass.workflow.registry import open_catalogue
 
     catalogue = open_catalogue(project_root)
     version = catalogue.get(model)
@@ -95,7 +95,7 @@ def show(model: str, as_json: bool, project_root: str | None) -> None:
 @project_option
 def alias_version(model: str, alias: str, why: str, expect: str | None, project_root: str | None) -> None:
     """Point an alias at a version."""
-    from hpcmass.workflow.models import set_alias
+    from hpcmass.workflow.registry import set_alias
 
     moved = set_alias(model, alias, project_root, why=why, expect=expect)
     click.echo(moved)
@@ -107,7 +107,7 @@ def alias_version(model: str, alias: str, why: str, expect: str | None, project_
 @project_option
 def history(name: str, alias: str, project_root: str | None) -> None:
     """Show who pointed an alias where, when and why."""
-    from hpcmass.workflow.models import open_catalogue
+    from hpcmass.workflow.registry import open_catalogue
 
     moves = open_catalogue(project_root).history(name, alias)
     table(
@@ -122,7 +122,7 @@ def history(name: str, alias: str, project_root: str | None) -> None:
 @project_option
 def verify(model: str | None, project_root: str | None) -> None:
     """Check every file of a version, or of the whole catalogue, against its checksum."""
-    from hpcmass.workflow.models import verify_catalogue
+    from hpcmass.workflow.registry import verify_catalogue
 
     click.echo(verify_catalogue(model, project_root))
 
@@ -134,7 +134,7 @@ def verify(model: str | None, project_root: str | None) -> None:
 def load(model: str, target: str | None, project_root: str | None) -> None:
     """Load a model and show its signature; `--to` copies its files into a folder."""
     from hpcmass.workflow.models import load as load_model
-    from hpcmass.workflow.models import open_catalogue
+    from hpcmass.workflow.registry import open_catalogue
 
     if target is not None:
         catalogue = open_catalogue(project_root)

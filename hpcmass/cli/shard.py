@@ -15,9 +15,12 @@ def _splits(ctx: click.Context, parameter: click.Parameter, value: str | None) -
         return None
     try:
         pairs = [part.split("=") for part in value.split(",")]
-        return {name.strip(): float(fraction) for name, fraction in pairs}
+        splits = {name.strip(): float(fraction) for name, fraction in pairs}
     except ValueError:
         raise click.BadParameter("write --split train=0.8,valid=0.1,test=0.1") from None
+    if len(splits) < len(pairs):
+        raise click.BadParameter("a split is named twice")
+    return splits
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:

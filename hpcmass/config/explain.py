@@ -21,6 +21,7 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "text in quotes",
     "list_type": "a list, in [ ]",
+    "too_short": "at least one item",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",

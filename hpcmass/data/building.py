@@ -37,7 +37,7 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise AlreadyExists(
             "holds a dataset already",
             where=out,
-            hint="use it, name another folder, or overwrite it",
+            hint="use it, name another folder, or remove it first",
             complete=True,
         )
 

@@ -106,7 +106,7 @@ def plan_cut(
     if not 0 <= seed < 2**63:
         raise DataError(f"the seed {seed} is not between 0 and 2^63")
     names: list[str | None] = [None] if splits is None else list(splits)
-    fractions = [Fraction(1)] if splits is None else _fractions(splits)
+    fractions = [Fraction(1)] if splits is None else fractions_of(splits)
     counts = _shard_counts(shards, names)
     rng = np.random.Generator(np.random.Philox(key=seed))
     if strategy in ("stratified", "grouped"):
@@ -201,7 +201,7 @@ def _parts(names: Sequence[str | None], sizes: Sequence[Sequence[int]]) -> tuple
     )
 
 
-def _fractions(splits: Mapping[str, float]) -> list[Fraction]:
+def fractions_of(splits: Mapping[str, float]) -> list[Fraction]:
     """The fractions as they were written (0.1 is 1/10), checked."""
     if not splits:
         raise DataError("no split is named", hint="such as train=0.8,valid=0.1,test=0.1")

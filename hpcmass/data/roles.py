@@ -52,6 +52,15 @@ def resolve_roles(
             roles[name] = "meta"
         elif inputs is None:
             roles[name] = "input"
+    if "sample_id" in roles:
+        raise DataError(
+            "a field may not be called 'sample_id': batches use it", hint="give it another name in the source"
+        )
+    if "input" not in roles.values() and by is not None and roles.get(by) == "meta" and by not in (meta or ()):
+        raise DataError(
+            f"no field is left as input: the strategy goes by {by}, which is therefore none",
+            hint=f"go by another of: {', '.join(known)}; or name the inputs",
+        )
     if "input" not in roles.values():
         raise DataError("no field is an input", hint=f"name one of: {', '.join(known)}")
     return tuple(

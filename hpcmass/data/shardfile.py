@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import h5py
 import numpy as np
 
 from hpcmass.data.manifest import Field
-from hpcmass.errors import StorageError
 from hpcmass.files import storage_errors
 
 # Rows begin at a page boundary, so that a reader can map all shards as one array.
@@ -55,9 +55,18 @@ def create_shard(path: Path, fields: Sequence[Field], samples: int) -> tuple[int
             for one in fields:
                 offsets[one.name] = _create_set(file, one, samples)
     except (OSError, RuntimeError) as error:
-        raise StorageError(f"cannot write the shard: {error}", where=path, transient=True) from error
+        with storage_errors(path, "write the shard"):
+            raise system_error(error) from error
     with storage_errors(path, "write the shard"):
         return path.stat().st_size, offsets
+
+
+def system_error(error: OSError | RuntimeError) -> OSError:
+    """What the system said in an error of HDF5, which tells it only within a long text."""
+    found = re.search(r"errno = (\d+)", str(error))
+    if found:
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return error if isinstance(error, OSError) else OSError(str(error))
 
 
 def _create_set(file: h5py.File, one: Field, samples: int) -> int:

@@ -13,13 +13,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpcmass.data.building import building, check_free
-from hpcmass.data.cut import STRATEGIES, Codes, Cut, plan_cut
+from hpcmass.data.cut import STRATEGIES, Codes, Cut, fractions_of, plan_cut
 from hpcmass.data.manifest import Field, Manifest, ShardInfo, write_manifest
 from hpcmass.data.pool import ProcessPool
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
@@ -195,7 +196,8 @@ def _plan(
     row_bytes = sum(one.row_bytes for one in fields)
     codes = None if label is None else _codes(source.select([label]), label)
     if shards is None:
-        fractions = splits or {"": 1.0}
+        # Checked before they are counted with: a NaN cannot be rounded.
+        fractions = dict(zip(splits, fractions_of(splits), strict=True)) if splits else {"": Fraction(1)}
         wanted = {
             name: max(1, round(source.n * fraction * row_bytes / SHARD_BYTES))
             for name, fraction in fractions.items()

@@ -173,4 +173,18 @@ def _predictions(model: Model, parts: list[Array]) -> Predictions:
         raise DataError("there are no samples to predict for")
     classes = model.signature.classes
     names = None if classes is None else tuple(classes)
-    return Predictions(model.signature.task, np.concatenate(parts), names)
+    outputs = np.concatenate(parts)
+    if model.signature.task == "classification":
+        _check_finite(outputs)
+    return Predictions(model.signature.task, outputs, names)
+
+
+def _check_finite(probabilities: Array) -> None:
+    """Refuse NaN: its "most probable" class would be the first, and look like an answer."""
+    bad = np.flatnonzero(~np.isfinite(probabilities.reshape(len(probabilities), -1)).all(axis=1))
+    if len(bad):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(
+            f"the model gives NaN or infinity for sample {bad[0]}{more}",
+            hint="look for NaN and huge values in the input",
+        )

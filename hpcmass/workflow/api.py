@@ -14,14 +14,12 @@ from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.models import (
     evaluate_model,
     load,
-    open_catalogue,
     picture_of,
     predict,
     register_run,
-    set_alias,
-    verify_catalogue,
 )
 from hpcmass.workflow.projects import ProjectRef, open_project, project_of
+from hpcmass.workflow.registry import open_catalogue, set_alias, verify_catalogue
 from hpcmass.workflow.sharding import shard
 from hpcmass.workflow.training import train as train_or_start
 

@@ -1,13 +1,13 @@
-"""Models by name: load, evaluate, predict, register, alias, verify."""
+"""Models by name: load, evaluate, predict, register."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from hpcmass.catalogue import ANY, Catalogue, Version, lineage
+from hpcmass.catalogue import Version, lineage
 from hpcmass.config import Job, Project, read_run_job
 from hpcmass.data import open_dataset
-from hpcmass.errors import CatalogueError, ConfigError
+from hpcmass.errors import CatalogueError
 from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
 from hpcmass.evaluate.models import resolve_bundle
 from hpcmass.evaluate.picture import curves_of, training_picture
@@ -15,6 +15,7 @@ from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.model import Model, load_bundle
 from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
+from hpcmass.workflow.registry import open_catalogue
 
 
 def load(model: str | Path, *, project: ProjectRef = None) -> Model:
@@ -29,11 +30,6 @@ def load(model: str | Path, *, project: ProjectRef = None) -> Model:
         CorruptError: Its files do not fit their checksums.
     """
     return load_bundle(resolve_bundle(str(model), maybe_project(project)).folder)
-
-
-def open_catalogue(project: ProjectRef = None) -> Catalogue:
-    """The catalogue of a project."""
-    return Catalogue(project_of(project).catalogue)
 
 
 def evaluate_model(
@@ -156,50 +152,6 @@ def dataset_ids(job: Job, project: Project) -> dict[str, str]:
     return found
 
 
-def set_alias(
-    model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
-) -> str:
-    """Point an alias at a version; gives a line that says what moved.
-
-    Args:
-        model: `NAME@VERSION`, or any other reference.
-        alias: The alias.
-        project: The project.
-        why: The reason, kept in the history.
-        expect: The version that the alias must have now (a number), or `none`.
-
-    Raises:
-        CatalogueError: The alias is elsewhere than expected.
-    """
-    catalogue = open_catalogue(project)
-    version = catalogue.get(model)
-    if expect is not None and expect != "none" and not expect.isdecimal():
-        raise ConfigError(f"'{expect}' is no version", where="--expect", hint="a number, or none")
-    expected = ANY if expect is None else None if expect == "none" else int(expect)
-    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected)
-    before = f" (was {version.name}@{move.previous})" if move.previous else ""
-    return f"{version.name}@{alias} → {version.ref}{before}"
-
-
-def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
-    """Check a version, or everything; gives a line that says what was read.
-
-    Raises:
-        CatalogueError: Something is missing or corrupt; the message names it and the versions hit.
-    """
-    report = open_catalogue(project).verify(model)
-    if report.ok:
-        return (
-            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
-        )
-    lines = [
-        f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
-    ]
-    raise CatalogueError(
-        "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
-    )
-
-
 def _folder_of(job: Job) -> Path | None:
     folder = Path(job.recipe).parent if job.recipe else None
     return folder if folder is not None and folder.is_dir() else None
@@ -209,10 +161,7 @@ __all__ = [
     "dataset_ids",
     "evaluate_model",
     "load",
-    "open_catalogue",
     "picture_of",
     "predict",
     "register_run",
-    "set_alias",
-    "verify_catalogue",
 ]

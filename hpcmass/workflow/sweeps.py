@@ -25,6 +25,7 @@ from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
+from hpcmass.train.script import fill_command
 from hpcmass.workflow.pool import Pool, open_pool
 from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
@@ -64,6 +65,10 @@ def sweep(
     if resume and not (folder / "job.toml").is_file():
         raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
     target = target_of(job, site)
+    if job.command is not None:
+        # A name that nothing gives a value would fail every trial.
+        searched = (name.removeprefix("params.") for name in job.sweep.space)
+        fill_command(job.command, {**job.params, **dict.fromkeys(searched, "")})
     if job.sweep.sampler == "grid":
         Space(job.sweep.space).grid()  # Refused, where it is impossible, before anything is written.
     ranks = job.sweep.ranks

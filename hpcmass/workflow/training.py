@@ -84,6 +84,12 @@ def train(
 
         backend = job.train.backend
         return run, train_rank(job, run, project, comm_name=backend, console=console, fresh=fresh, site=site)
+    if ranks > job.train.global_batch:
+        raise ConfigError(
+            f"{ranks} ranks cannot share a global batch of {job.train.global_batch}: some would have no sample",
+            where="--ranks",
+            hint="fewer ranks, or a larger train.global_batch",
+        )
     return run, _start(job, run, project, site, ranks=ranks, fresh=fresh, console=console)
 
 

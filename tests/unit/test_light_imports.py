@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,14 @@ def loaded_after(statement: str) -> set[str]:
 def test_nothing_heavy_is_loaded(statement: str) -> None:
     heavy = HEAVY - {"pydantic"} if "runs" in statement else HEAVY
     assert loaded_after(statement) & heavy == set()
+
+
+@pytest.mark.parametrize("words", [["catalogue", "list"], ["catalogue", "verify"], ["why", "first"]])
+def test_commands_that_only_read_load_no_torch(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "hpcmass.toml").write_text('name = "lab"\n')
+    (tmp_path / "catalogue").mkdir()
+    statement = f"from hpcmass.cli.root import run; run({[*words, '--project', str(tmp_path)]!r})"
+    assert "torch" not in loaded_after(statement)
 
 
 def test_a_heavy_import_would_be_seen() -> None:

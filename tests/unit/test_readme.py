@@ -284,3 +284,11 @@ def test_make_demo_runs_the_demo_in_its_folder(tmp_path: Path, env: dict[str, st
     )
     assert run_document(text, beside, checkout, env) == 1
     assert (checkout / "demo").read_text() == "yes"
+
+
+def test_the_demo_environment_reads_every_source() -> None:
+    """The tutorial says that the environment of `make demo` will do, and cuts a CSV file in it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    found = re.search(r'^demo = \["hpcmass\[([^]]*)\]', text, re.M)
+    assert found is not None
+    assert {"tables", "images"} <= set(found[1].split(","))

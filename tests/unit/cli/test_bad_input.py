@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -9,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from hpcmass.data.shardfile import system_error
 
 Lab = object  # the fixture's type lives in conftest
 
@@ -178,3 +182,57 @@ def test_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab) -> Non
     answer = lab.hpcmass("train", str(lab.root / "job.toml"))
     assert answer.code == 2
     assert "hpcmass init" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ("train=nan,test=0.3", "not between 0 and 1"),
+        ("train=inf,test=0.3", "not between 0 and 1"),
+        ("train=0.5,train=1", "named twice"),
+    ],
+)
+def test_impossible_shares(lab, split: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    refused(lab, "shard", "tiny.npz", "--out", "data/other", "--split", split, says=[says])
+
+
+def test_a_field_with_a_reserved_name(lab) -> None:  # type: ignore[no-untyped-def]
+    np.savez(lab.root / "reserved.npz", sample_id=np.zeros((4, 2)), label=np.arange(4))
+    refused(lab, "shard", "reserved.npz", "--out", "data/other", says=["'sample_id'"])
+
+
+def test_the_only_input_as_class(lab) -> None:  # type: ignore[no-untyped-def]
+    words = ["--strategy", "stratified", "--by", "x"]
+    refused(lab, "shard", "tiny.npz", "--out", "data/other", *words, says=["goes by x"])
+
+
+def test_a_folder_that_holds_a_dataset(lab) -> None:  # type: ignore[no-untyped-def]
+    answer = refused(lab, "shard", "tiny.npz", "--out", "data/tiny", says=["holds a dataset already"])
+    assert "overwrite" not in answer.text  # the command has no such option
+
+
+def test_more_ranks_than_a_batch_has_samples(lab) -> None:  # type: ignore[no-untyped-def]
+    refused(lab, "train", "job.toml", "--ranks", "17", says=["17 ranks", "global batch of 16"])
+
+
+def test_an_empty_list_of_choices(lab) -> None:  # type: ignore[no-untyped-def]
+    with (lab.root / "job.toml").open("a") as file:
+        file.write('[sweep]\n[sweep.space]\nwidth = { type = "categorical", choices = [] }\n')
+    refused(lab, "job", "check", "job.toml", says=["expected at least one item"])
+
+
+def test_a_command_with_an_unknown_name(lab) -> None:  # type: ignore[no-untyped-def]
+    (lab.root / "own.toml").write_text(
+        'name = "own"\ncommand = "python train.py --lr {lr}"\n[sweep]\ntrials = 3\nmetric = "loss"\n'
+        '[sweep.space]\nlrr = { type = "float", low = 0.1, high = 1.0 }\n'
+    )
+    refused(lab, "sweep", "own.toml", says=["'{lr}' is no parameter", "did you mean '{lrr}'"])
+
+
+def test_a_full_disk_is_named_without_the_text_of_hdf5() -> None:
+    said = RuntimeError(
+        "flush failed (time = Mon\n, errno = 28, error message = 'No space left on device', buf = 0x1)"
+    )
+    found = system_error(said)
+    assert (found.errno, str(found)) == (errno.ENOSPC, "[Errno 28] No space left on device")
+    assert str(system_error(RuntimeError("something else"))) == "something else"

@@ -179,3 +179,16 @@ def test_values(tmp_path, make, table):
     assert not (tmp_path / "nan.json").exists()
     with pytest.raises(DataError, match="no samples"):
         predict(model, table["x"][:0])
+
+
+def test_nan_is_no_class(make, table):
+    def model_of(task):
+        return make.model(
+            lambda x: np.where(x[:, :2] > x[1, 0], np.nan, 0.5),
+            ("x", "float32", (4,)),
+            classes=["a", "b"],
+            task=task,
+        )
+
+    with pytest.raises(DataError, match="NaN or infinity for sample 0 and 1 more"):
+        predict(model_of("classification"), np.array([[9, 0, 0, 0], [1, 0, 0, 0], [9, 9, 0, 0]], np.float32))

@@ -1,0 +1,56 @@
+"""The catalogue of a project: open it, move an alias, verify. Apart from `models`, which loads torch."""
+
+from __future__ import annotations
+
+from hpcmass.catalogue import ANY, Catalogue
+from hpcmass.errors import CatalogueError, ConfigError
+from hpcmass.workflow.projects import ProjectRef, project_of
+
+
+def open_catalogue(project: ProjectRef = None) -> Catalogue:
+    """The catalogue of a project."""
+    return Catalogue(project_of(project).catalogue)
+
+
+def set_alias(
+    model: str, alias: str, project: ProjectRef = None, *, why: str = "", expect: str | None = None
+) -> str:
+    """Point an alias at a version; gives a line that says what moved.
+
+    Args:
+        model: `NAME@VERSION`, or any other reference.
+        alias: The alias.
+        project: The project.
+        why: The reason, kept in the history.
+        expect: The version that the alias must have now (a number), or `none`.
+
+    Raises:
+        CatalogueError: The alias is elsewhere than expected.
+    """
+    catalogue = open_catalogue(project)
+    version = catalogue.get(model)
+    if expect is not None and expect != "none" and not expect.isdecimal():
+        raise ConfigError(f"'{expect}' is no version", where="--expect", hint="a number, or none")
+    expected = ANY if expect is None else None if expect == "none" else int(expect)
+    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected)
+    before = f" (was {version.name}@{move.previous})" if move.previous else ""
+    return f"{version.name}@{alias} → {version.ref}{before}"
+
+
+def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
+    """Check a version, or everything; gives a line that says what was read.
+
+    Raises:
+        CatalogueError: Something is missing or corrupt; the message names it and the versions hit.
+    """
+    report = open_catalogue(project).verify(model)
+    if report.ok:
+        return (
+            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
+        )
+    lines = [
+        f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
+    ]
+    raise CatalogueError(
+        "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
+    )
