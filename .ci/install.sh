@@ -82,7 +82,7 @@ install_packages() {
     export UV_COMPILE_BYTECODE=1 # as pip does; else every process compiles where PYTHONDONTWRITEBYTECODE is set
     index=${PIP_INDEX_URL:-$("$venv/bin/pip" config get global.index-url 2>/dev/null || true)}
     [[ -n $index ]] && export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
-    if "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; then return; fi
+    if "$venv/bin/uv" pip install --python "$venv/bin/python" "$@"; then return; fi
     say "== uv could not; once more with pip"
     "$venv/bin/python" -m pip install --quiet "$@"
 }
@@ -106,6 +106,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say "== installing ($level); the first time this loads up to 1 GB (3 GB with torch's CUDA build)"
 "$venv/bin/python" -m pip install --quiet -c constraints.txt uv || say "== no uv here, going on with pip"
+say "== torch, the largest part"
 # torch first and with pip, whose own configuration may offer a CPU build that uv does not look for.
 "$venv/bin/python" -m pip install --quiet -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 install_packages -c constraints.txt -e ".[$level]"

@@ -85,3 +85,9 @@ def command(inputs: tuple[str, ...], out: str, **options: Any) -> None:
         ],
         ["split", "samples", "shards", "size", "id", "folder"],
     )
+    for where, m in manifests:
+        for field in m.fields:
+            if count := field.stats.get("nonfinite"):
+                click.echo(
+                    f"note: field {field.name} of {relative(where)} has {count} values that are NaN or infinite"
+                )

@@ -58,7 +58,7 @@ def run(
     from hpcmass.config import load_job
     from hpcmass.workflow.projects import open_project
 
-    project = open_project(project_root)
+    project = open_project(project_root, beside=job_file)
     job = load_job(job_file, sets)
     return _search(job, project, project.study_path(study_name or job.name), site_file)
 

@@ -45,7 +45,7 @@ def command(
 
     run, status = train(
         job_file,
-        open_project(project_root),
+        open_project(project_root, beside=job_file),
         sets=sets,
         run_name=run_name,
         run_folder=run_folder,

@@ -27,6 +27,9 @@ class DataTable(Table):
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
     order: Literal["global", "sequential"] = "global"
+    verify: Literal["auto", "always", "never"] = Field(
+        "auto", description="check the shards' checksums at a run's start; auto: up to 1 GiB"
+    )
     seed: int = Field(0, ge=0, description="seed of the sample order")
     inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
     targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")

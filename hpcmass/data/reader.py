@@ -237,7 +237,7 @@ def check_sum(folder: Path, shard: ShardInfo) -> str | None:
     found = sha256_file(folder / shard.file)
     if found == shard.sha256:
         return None
-    return f"has changed: its SHA-256 is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
+    return f"does not fit its checksum: its SHA-256 is {found[:12]}…, the manifest says {shard.sha256[:12]}…"
 
 
 def concat(datasets: Sequence[Dataset]) -> Dataset:

@@ -30,7 +30,8 @@ def resolve_roles(
         The kept fields, in the order of the source.
 
     Raises:
-        DataError: An unknown field, two roles for one, or no input.
+        DataError: An unknown field, two roles for one, no input, or an input that holds text (one stray word
+            in a column of numbers would otherwise turn them into class numbers).
         NameNotAllowed: A field's name may not be used.
     """
     known = [one.name for one in fields]
@@ -63,6 +64,14 @@ def resolve_roles(
         )
     if "input" not in roles.values():
         raise DataError("no field is an input", hint=f"name one of: {', '.join(known)}")
+    for one in fields:
+        if roles.get(one.name) == "input" and one.classes is not None:
+            shown = ", ".join(repr(word) for word in one.classes[:3])
+            raise DataError(
+                f"column {one.name} holds text ({shown}{', …' * (len(one.classes) > 3)}), which is no input",
+                hint="mend the rows that should be numbers; or make it the target or meta, or name the inputs",
+                column=one.name,
+            )
     return tuple(
         Field(
             name=check_name(one.name, "field"),

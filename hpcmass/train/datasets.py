@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpcmass.config import Project
+from hpcmass.config import Job, Project
 from hpcmass.data import Dataset, concat, open_dataset
 from hpcmass.errors import CorruptError, NotFound
 from hpcmass.files import read_json
+
+AUTO_VERIFY_BYTES = 1 << 30
+_VERIFIED: set[tuple[str, str, tuple[tuple[int, int], ...]]] = set()
 
 
 def open_all(project: Project, names: str | list[str]) -> Dataset:
@@ -20,6 +23,31 @@ def open_all(project: Project, names: str | list[str]) -> Dataset:
     paths = [names] if isinstance(names, str) else names
     opened = [open_dataset(project.data_path(path)) for path in paths]
     return opened[0] if len(opened) == 1 else concat(opened)
+
+
+def verify_all(job: Job, project: Project) -> None:
+    """Check the shards of the training and validation data against their checksums, as `data.verify` says.
+
+    What this process has found right it does not read again while the files keep their size and time, so the
+    trials of a sweep pay once a worker.
+
+    Raises:
+        NotFound: A folder is no dataset.
+        CorruptError: A shard does not fit; the message names it.
+    """
+    if job.data.verify == "never":
+        return
+    for named in (job.data.train, job.data.valid):
+        for path in [named] if isinstance(named, str) else named or []:
+            folder = project.data_path(path)
+            manifest = open_dataset(folder).manifest
+            if job.data.verify == "auto" and sum(one.bytes for one in manifest.shards) > AUTO_VERIFY_BYTES:
+                continue
+            stats = [(folder / one.file).stat() for one in manifest.shards]
+            key = (str(folder.resolve()), manifest.id, tuple((s.st_size, s.st_mtime_ns) for s in stats))
+            if key not in _VERIFIED:
+                open_dataset(folder, verify=True)
+                _VERIFIED.add(key)
 
 
 def open_train(project: Project, names: str | list[str], run: Path) -> Dataset:

@@ -25,7 +25,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 
 # What a run may be continued with although it was begun with something else.
-MAY_DIFFER = ("resources", "train.backend", "recipe")
+MAY_DIFFER = ("resources", "train.backend", "recipe", "data.verify")
 
 
 def look(job: Job, run: RunFolder, *, fresh: bool) -> dict[str, Any]:

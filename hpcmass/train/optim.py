@@ -70,6 +70,18 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe, job: Job) -> torch.op
         ) from error
 
 
+def check_optimizer(recipe: Recipe, job: Job) -> None:
+    """Try the job's optimizer and schedule on a model of one weight, where the recipe brings no optimizer.
+
+    Raises:
+        ConfigError: A name or an argument is wrong.
+    """
+    if recipe.optimizer is None:
+        Schedule(
+            make_optimizer(torch.nn.Linear(1, 1), recipe, job), job, job.train.schedule.warmup_steps + 1000
+        )
+
+
 class Schedule:
     """Learning rates: a linear warm-up to the optimizer's own, then the named schedule.
 

@@ -26,7 +26,7 @@ from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
-from hpcmass.train.datasets import open_all, open_train
+from hpcmass.train.datasets import open_all, open_train, verify_all
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.inputs import forward, prepare, select_fields
 from hpcmass.train.lazy import materialise
@@ -106,6 +106,7 @@ class _Rank:
         if found["done"]:
             self._say(f"{self.run.path} is completed already: nothing to do (--fresh begins again)")
             return self.run.status()
+        on_root(self.comm, lambda: verify_all(self.job, self.project))
         recipe, train, valid = everywhere(self.comm, self._open)
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,18 @@ from hpcmass.runs import RunFolder
 ProjectRef = Project | Path | str | None
 
 
-def open_project(root: Path | str | None = None) -> Project:
-    """The project at `root`, or the one found from the working folder."""
-    return Project(Path(root)) if root is not None else Project.find()
+def open_project(root: Path | str | None = None, *, beside: Path | str | None = None) -> Project:
+    """The project at `root`, or found from the working folder, else from the folder of the file `beside`."""
+    if root is not None:
+        return Project(Path(root))
+    try:
+        return Project.find()
+    except NotFound:
+        if beside is None or os.environ.get("HPCMASS_PROJECT"):
+            raise
+        with contextlib.suppress(NotFound):
+            return Project.find(Path(beside).resolve().parent)
+        raise
 
 
 def project_of(project: ProjectRef) -> Project:

@@ -115,16 +115,15 @@ def check_job(job_file: str | Path, sets: Sequence[str], project: Project | None
 
 
 def _check_recipe(job: Job) -> None:
-    """Load the recipe; without a sweep, whose values are missing yet, build the model and optimizer too."""
-    from hpcmass.train.optim import make_optimizer
+    """Load the recipe, try the optimizer; without a sweep, whose values are still missing, build the model."""
+    from hpcmass.train.optim import check_optimizer
     from hpcmass.train.recipe import load_recipe
 
     assert job.recipe is not None
     recipe = load_recipe(Path(job.recipe))
+    check_optimizer(recipe, job)
     if job.sweep is None:
-        model = recipe.build_model(dict(job.params))
-        if hasattr(model, "state_dict"):
-            make_optimizer(model, recipe, job)
+        recipe.build_model(dict(job.params))
 
 
 def _check_dataset(job: Job, split: str, path: str, project: Project, job_file: str | Path) -> str:

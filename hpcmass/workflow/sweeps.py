@@ -31,7 +31,15 @@ from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
 
 # What may differ between the job of a study and the job with which it goes on.
-_MAY_CHANGE = ("recipe", "sweep.trials", "sweep.parallel", "sweep.retries", "resources", "per_shard")
+_MAY_CHANGE = (
+    "recipe",
+    "sweep.trials",
+    "sweep.parallel",
+    "sweep.retries",
+    "resources",
+    "per_shard",
+    "data.verify",
+)
 
 
 def sweep(

@@ -90,7 +90,6 @@ def retrain(project: Project, best: Any) -> Any:
             **best.overrides,
             "data.train": ["data/mnist/train", "data/mnist/valid"],
             "data.valid": None,
-            "train.epochs": 10,
             "train.backend": "mpi",
             "resources.ranks": 2,
         },
@@ -124,7 +123,7 @@ def predict(project: Project) -> None:
     say(6, "ten test images, with the model loaded from the catalogue")
     model = hpcmass.load("mnist@production", project=project)
     test = hpcmass.open_dataset(project.data / "mnist" / "test")
-    batch = test.batch(np.arange(0, len(test), len(test) // 10)[:10])
+    batch = test.batch(np.random.default_rng(0).choice(len(test), 10, replace=False))
     print("image     " + "  ".join(f"{i + 1}" for i in range(10)))
     print("predicted " + "  ".join(str(d) for d in model.predict_labels(batch["image"])))
     print("true      " + "  ".join(str(d) for d in batch["label"]))

@@ -179,9 +179,18 @@ def test_an_unknown_model_names_the_nearest(lab) -> None:  # type: ignore[no-unt
 
 def test_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
-    answer = lab.hpcmass("train", str(lab.root / "job.toml"))
+    (tmp_path / "job.toml").write_text((lab.root / "job.toml").read_text())
+    (tmp_path / "recipe.py").write_text((lab.root / "recipe.py").read_text())
+    answer = lab.hpcmass("train", "job.toml")
     assert answer.code == 2
     assert "hpcmass init" in answer.text
+    assert lab.hpcmass("train", str(lab.root / "job.toml")).code == 0, "the project beside the job file"
+
+
+def test_an_optimizer_that_does_not_exist(lab) -> None:  # type: ignore[no-untyped-def]
+    refused(
+        lab, "job", "check", "job.toml", "--set", "train.optimizer=Adamm", says=["Adamm", "did you mean 'Adam"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,3 +245,19 @@ def test_a_full_disk_is_named_without_the_text_of_hdf5() -> None:
     found = system_error(said)
     assert (found.errno, str(found)) == (errno.ENOSPC, "[Errno 28] No space left on device")
     assert str(system_error(RuntimeError("something else"))) == "something else"
+
+
+def test_a_stray_word_in_a_column_of_numbers(lab) -> None:  # type: ignore[no-untyped-def]
+    rows = "\n".join(["1,2,0"] * 10 + ["abc,3,1"])
+    (lab.root / "mixed.csv").write_text(f"a,b,label\n{rows}\n")
+    refused(lab, "shard", "mixed.csv", "--out", "data/mixed", "--target", "label", says=["column a", "'abc'"])
+
+
+def test_flipped_bytes_are_seen_before_training(lab) -> None:  # type: ignore[no-untyped-def]
+    shard = lab.root / "data/tiny/train/shard-00001.h5"
+    shard.chmod(0o644)
+    data = bytearray(shard.read_bytes())
+    data[4096] ^= 1  # the last bit of the first number
+    shard.write_bytes(data)
+    refused(lab, "train", "job.toml", says=["shard-00001.h5", "checksum"])
+    assert lab.hpcmass("train", "job.toml", "--set", 'data.verify="never"').code == 0

@@ -147,7 +147,9 @@ CSV = "width,height,colour,label\n1,1.5,red,cat\n2,2.5,blue,dog\n3,3.5,red,cat\n
 
 def test_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(CSV)
-    dataset = sharded(tmp_path / "a.csv", tmp_path / "out")
+    with pytest.raises(DataError, match="column colour holds text"):
+        sharded(tmp_path / "a.csv", tmp_path / "no")
+    dataset = sharded(tmp_path / "a.csv", tmp_path / "out", inputs=["width", "height"], meta=["colour"])
     got = everything(dataset)
     assert got["width"].tolist() == [1, 2, 3, 4]
     assert got["height"].tolist() == [1.5, 2.5, 3.5, 4.5]
