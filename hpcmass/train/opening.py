@@ -13,11 +13,10 @@ from hpcmass.config import (
     Job,
     Site,
     job_differences,
-    job_from_values,
     job_to_toml,
+    read_run_job,
     site_to_toml,
 )
-from hpcmass.config.document import read_document
 from hpcmass.errors import ConfigError
 from hpcmass.files import Lease, replace, storage_errors
 from hpcmass.files.publish import temporary_beside
@@ -45,7 +44,7 @@ def look(job: Job, run: RunFolder, *, fresh: bool) -> dict[str, Any]:
 
 def _compare(job: Job, run: RunFolder) -> bool:
     """Whether the job asks for more epochs or steps than the run's; any other difference is an error."""
-    old = job_from_values(read_document(run.job_file).values, str(run.job_file))
+    old = read_run_job(run.job_file)
     differs = job_differences(old, job, ignore=MAY_DIFFER)
     more = False
     if job.train.epochs > old.train.epochs:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmass.config import Job, Project, Site, job_differences, job_from_values
-from hpcmass.config.document import read_document
+from hpcmass.config import Job, Project, Site, job_differences, read_run_job
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, TrainError
 from hpcmass.evaluate import Compared, compare, compare_table
 from hpcmass.evaluate.combine import combine
-from hpcmass.files import claim, make_dir, read_json, replace_json
+from hpcmass.files import claim, make_dir, replace_json
 from hpcmass.launch import usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.sweep.interrupt import Interruption
@@ -112,7 +111,7 @@ def _check_same(job: Job, run: RunFolder) -> None:
     Raises:
         ConfigError: The job asks for more epochs or steps than the run was begun with.
     """
-    begun = job_from_values(read_document(run.job_file).values, str(run.job_file))
+    begun = read_run_job(run.job_file)
     differing = job_differences(begun, job, ignore=opening.MAY_DIFFER)
     if differing:
         facts = "; ".join(f"{key}: {old} then, {new} now" for key, (old, new) in differing.items())
@@ -291,13 +290,3 @@ def _write_report(run: RunFolder, split: str, rows: Sequence[Compared], bundles:
             ],
         },
     )
-
-
-def read_report(run: RunFolder) -> dict[str, Any]:
-    """`report.json` of a run of this mode.
-
-    Raises:
-        NotFound: The run has none (yet).
-    """
-    raw: dict[str, Any] = read_json(run.path / "report.json")
-    return raw
