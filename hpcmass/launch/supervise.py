@@ -361,7 +361,9 @@ class _Tail:
         """Copy what is new."""
         while block := self.file.read(1 << 16):
             try:
-                sys.stdout.write(block.decode(errors="replace"))
+                # Rank 0 may be drawing a progress line on the same terminal: it is wiped, and drawn again.
+                wipe = "\r\x1b[2K" if sys.stdout.isatty() else ""
+                sys.stdout.write(wipe + block.decode(errors="replace"))
                 sys.stdout.flush()
             except (OSError, ValueError):
                 return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,26 +28,38 @@ class Screen:
         self._title, self._total, self._on = title, total_steps, on
         self._rich: Progress | None = None
         self._task: TaskID | None = None
+        self._terminal: TextIO | None = None
         self._last = 0.0
 
     def say(self, text: str) -> None:
         """A plain line that stays."""
         if not self._on:
             return
-        if self._rich is not None:
+        if self._rich is not None and self._terminal is None:
             self._rich.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def start(self, step: int) -> None:
         """Begin, at `step`."""
-        if self._on and sys.stderr.isatty():
+        console = self._console() if self._on else None
+        if console is not None:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.fields[text]}"),
             )
-            self._rich = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            here = (
+                self._terminal is None
+            )  # Else what is printed goes to the log, and from there to the terminal.
+            self._rich = Progress(
+                *columns,
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                redirect_stdout=here,
+                redirect_stderr=here,
+            )
             self._task = self._rich.add_task(self._title, total=self._total, completed=step, text="")
             self._rich.start()
         self._last = time.monotonic()
@@ -66,11 +79,26 @@ class Screen:
                 f"{samples_per_s:.0f} samples/s"
             )
 
+    def _console(self) -> Console | None:
+        """The terminal: standard error, or that of the command which started this rank and keeps its output."""
+        if sys.stderr.isatty():
+            return Console(stderr=True)
+        device = os.environ.get("HPCMASS_TTY")
+        if device:
+            with contextlib.suppress(OSError):
+                handle = os.open(device, os.O_WRONLY | os.O_NOCTTY)
+                self._terminal = open(handle, "w", encoding="utf-8")  # noqa: SIM115
+                return Console(file=self._terminal, force_terminal=True)
+        return None
+
     def close(self) -> None:
         """Take the line away."""
         if self._rich is not None:
             self._rich.stop()
             self._rich = None
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
 
 
 class Reporter:

@@ -13,6 +13,7 @@ import pytest
 from hpcmass.launch import find_mpiexec, hpcmass_command
 
 pytestmark = pytest.mark.mpi
+HOME = Path(__file__).parents[2]
 
 RECIPE = """\
 from torch import nn
@@ -108,3 +109,22 @@ def test_under_the_user_s_own_mpiexec(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("completed:") == 1
     assert "2 ranks (mpi)" in done.stderr
+
+
+def test_on_a_terminal_ranks_show_a_progress_line_too(root: Path) -> None:
+    words = " ".join([*(f"'{word}'" for word in hpcmass_command()[:1]), "-m", "hpcmass", "train", "job.toml"])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        ["script", "-qec", f"{words} --ranks 2", "/dev/null"],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "\u2501" in done.stdout  # the bar
+    assert done.stdout.count("completed:") == 1
+    log = (root / "runs/tiny/logs/attempt-1-rank-0.log").read_text()
+    assert "\u2501" not in log
+    assert "epoch 1" in log
