@@ -102,7 +102,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kib", type=int, default=100, help="KiB of weights")
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary folder")
+    parser.add_argument("--quick", action="store_true", help="5 registrations a writer, 3 rounds")
     args = parser.parse_args()
+    if args.quick:
+        args.count, args.rounds = 5, 3
     multiprocessing.set_start_method("fork")
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         root = Path(folder)
@@ -120,7 +123,8 @@ def main() -> None:
         assert catalogue.verify().ok
     ratio = statistics.median(r / p for r, p in zip(rates["register"], rates["plain"], strict=True))
     result = {
-        "benchmark": "catalogue_register",
+        "name": "catalogue_register",
+        "unit": "of plain durable writes",
         "writers": args.writers,
         "registrations_per_s": round(statistics.median(rates["register"]), 1),
         "plain_per_s": round(statistics.median(rates["plain"]), 1),
