@@ -116,3 +116,7 @@ class CatalogueError(HpcmassError):
 
 class SweepError(HpcmassError):
     """A study cannot be opened, continued or run."""
+
+
+class SlurmError(HpcmassError):
+    """Slurm refused, or does not answer; the data carries `argv`, `exit_code` and `stderr`."""

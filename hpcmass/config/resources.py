@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from hpcmass.config.duration import parse_duration
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError(f"{text!r} must be one line of printable characters")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Word = Annotated[str, AfterValidator(_one_line)]
 
 
 class Resources(BaseModel):
@@ -12,14 +29,22 @@ class Resources(BaseModel):
 
     Attributes:
         ranks: Processes of the run, over all nodes.
+        nodes: Nodes; None takes as few as the target's cores and GPUs allow.
         threads_per_rank: CPU threads of one rank; None shares the node's cores out evenly.
+        gpus_per_rank: GPUs of one rank; None takes 1 on a target that has GPUs, else 0.
+        memory_gb: Memory a node in GB (10^9 bytes); None takes what the target gives by itself.
+        time: Wall time of one hop such as `90m` or `1-12:00:00`; a run may take many. None: the target's.
         target: Name of a target of the site; None takes the site's default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     ranks: int = Field(1, ge=1)
+    nodes: int | None = Field(None, ge=1)
     threads_per_rank: int | None = Field(None, ge=1)
+    gpus_per_rank: int | None = Field(None, ge=0)
+    memory_gb: float | None = Field(None, gt=0)
+    time: Duration | None = None
     target: str | None = None
 
 
@@ -27,17 +52,65 @@ class Target(BaseModel):
     """`[targets.NAME]` of a site file: one kind of node and how ranks are started on it.
 
     Attributes:
-        kind: `local` (this machine, no scheduler).
+        kind: `local` (this machine, no scheduler) or `slurm`.
         cores: CPU cores a node that hpcmass may use; None: what the operating system allows.
         memory_gb: Memory a node in GB (10^9 bytes); None: not limited.
         gpus: GPUs a node.
-        launcher: How N ranks are started: `mpiexec`, or `spawn` (plain processes, no MPI), or `auto`.
+        launcher: How N ranks are started: `mpiexec`, `srun`, `spawn` (plain processes, no MPI), or `auto`.
+        pmi: What `srun --mpi=` is given: `pmix`, `pmi2`, `cray_shasta`; None: MPI ranks go by mpiexec.
+        partition: `--partition`; also `account`, `qos`, `constraint`, `reservation`.
+        gpu_type: The type in `--gres=gpu:TYPE:N`, where the site asks for it.
+        gres: Other generic resources a node, such as `{ fpga = 1 }`.
+        max_nodes: Nodes that one job may have.
+        max_time: The longest wall time of one job.
+        default_time: Wall time of a job that names none.
+        exclusive: Whether jobs get whole nodes.
+        requeue: Whether the site allows a job to be requeued; else the next hop is a job of its own.
+        preemptible: Whether jobs may be ended at any time in favour of others.
+        price_per_node_hour: What a node costs an hour, in the site's own unit.
+        modules: Loaded by `module load` at the start of a job, in this order.
+        setup: Shell lines at the start of a job, as they stand: the site file's author writes them.
+        env: Variables of a job.
+        container: An Apptainer image in which every rank runs.
+        scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
+        sbatch: Further options of sbatch by name, without the dashes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "slurm"] = "local"
     cores: int | None = Field(None, ge=1)
     memory_gb: float | None = Field(None, gt=0)
     gpus: int = Field(0, ge=0)
-    launcher: Literal["auto", "mpiexec", "spawn"] = "auto"
+    launcher: Literal["auto", "mpiexec", "srun", "spawn"] = "auto"
+    pmi: Word | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    reservation: Word | None = None
+    gpu_type: Word | None = None
+    gres: dict[str, int] = Field(default_factory=dict)
+    max_nodes: int | None = Field(None, ge=1)
+    max_time: Duration | None = None
+    default_time: Duration | None = None
+    exclusive: bool = False
+    requeue: bool = True
+    preemptible: bool = False
+    price_per_node_hour: float | None = Field(None, ge=0)
+    modules: list[Word] = Field(default_factory=list)
+    setup: list[Word] = Field(default_factory=list)
+    env: dict[str, str] = Field(default_factory=dict)
+    container: Word | None = None
+    scratch: Word | None = None
+    sbatch: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Target:
+        slurm_only = set(type(self).model_fields) - {"kind", "cores", "memory_gb", "gpus", "launcher"}
+        given = sorted(slurm_only & self.model_fields_set)
+        if self.kind == "local" and given:
+            raise ValueError(f'{", ".join(given)}: only for kind = "slurm"')
+        if self.kind == "slurm" and self.cores is None:
+            raise ValueError("'cores' (CPU cores a node) is missing: hpcmass places ranks by it")
+        return self

@@ -14,12 +14,16 @@ class Site(BaseModel):
         name: The site's name.
         default_target: The target taken when a job names none.
         targets: Kinds of node by name.
+        verified: Whether somebody ran `hpcmass site probe` there; False in what was drafted from documents.
+        max_array_size: The largest job array, where the site says so.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     default_target: str
+    verified: bool = True
+    max_array_size: int | None = Field(None, ge=1)
     targets: dict[str, Target] = Field(min_length=1)
 
     @model_validator(mode="after")
