@@ -118,10 +118,13 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
 
 
 def site_to_toml(site: Site) -> str:
-    """The site as TOML."""
+    """The site as TOML with every key that has a value and a meaning for the kind of its target."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(site.model_dump(mode="json")))
+    values = _without_none(site.model_dump(mode="json"))
+    for name, target in site.targets.items():
+        values["targets"][name] = {k: v for k, v in values["targets"][name].items() if target.knows(k)}
+    return tomli_w.dumps(values)
 
 
 def job_differences(old: Job, new: Job, *, ignore: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:

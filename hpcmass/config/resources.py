@@ -48,6 +48,9 @@ class Resources(BaseModel):
     target: str | None = None
 
 
+_OF_ANY_KIND = {"kind", "cores", "memory_gb", "gpus", "launcher"}
+
+
 class Target(BaseModel):
     """`[targets.NAME]` of a site file: one kind of node and how ranks are started on it.
 
@@ -107,10 +110,13 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Target:
-        slurm_only = set(type(self).model_fields) - {"kind", "cores", "memory_gb", "gpus", "launcher"}
-        given = sorted(slurm_only & self.model_fields_set)
-        if self.kind == "local" and given:
+        given = sorted(name for name in self.model_fields_set if not self.knows(name))
+        if given:
             raise ValueError(f'{", ".join(given)}: only for kind = "slurm"')
         if self.kind == "slurm" and self.cores is None:
             raise ValueError("'cores' (CPU cores a node) is missing: hpcmass places ranks by it")
         return self
+
+    def knows(self, key: str) -> bool:
+        """Whether a key means something for a target of this kind."""
+        return self.kind == "slurm" or key in _OF_ANY_KIND

@@ -25,6 +25,7 @@ FLOORS = {
     "launch": 2,
     "runs": 2,
     "slurm": 3,
+    "devcluster": 3,
     "train": 3,
     "evaluate": 4,
     "sweep": 4,

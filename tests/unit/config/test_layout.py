@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hpcmass.config import Resources, Target, layout_of, load_site, parse_duration, slurm_time
+from hpcmass.config import (
+    Resources,
+    Site,
+    Target,
+    layout_of,
+    load_site,
+    parse_duration,
+    site_to_toml,
+    slurm_time,
+)
 from hpcmass.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -97,3 +106,10 @@ def test_the_development_clusters_site_file() -> None:
     site = load_site(ROOT / "site-configs" / "devcluster.toml")
     assert set(site.targets) == {"cpu", "gpu", "fpga", "preempt"}
     assert layout_of(Resources(ranks=4), site.targets["gpu"]).nodes == 2
+
+
+@pytest.mark.parametrize("site", [Site.local(), load_site(ROOT / "site-configs" / "devcluster.toml")])
+def test_a_site_written_down_reads_back(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(site_to_toml(site), encoding="utf-8")
+    assert load_site(file) == site
