@@ -59,7 +59,8 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
     ),
     (
         r"resource temporarily unavailable|job update not available right now"
-        r"|unable to create job record, try again|slurm temporarily unable to accept job|system submissions disabled",
+        r"|unable to create job record, try again"
+        r"|slurm temporarily unable to accept job|system submissions disabled",
         Trouble(
             "busy",
             "Slurm takes no jobs at the moment",
@@ -162,7 +163,8 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
     ),
     (
         r"node count specification invalid|more processors requested than permitted"
-        r"|requested nodes? not in this|cpu count specification invalid|cpu count per node can not be satisfied|more tasks than available"
+        r"|requested nodes? not in this|cpu count specification invalid"
+        r"|cpu count per node can not be satisfied|more tasks than available"
         r"|partition node limit|task count specification invalid",
         Trouble(
             "size",
