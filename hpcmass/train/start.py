@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hpcmass.config import Target
+from hpcmass.config import Layout, Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import Allocation, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -32,6 +32,10 @@ def start_ranks(
     threads_per_rank: int | None = None,
     backend: str = "auto",
     console: bool = True,
+    layout: Layout | None = None,
+    allocation: Allocation | None = None,
+    container: Sequence[str] | None = None,
+    stop_grace_s: float | None = None,
 ) -> Status:
     """Start `argv` on N ranks, each of which trains its part of `run`, and wait.
 
@@ -46,6 +50,10 @@ def start_ranks(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         backend: `torch` needs plain processes; `mpi` and `horovod` need mpiexec; `auto` takes what is there.
         console: Whether rank 0's output is shown.
+        layout: Nodes and ranks a node, in an allocation.
+        allocation: The Slurm job that this process is the script of; None: this machine alone.
+        container: Words put in front of each rank's command.
+        stop_grace_s: Seconds that ranks have after SIGTERM or SIGINT; None: see `supervise`.
 
     Returns:
         The run's status. A rank that was killed is in it, and among the run's errors.
@@ -64,6 +72,9 @@ def start_ranks(
         launcher=_LAUNCHER.get(backend, "auto"),  # type: ignore[arg-type]
         mpiexec=find_mpiexec() if backend != "torch" else None,
         env=os.environ,
+        layout=layout,
+        allocation=allocation,
+        container=container,
     )
     before = _attempt(run)
     with _logs_beside(run) as waiting:
@@ -76,7 +87,12 @@ def start_ranks(
                 _move_logs(waiting, run, before + 1)
 
         outcome = supervise(
-            plan, log_file=lambda rank: waiting / f"{rank}.log", console=console, each_poll=adopt
+            plan,
+            log_file=lambda rank: waiting / f"{rank}.log",
+            console=console,
+            each_poll=adopt,
+            stop_grace_s=stop_grace_s,
+            shared=waiting,
         )
         if _attempt(run) == before:
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
