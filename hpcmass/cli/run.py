@@ -29,8 +29,8 @@ def command(
     """Start a training script of your own on several ranks.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as torchrun sets them;
-    hpcmass.report(step=..., loss=...) is recorded; each rank's output has a file of its own. In an sbatch script
-    all nodes of the job are used.
+    hpcmass.report(step=..., loss=...) is recorded; each rank's output has a file of its own. In an sbatch
+    script all nodes of the job are used.
     """
     from hpcmass.cli.outcome import tell_run
     from hpcmass.workflow.projects import open_project

@@ -70,6 +70,10 @@ def _keep(command: list[str]) -> int:
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     _note(folder, f"start-{rank}.json", record)
+    if "HPCMASS_RUN_DIR" in env:  # a script of the user's own cannot write it down itself
+        place = Path(env["HPCMASS_RUN_DIR"], "ranks")
+        place.mkdir(exist_ok=True)
+        _note(place, f"attempt-{env.get('HPCMASS_ATTEMPT', '1')}-rank-{rank}.json", record)
     log = os.open(settings["logs"][rank], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -16,6 +16,7 @@ from hpcmass.config import Layout, Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
 from hpcmass.launch import Allocation, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch.advice import launcher_hint
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -97,7 +98,7 @@ def start_ranks(
         if _attempt(run) == before:
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
                 return run.status()  # It was completed before, and the ranks had nothing to do.
-            raise _refusal(outcome, waiting, console)
+            raise _refusal(outcome, waiting, console, plan.pmi)
         if _attempt(run) > before + 1:
             # Begun again by somebody else meanwhile: nothing in there is about our ranks.
             raise next(iter(outcome.words.values()), run.taken_over())
@@ -198,7 +199,7 @@ def _move_logs(waiting: Path, run: RunFolder, attempt: int, *, ended: bool = Fal
                 log.unlink()
 
 
-def _refusal(outcome: Outcome, waiting: Path, console: bool) -> Exception:
+def _refusal(outcome: Outcome, waiting: Path, console: bool, pmi: str | None) -> Exception:
     """The error of ranks that ended before their run began."""
     for error in outcome.words.values():
         return error
@@ -217,4 +218,5 @@ def _refusal(outcome: Outcome, waiting: Path, console: bool) -> Exception:
     shown = console and bool(log_tail(waiting / "0.log")) and plain is not None
     exit_code = failure.exit_code if failure is not None else None
     number = failure.signal if failure is not None else None
-    return RankFailed(message, told=shown, rank=rank, exit_code=exit_code, signal=number)
+    hint = None if plain is not None else launcher_hint(f"{outcome.launcher_tail}\n{said}", pmi)
+    return RankFailed(message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number)

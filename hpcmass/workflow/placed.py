@@ -65,7 +65,7 @@ def place_ranks(
         raise ConfigError(
             f"the Slurm job {allocation.job_id} ({_say(allocation)}) cannot hold the run: {what}",
             where=error.where,
-            hint="ask sbatch for more (--nodes, --ntasks, --cpus-per-task, --gres), or start fewer ranks (--ranks)",
+            hint="ask sbatch for more (--nodes, --ntasks, --cpus-per-task, --gres), or start fewer ranks",
         ) from error
     return Placed(ranks, target, allocation, layout)
 
