@@ -28,7 +28,8 @@ class Trouble:
 
 _RULES: tuple[tuple[str, Trouble], ...] = (
     (
-        r"accounting storage is disabled|talking to the database|unable to connect to database|only allowed with an accounting"
+        r"accounting storage is disabled|talking to the database"
+        r"|unable to connect to database|only allowed with an accounting"
         r"|database connection|slurmdbd|not running a supported accounting_storage plugin"
         r"|accounting_storage/none",
         Trouble(
