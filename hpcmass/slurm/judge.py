@@ -100,7 +100,7 @@ def judge(facts: Facts) -> Verdict:
         return _completed(facts, job)
     if not facts.jobs and not facts.submitting:
         return _without_slurm(facts)
-    if facts.silent:
+    if facts.silent and (job is None or job.state is JobState.UNKNOWN):
         return _silent(facts, job)
     if job is not None and job.state in _WAITING:
         return _waiting(facts, job)

@@ -35,7 +35,9 @@ class BackOff:
 
     def asked(self, now: float, *, changed: bool) -> None:
         """Note that Slurm was asked, and whether its answer was a new one."""
-        self.wait_s = self.first_s if changed or not self.wait_s else min(self.most_s, self.wait_s * self.factor)
+        self.wait_s = (
+            self.first_s if changed or not self.wait_s else min(self.most_s, self.wait_s * self.factor)
+        )
         self._next = now + self.wait_s
 
     def hurry(self, now: float) -> None:

@@ -266,9 +266,8 @@ def ask_jobs(ids: Sequence[str], slurm: Slurm | None) -> Answer:
         jobs = slurm.jobs(list(dict.fromkeys(ids)))
     except SlurmError as error:
         return Answer(silent=error.message, asked=now)
-    unheard = [job for job in jobs.values() if job.state is JobState.UNKNOWN and job.reason]
-    if unheard and len(unheard) == len(jobs):
-        return Answer(jobs, silent=unheard[0].reason, asked=now)
+    if slurm.silent:
+        return Answer(jobs, silent=slurm.silent, asked=now)
     accounting = None
     if any(job.state is JobState.UNKNOWN for job in jobs.values()):
         with contextlib.suppress(SlurmError):
@@ -334,7 +333,7 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
         held=owner is not None,
         lease_job=lease_job,
         jobs=[answer.jobs.get(job) or JobInfo(job, JobState.UNKNOWN) for job in reading.jobs],
-        silent=answer.silent if reading.jobs else "",
+        silent=answer.silent,
         accounting=answer.accounting,
         hops=len(reading.hops),
         hop_began=hop.began if hop is not None and hop.ended is None else None,
@@ -358,10 +357,13 @@ def _next_hop(reading: Reading, verdict: Verdict, ends: float | None, left_s: fl
         return "where its time limit asks for one"
     if left_s is not None and time.time() + left_s < ends:
         return "none needed: it completes before its time limit"
-    return f"hop {len(reading.hops) + 1}, shortly before {_clock(ends)}"
+    return f"hop {len(reading.hops) + 1}, shortly before {clock(ends)}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float | None) -> str:
+    """A moment as people say it; `?` where it is not known."""
+    if seconds is None:
+        return "?"
     form = "%H:%M" if abs(seconds - time.time()) < 12 * 3600 else "%Y-%m-%d %H:%M"
     return time.strftime(form, time.localtime(seconds))
 
@@ -372,12 +374,12 @@ def _last_known(reading: Reading, last: RunView | None) -> str:
     status, hop = reading.status, reading.hops[-1] if reading.hops else None
     if hop is not None and hop.ended is None and (hop.began or 0.0) >= (status.updated or 0.0):
         on = f" on {', '.join(hop.nodes)}" if hop.nodes else ""
-        return f"hop {hop.hop} began at {_clock(hop.began or 0.0)}{on}"
+        return f"hop {hop.hop} began at {clock(hop.began or 0.0)}{on}"
     if status.attempt and status.updated:
-        return f"at step {status.step} at {_clock(status.updated)}"
+        return f"at step {status.step} at {clock(status.updated)}"
     if reading.submissions:
         one = reading.submissions[-1]
-        return f"submitted at {_clock(one.submitted)} as job {one.slurm_id}"
+        return f"submitted at {clock(one.submitted)} as job {one.slurm_id}"
     return ""
 
 
