@@ -27,6 +27,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "wait": ("hpcmass.cli.wait", "Wait until runs are over."),
     "cancel": ("hpcmass.cli.cancel", "Cancel runs, waiting or running."),
     "why": ("hpcmass.cli.why", "Say why a run is in its state, and what to do."),
+    "slurm": (
+        "hpcmass.cli.slurm",
+        "Start a real Slurm of six small nodes on this machine, to learn and test with.",
+    ),
 }
 
 
