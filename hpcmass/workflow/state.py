@@ -226,19 +226,20 @@ def read_cancel(run: RunFolder, submissions: Sequence[SubmissionRecord] = ()) ->
 
 def _speed(run: RunFolder) -> tuple[float | None, float | None, float | None]:
     """Loss, samples a second and steps a second, out of the last records."""
-    records = [r for r in read_last_records(run.metrics_file) if r.get("kind") in ("train", "report")]
-    if not records:
+    records = read_last_records(run.metrics_file)
+    begins = [at for at, record in enumerate(records) if record.get("kind") in ("start", "resume")]
+    # Of this attempt only: a wait between two hops is no slow step.
+    mine = records[begins[-1] + 1 :] if begins else records
+    told = [record for record in records if record.get("kind") in ("train", "report")]
+    if not told:
         return None, None, None
-    last, rate = records[-1], None
+    rate = None
     with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
-        # Of this attempt only: a wait between two hops is no slow step.
-        first = records[-1]
-        for record in reversed(records[:-1]):
-            if record["step"] >= first["step"] or first["time"] - record["time"] > 600:
-                break
-            first = record
-        rate = (last["step"] - first["step"]) / (last["time"] - first["time"])
-    return _number(last.get("loss")), _number(last.get("samples_per_s")), rate
+        steps = [(one["step"], one["time"]) for one in mine if one.get("kind") in ("train", "report")]
+        recent = [one for one in steps if steps[-1][1] - one[1] <= 600]
+        if len(recent) > 1 and recent[-1][0] > recent[0][0]:
+            rate = (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
+    return _number(told[-1].get("loss")), _number(told[-1].get("samples_per_s")), rate
 
 
 def _number(value: Any) -> float | None:

@@ -47,7 +47,7 @@ class Why:
 
     def lines(self) -> list[str]:
         """The explanation as text, a line each."""
-        if not self.view.reading.jobs:
+        if not self.view.reading.jobs and self.view.phase.value == self.folder.state.value:
             return self.folder.lines()
         shown = replace(self.folder, advice=[]).lines()
         reason = self.view.verdict.reason or self.folder.headline
@@ -78,8 +78,8 @@ def explain_run(run: RunFolder, slurm: Slurm | None) -> Why:
     answer = ask_jobs(reading.jobs, slurm)
     found = view(reading, answer)
     folder = explain(run)
-    if not reading.jobs:
-        return Why(found, folder)
+    if not reading.jobs and not reading.intent:
+        return Why(found, folder, advice=folder.advice)
     outputs = list(batch_logs(run.path).values())
     tail = log_tail(outputs[-1], lines=20) if outputs else ""
     jobs = [answer.jobs[job] for job in reading.jobs if job in answer.jobs]
