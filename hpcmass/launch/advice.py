@@ -69,7 +69,7 @@ def misfit(library: str, env: Mapping[str, str]) -> str | None:
     """
     if not library.startswith("MPICH") or "pmix" in library.lower():
         return None
-    if "OMPI_COMM_WORLD_RANK" in env or "PMI_RANK" in env or "PMIX_RANK" not in env:
+    if "PMI_RANK" in env or "PMIX_RANK" not in env:
         return None
     return f"MPICH was not built for PMIx, which {started_by(env)} offers"
 

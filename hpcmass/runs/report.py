@@ -6,15 +6,17 @@ runs as it always did.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcmass.errors import ConfigError, StorageError
+from hpcmass.errors import ConfigError, LaunchError, StorageError
 from hpcmass.files import append_record
 from hpcmass.runs.folder import RunFolder
 
@@ -114,10 +116,50 @@ def report(step: int, **metrics: Any) -> None:
     # Keyed by process, because a forked data loader's worker must not share the throttle's state.
     key = (folder, int(rank) if rank.isdigit() else 0, os.getpid())
     if key not in _reporters:
+        check_world(os.environ)
         if not Path(folder).is_dir():
             raise StorageError("the run folder is gone", where=folder)
         _reporters[key] = ReportWriter(RunFolder(folder), key[1], int(attempt) if attempt.isdigit() else 1)
     _reporters[key].report(step, metrics)
+
+
+def check_world(env: Mapping[str, str]) -> None:
+    """Refuse a script whose ranks did not find each other: N runs of one rank would look like one of N.
+
+    Only what the script has loaded is asked: mpi4py, Horovod, torch.distributed.
+
+    Raises:
+        LaunchError: There is a communicator, and none has as many ranks as were started.
+    """
+    promised = env.get("HPCMASS_RANKS", "")
+    found = _worlds()
+    if not promised.isdigit() or not found or int(promised) in found.values():
+        return
+    name, size = next(iter(found.items()))
+    raise LaunchError(
+        f"{promised} ranks were started, but {size} found each other ({name})",
+        where="launch",
+        hint="the launcher is not the one of the script's MPI library: docs/launch.md says which pmi and "
+        "launcher the site file's target needs",
+        promised=int(promised),
+        found=size,
+    )
+
+
+def _worlds() -> dict[str, int]:
+    """Sizes of the communicators that are in use in this process."""
+    found: dict[str, int] = {}
+    mpi, hvd, dist = (sys.modules.get(name) for name in ("mpi4py.MPI", "horovod.torch", "torch.distributed"))
+    with contextlib.suppress(Exception):
+        if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+            found["mpi4py"] = int(mpi.COMM_WORLD.Get_size())
+    with contextlib.suppress(Exception):
+        if hvd is not None and hvd.is_initialized():
+            found["horovod"] = int(hvd.size())
+    with contextlib.suppress(Exception):
+        if dist is not None and dist.is_initialized():
+            found["torch.distributed"] = int(dist.get_world_size())
+    return found
 
 
 def should_stop() -> bool:
