@@ -21,8 +21,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
     "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
+
+# What scripts call and people do not.
+HIDDEN = {"hop"}
 
 
 class LazyGroup(click.Group):
@@ -54,7 +58,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items() if name not in HIDDEN])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,8 +3,9 @@
 The lease of generation n is the file `NAME.n.json`, claimed once. Its owner renews it by replacing
 `NAME.n.beat`. Taking over means claiming generation n + 1, allowed only when the owner of generation n
 has released it, is known to be dead (same host and boot, and its process is gone; or the caller can prove
-it, as by asking Slurm), or has not renewed for `ttl_s`. Two that take over at once race for one name, and one wins. A holder that slept for longer
-(a suspended machine) finds the newer generation at its next renewal, and its lease is `lost` from then on.
+it, as by asking Slurm), or has not renewed for `ttl_s`. Two that take over at once race for one name, and
+one wins. A holder that slept for longer (a suspended machine), or that somebody holds for dead, finds the
+newer generation soon, and its lease is `lost` from then on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (a time limit is near) become a flag that a loop looks at, so that it can end in order."""
+"""Ctrl-C, SIGTERM and SIGUSR1 become a flag that a loop looks at, so that it can end in order."""
 
 from __future__ import annotations
 
