@@ -22,6 +22,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
+    "slurm": (
+        "hpcmass.cli.slurm",
+        "Start a real Slurm of six small nodes on this machine, to learn and test with.",
+    ),
     "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
