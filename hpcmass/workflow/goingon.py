@@ -11,12 +11,11 @@ from typing import Any
 from hpcmass.config import Job, Layout, Project, Resources, Site, Target, layout_of
 from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound, SlurmError
 from hpcmass.files import read_json
-from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.records import SubmissionRecord, slurm_folder
-from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.send import Place, new_comment, send
+from hpcmass.workflow.submit import batch_script
 from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.warden import say
 
@@ -137,29 +136,20 @@ class HandOver:
             HpcmassError: Slurm refused, or another size was asked for that the target cannot give.
         """
         name, target, layout = self._next_layout()
-        folder = slurm_folder(self.run.path)
-        after = (f"afterany:{self.job_id}",)
-        comment = new_comment()
-        spec = ScriptSpec(
+        after, comment = (f"afterany:{self.job_id}",), new_comment()
+        text = batch_script(
+            self.run.path.absolute(),
             name=self.job.name,
             target=target,
             layout=layout,
-            command=(
-                *hpcmass_command(),
-                "hop",
-                str(self.run.path.absolute()),
-                "--project",
-                str(self.project.root.absolute()),
-            ),
-            out=folder.absolute(),
-            after=after,
-            signal_s=self.asked.signal_s or 0,
+            project_root=self.project.root.absolute(),
             comment=comment,
+            after=after,
             title=f"run {self.run.path.name}, after job {self.job_id}",
         )
         (record,) = send(
             [Place(self.run.path)],
-            render_script(spec),
+            text,
             slurm=self.slurm,
             site=self.asked.site.name,
             target=name,
