@@ -8,27 +8,23 @@ ranks'.
 from __future__ import annotations
 
 import os
-import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpcmass.config import Job, Project, load_site, read_run_job
 from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound, SlurmError
-from hpcmass.files import Owner, append_record
+from hpcmass.files import Owner
 from hpcmass.launch import Control, hpcmass_command
 from hpcmass.runs import (
-    NewestCommit,
     RankError,
     RunFolder,
     State,
     Status,
     first_error,
     is_lost_peer,
-    newest_commit,
 )
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
@@ -43,6 +39,7 @@ from hpcmass.slurm.records import (
 )
 from hpcmass.slurm.values import expand_nodes
 from hpcmass.workflow.goingon import Asked, Handed, HandOver
+from hpcmass.workflow.hopbook import HopBook
 from hpcmass.workflow.warden import JobEyes, Place, SignalInbox, Warden, say
 
 # A controller that restarts must not end a run.
@@ -132,19 +129,14 @@ class _Hop:
         self.run, self.project, self.place, self.inbox, self.slurm = run, project, place, inbox, slurm
         self.eyes = JobEyes(place, slurm)
         self.job: Job = read_run_job(run.job_file)
-        earlier = read_hops(run.path)
-        self.number = max((one.hop for one in earlier), default=0) + 1
+        self.book = HopBook(run, self.job, place, self.eyes)
         self.past: Sequence[Hop] = ()
-        self.earlier = earlier
-        self.began = time.time()
-        self.from_step = self.step() or 0
         self.stop_file_is_ours = False
 
     # -- begin -----------------------------------------------------------------------------------------
     def go(self) -> int:
         submissions = self._submissions()
         mine = next((one for one in reversed(submissions) if one.slurm_id == self.place.job_id), None)
-        self.past = chain(self.earlier, submissions, self.place.job_id)
         site = load_site(self.run.path / "site.toml")
         asked = Asked.of(self.job, site, mine, self._signal_s(mine))
         self.hand_over = HandOver(self.run, self.project, self.job, asked, self.place.job_id, self.slurm)
@@ -153,15 +145,17 @@ class _Hop:
             self.eyes,
             self.inbox,
             control,
-            began=self.began,
+            began=self.book.began,
             time_s=float(asked.layout.time_s),
             signal_s=asked.signal_s,
-            pace=self._pace,
+            pace=self.book.pace,
             ask=self._ask,
             on_term=self._on_term,
         )
         with warden:
-            self._write_begin(asked, warden)
+            self.book.write_lost_end()
+            self.past = chain(read_hops(self.run.path), submissions, self.place.job_id)
+            self.book.write_begin(ranks=asked.layout.ranks, ends=warden.limit)
             if (decision := self._refusal()) is not None:
                 return self._end(decision, self.run.status().state.value)
             ended = self._ranks(asked, control, warden)
@@ -190,22 +184,6 @@ class _Hop:
             return signal_of_script(script.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             return None
-
-    def _write_begin(self, asked: Asked, warden: Warden) -> None:
-        self._append(
-            {
-                "kind": "begin",
-                "hop": self.number,
-                "job_id": self.place.job_id,
-                "restart": self.place.restart,
-                "host": socket.gethostname(),
-                "nodes": list(self.place.nodes),
-                "ranks": asked.layout.ranks,
-                "ends": warden.limit,
-                "from_step": self.from_step,
-                "time": self.began,
-            }
-        )
 
     def _refusal(self) -> Decision | None:
         """Why nothing is to be begun, if so."""
@@ -318,6 +296,7 @@ class _Hop:
 
     # -- after -----------------------------------------------------------------------------------------
     def _after(self, ended: _Ended, warden: Warden) -> int:
+        warden.finish()
         seen = self._seen(ended, warden)
         decision = decide(seen, self.past)
         return self._end(decision, seen.state)
@@ -336,8 +315,8 @@ class _Hop:
         return Seen(
             state=state,
             reason=reason or status.reason,
-            step=self.step(),
-            from_step=self.from_step,
+            step=self.book.step(),
+            from_step=self.book.from_step,
             fault=fault,
             asked=warden.asked,
             stop_file=None if self.stop_file_is_ours else self.run.asked_to_stop(),
@@ -375,7 +354,7 @@ class _Hop:
             way = "requeue" if decision.by_slurm else self.hand_over.way
         else:
             self.hand_over.take_back()
-        kept = self._write_end(decision, state, way, decision.reason)
+        kept = self.book.write_end(decision, state, way, decision.reason)
         code = decision.exit_code
         if decision.go_on and not decision.by_slurm:
             if not kept:
@@ -384,52 +363,10 @@ class _Hop:
             handed = self.hand_over.go()
             if handed != Handed(way):
                 reason = "; ".join(text for text in (decision.reason, handed.note) if text)
-                self._write_end(decision, state, handed.next, reason)
+                self.book.write_end(decision, state, handed.next, reason)
             # Jobs that wait for this one to succeed must not begin: the run is not completed.
             code = 0 if handed.next == "requeue" else code or 1
         return code
-
-    def _write_end(self, decision: Decision, state: str, way: str, reason: str) -> bool:
-        step = self.step()
-        say(f"hop {self.number} ended: {decision.cause} at step {step}: {reason}; next: {way}")
-        try:
-            self._append(
-                {
-                    "kind": "end",
-                    "hop": self.number,
-                    "state": state,
-                    "cause": decision.cause,
-                    "step": step,
-                    "next": way,
-                    "reason": reason,
-                    "time": time.time(),
-                }
-            )
-        except HpcmassError as error:
-            say(f"the end of this hop cannot be written down: {error}")
-            return False
-        return True
-
-    def _append(self, record: dict[str, Any]) -> None:
-        append_record(slurm_folder(self.run.path) / "hops.jsonl", record)
-
-    # -- how far the run is ----------------------------------------------------------------------------
-    def _pace(self) -> NewestCommit | None:
-        found = [newest_commit(folder) for folder in self._checkpoints()]
-        return max((one for one in found if one), key=lambda one: one.checkpoint_s + one.step_s, default=None)
-
-    def _checkpoints(self) -> list[Path]:
-        parts = sorted((self.run.path / "parts").glob("*/checkpoints"))
-        return [self.run.checkpoints, *parts]
-
-    def step(self) -> int | None:
-        """The step that the next hop goes on from (of a per-shard run the sum over its parts).
-
-        None for a script that reported none: where it goes on from is its own affair.
-        """
-        if self.job.command is not None:
-            return self.run.status().step or None
-        return sum(one.step for folder in self._checkpoints() if (one := newest_commit(folder)) is not None)
 
 
 def _is_own(cause: RankError, asked: bool) -> bool:

@@ -97,16 +97,16 @@ class JobEyes:
         except SlurmError:
             return None
 
-    def said(self) -> Fate | None:
-        """What slurmstepd wrote into the job's output during this hop."""
+    def said(self, start: int | None = None) -> Fate | None:
+        """What slurmstepd wrote into the job's output during this hop, or since it had `start` bytes."""
+        start = self.place.output_from if start is None else start
         if self.place.output is None:
             return None
         try:
             with open(self.place.output, "rb") as file:
                 end = file.seek(0, os.SEEK_END)
                 # A requeued job's output may have been begun anew.
-                start = self.place.output_from if self.place.output_from <= end else 0
-                file.seek(max(start, end - _SAID_BYTES))
+                file.seek(max(start if start <= end else 0, end - _SAID_BYTES))
                 return parse_said(file.read().decode(errors="replace"))
         except OSError:
             return None
@@ -174,6 +174,10 @@ class Warden:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+
+    def finish(self) -> None:
+        """The ranks are gone: from now on signals are nobody's affair but Slurm's."""
+        self._done.set()
 
     @property
     def times(self) -> Times | None:
