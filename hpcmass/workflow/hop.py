@@ -290,9 +290,13 @@ class _Hop:
             self.run.ask_to_stop(words)
 
     def _on_term(self, fate: Fate) -> None:
-        """Slurm is ending the job and does not begin it again: hand it on while there is time."""
-        if fate in (Fate.PREEMPTED, Fate.NODE_FAIL, Fate.TIMEOUT) and self._cancel() is None:
-            self.hand_over.go()
+        """Slurm is ending the job. There may be seconds to live: do at once what cannot be done later."""
+        cancel = self._cancel()
+        if cancel is not None or fate is Fate.CANCELLED:
+            decision = decide(Seen("RUNNING", cancel=cancel, fate=fate), self.past)
+            self.book.write_end(decision, self.run.status().state.value, "none", decision.reason)
+        elif fate in (Fate.PREEMPTED, Fate.NODE_FAIL, Fate.TIMEOUT):
+            self.hand_over.go()  # Slurm does not begin it again by itself
 
     # -- after -----------------------------------------------------------------------------------------
     def _after(self, ended: _Ended, warden: Warden) -> int:

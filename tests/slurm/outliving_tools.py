@@ -1,7 +1,7 @@
-"""What the tests and the benchmark of outliving share: a run that logs, from outside of hpcmass, what it trained on.
+"""What the tests and the benchmark of outliving share: a run that logs itself what it trained on.
 
-The recipe's `transform` writes the sample ids of every step into a file of its rank and hop. Which of those steps
-count follows from the hops: a step after the one that the next hop went on from was taken back.
+The recipe's `transform` writes the sample ids of every step into a file of its rank and hop. Which of those
+steps count follows from the hops: a step after the one that the next hop went on from was taken back.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import numpy as np
 
 from hpcmass.config import Project
 from hpcmass.data import shard
+from hpcmass.devcluster import Cluster
 from hpcmass.runs import RunFolder
-from hpcmass.slurm.records import Hop, read_hops
+from hpcmass.slurm.records import Hop, read_hops, read_submissions
+from hpcmass.workflow.submit import submit
+from hpcmass.workflow.training import train
 
-RECIPE = '''
+RECIPE = """
 import json, os, pathlib, time
 import torch
 
@@ -30,8 +33,6 @@ PAUSE = None
 def build_model(params):
     global PAUSE
     PAUSE = params["pause"]
-    if params.get("nan"):
-        torch.nn.init.constant_ = torch.nn.init.constant_
     layers = [torch.nn.Linear(6, params["width"]), torch.nn.Tanh(), torch.nn.Dropout(0.1)]
     return torch.nn.Sequential(*layers, torch.nn.Linear(params["width"], 2))
 
@@ -49,7 +50,7 @@ def transform(batch, train):
         if breaks.exists():
             exec(breaks.read_text())
     return batch
-'''
+"""
 JOB = """\
 name = "{name}"
 recipe = "recipe.py"
@@ -105,6 +106,49 @@ def job_file(
     return path
 
 
+class Bench:
+    """A project on a cluster, its runs, and the undisturbed run that they are held against."""
+
+    def __init__(self, cluster: Cluster, root: Path, *, epochs: int = 8) -> None:
+        self.cluster, self.epochs = cluster, epochs
+        self.project = make_project(root)
+        self.site = root / "site.toml"
+        more = '\n[targets.norequeue]\nkind = "slurm"\npartition = "cpu"\ncores = 4\nrequeue = false\n'
+        self.site.write_text(cluster.site_file.read_text() + more)
+
+    def submit(self, name: str, *, pause: float = 0.1, **options: Any) -> RunFolder:
+        """Submit a run of `epochs` × 10 steps, each `pause` seconds long."""
+        resources = {"ranks": 2, "threads_per_rank": 1, "time": "5m", **options.pop("resources", {})}
+        options = {"epochs": self.epochs, "backend": "torch", **options}
+        file = job_file(self.project, name, pause=pause, resources=resources, **options)
+        return RunFolder(submit(file, self.project, site_file=self.site).runs[0])
+
+    def undisturbed(self, ranks: int = 2) -> RunFolder:
+        """The same run without Slurm and without a break."""
+        run = RunFolder(self.project.run_path(f"undisturbed-{ranks}"))
+        if not run.model.exists():
+            resources = {"ranks": ranks, "threads_per_rank": 1}
+            file = job_file(
+                self.project, run.path.name, pause=0, epochs=self.epochs, backend="torch", resources=resources
+            )
+            train(file, self.project, console=False)
+            # The recipe that ran lies in the project, and so does what it wrote.
+            (self.project.root / "seen").rename(run.path / "seen")
+        return run
+
+    def check_same(self, run: RunFolder, *, ranks: int = 2) -> None:
+        """Its committed samples are those of the undisturbed run, and so are its weights, bit by bit."""
+        mine, whole = committed_samples(run), committed_samples(self.undisturbed(ranks))
+        assert sorted(whole) == list(range(1, 10 * self.epochs + 1))
+        assert sorted(mine) == sorted(whole)
+        assert mine == whole
+        assert weights(run) == weights(self.undisturbed(ranks))
+
+    def job_state(self, job_id: str) -> str:
+        """What squeue says of a job; empty where it is gone."""
+        return self.cluster.run("squeue", "-h", "-j", job_id, "-o", "%T").stdout.strip()
+
+
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 240.0) -> Any:
     """Poll for a state; the first true answer."""
     until = time.monotonic() + limit_s
@@ -113,6 +157,11 @@ def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 240.0) 
             return answer
         time.sleep(0.1)
     raise AssertionError(f"not within {limit_s:g} s: {what}")
+
+
+def job_of(run: RunFolder) -> str:
+    """The id of the job that was submitted last."""
+    return read_submissions(run.path)[-1].job_id
 
 
 def ended(run: RunFolder) -> Hop | None:
