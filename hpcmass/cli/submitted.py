@@ -51,8 +51,12 @@ def tell_submission(done: Submission, *, as_json: bool) -> int:
         click.echo(done.script, nl=False)
         return 0
     layout = done.layout
-    what = f"{layout.ranks} ranks on {layout.nodes} {'node' if layout.nodes == 1 else 'nodes'}"
+    what = f"{_count(layout.ranks, 'rank')} on {_count(layout.nodes, 'node')}"
     many = f", {len(done.runs)} elements" if len(done.runs) > 1 else ""
     click.echo(f"submitted: Slurm job {done.job_id} ({what} of target {done.target}{many})")
     click.echo(f"  everything lies in {relative(done.runs[0])}{' …' if len(done.runs) > 1 else ''}")
     return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -222,7 +222,10 @@ def _gres(target: Target, layout: Layout) -> str:
 
 
 def _output(spec: ScriptSpec) -> str:
-    """The file name pattern: `%` of a path would be read as a placeholder."""
+    """The file name pattern: `%` of a path would be a placeholder, and a backslash switches them off."""
+    paths = (spec.out.before, spec.out.after) if isinstance(spec.out, Element) else (str(spec.out),)
+    if any("\\" in path for path in paths):
+        raise ConfigError("a backslash in the run folder's path does not go through sbatch", where="runs")
     if isinstance(spec.out, Element):
         before, after = (part.replace("%", "%%") for part in (spec.out.before, spec.out.after))
         return f"{before}%a{after}/out-%A_%a.log"
