@@ -2,8 +2,8 @@
 
     python benchmarks/status_time.py [--quick]
 
-On a development cluster of its own: 10 runs, of which three run, three wait, two have ended in Slurm and two are
-complete. Each round runs `hpcmass status`, and beside it `squeue` and `sacct` alone. Goal: under 0.5 s.
+On a development cluster of its own: 10 runs, of which three run, three wait, two have ended in Slurm and two
+are complete. Each round runs `hpcmass status`, and beside it `squeue` and `sacct` alone. Goal: under 0.5 s.
 """
 
 from __future__ import annotations
