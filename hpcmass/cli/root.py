@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
     "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
     "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
     "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),
@@ -34,6 +35,9 @@ VERBS: dict[str, tuple[str, str]] = {
         "Start a real Slurm of six small nodes on this machine, to learn and test with.",
     ),
 }
+
+# What scripts call and people do not.
+HIDDEN = {"hop"}
 
 
 class LazyGroup(click.Group):
@@ -65,7 +69,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items() if name not in HIDDEN])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

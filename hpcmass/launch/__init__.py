@@ -5,6 +5,7 @@ Standard library only: `launch.child` imports it in an interpreter without site-
 
 from hpcmass.launch.abort import AbortReport, parse_abort
 from hpcmass.launch.command import hpcmass_command
+from hpcmass.launch.control import Control
 from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
@@ -14,6 +15,7 @@ from hpcmass.launch.supervise import Outcome, RankExit, supervise
 
 __all__ = [
     "AbortReport",
+    "Control",
     "LaunchPlan",
     "MpiFlavour",
     "Outcome",

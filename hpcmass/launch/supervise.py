@@ -22,6 +22,7 @@ from typing import Any
 from hpcmass.errors import HpcmassError, LaunchError
 from hpcmass.files import process_start, storage_errors
 from hpcmass.launch.abort import parse_abort
+from hpcmass.launch.control import Control
 from hpcmass.launch.lastword import read_words
 from hpcmass.launch.plan import LaunchPlan
 
@@ -101,6 +102,7 @@ def supervise(
     each_poll: Callable[[], None] | None = None,
     grace_s: float = 5.0,
     stop_grace_s: float = 30.0,
+    control: Control | None = None,
 ) -> Outcome:
     """Run all ranks to their end.
 
@@ -117,13 +119,14 @@ def supervise(
         each_poll: Called about twenty times a second while the ranks run.
         grace_s: Seconds between SIGTERM and SIGKILL after a failure.
         stop_grace_s: Seconds that ranks have to end after being asked to.
+        control: Owns the signals instead; then `stop_grace_s` means nothing.
 
     Raises:
         LaunchError: The launcher could not be started.
         StorageError: A log cannot be written.
     """
     folder = Path(tempfile.mkdtemp(prefix="hpcmass-launch-"))
-    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s)
+    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s, control=control)
     tail: _Tail | None = None
     try:
         logs = [log_file(rank).resolve() for rank in range(plan.ranks)]
@@ -135,7 +138,7 @@ def supervise(
             tail = _Tail(logs[0])
         settings = {"ranks": plan.ranks, "logs": [str(log) for log in logs]}
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        with _forwarding(watch.on_signal):
+        with _forwarding(watch.on_signal) if control is None else contextlib.nullcontext():
             watch.start(cwd, _terminal() if console else None)
             while not watch.step():
                 time.sleep(_POLL_S)
@@ -154,7 +157,16 @@ def supervise(
 class _Watch:
     """The ranks of one plan while they run."""
 
-    def __init__(self, plan: LaunchPlan, folder: Path, *, grace_s: float, stop_grace_s: float) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        folder: Path,
+        *,
+        grace_s: float,
+        stop_grace_s: float,
+        control: Control | None = None,
+    ) -> None:
+        self.control = control
         self.plan = plan
         self.folder = folder
         self.grace_s = grace_s
@@ -208,6 +220,9 @@ class _Watch:
         """Look once; True when everything has ended."""
         self._read_notes()
         self._note_lost()
+        if self.control is not None:
+            self.pending = self.control.sent
+            self.kill_now = self.control.killing
         self._deliver()
         running = [process for process in self.processes if process.poll() is None]
         if not running:

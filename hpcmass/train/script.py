@@ -18,7 +18,7 @@ from typing import Any
 
 from hpcmass.config import Job, Site, Target, job_to_toml, nearest, site_to_toml
 from hpcmass.errors import ConfigError, NotFound
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import Control, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
 
@@ -75,6 +75,7 @@ def run_script(
     cwd: Path | None = None,
     env_extra: Mapping[str, str] | None = None,
     console: bool = True,
+    control: Control | None = None,
 ) -> Status:
     """Run a command on N ranks to its end, and keep what is known of it in a run folder.
 
@@ -89,6 +90,7 @@ def run_script(
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
 
     Returns:
         `COMPLETED`, `FAILED` (the first failing rank is among the run's errors), or `STOPPED`.
@@ -139,6 +141,7 @@ def run_script(
                 console=console,
                 cwd=cwd,
                 each_poll=run.check_held,
+                control=control,
             )
         except BaseException as error:
             run.record_exception(attempt, 0, error)

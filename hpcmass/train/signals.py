@@ -7,6 +7,10 @@ A signal asks for a stop: the ranks agree on a step, write a checkpoint, and end
 mpiexec sends SIGTERM too, and SIGKILL about a second later. The two are told apart by looking whether the
 other ranks of this node still live, and by whether steps go on: a rank that got no further half a second
 after SIGTERM writes down why it is about to end, and takes it back if a step is done after all.
+
+Inside a Slurm job (`HPCMASS_PATIENT`) signals come twice and more by themselves: from Slurm to every process of
+the job, from the launcher, from the batch script's process. There a second one does not end a rank at once, and
+a rank is not given up for a slow step or a long checkpoint: Slurm, or the batch script's process, ends it.
 """
 
 from __future__ import annotations
@@ -76,6 +80,7 @@ class Watch:
         self._signalled = 0.0
         self._step_when_signalled = 0
         self._provisional = False
+        self._patient = os.environ.get("HPCMASS_PATIENT") == "1"
         self._old: dict[int, Any] = {}
         self._old_fd = -1
         self._thread: threading.Thread | None = None
@@ -128,6 +133,8 @@ class Watch:
         name = signal.Signals(number).name
         if self.requested is None:
             self.requested = name
+        elif self._patient:
+            return
         elif self._alone and self._signalled and time.monotonic() - self._signalled > SECOND_S:
             raise KeyboardInterrupt(name)
 
@@ -150,6 +157,8 @@ class Watch:
         self.requested = self.requested or name
         if not self._signalled:
             self._signalled, self._step_when_signalled = now, self._step
+        elif self._patient:
+            return
         elif not self._alone and now - self._signalled > SECOND_S:
             self._finish(State.STOPPED, f"ended at once by a second signal ({name})", name)
 
@@ -172,14 +181,14 @@ class Watch:
         )
 
     def _look_at_steps(self) -> None:
-        if not self._signalled:
-            return
+        if not self._signalled or (self._patient and self.requested == "SIGUSR1"):
+            return  # SIGUSR1 comes from whoever wants a stop, never from a launcher whose rank died
         waited = time.monotonic() - self._signalled
         reason = f"ended by {self.requested}, probably because another rank died"
         if self._step != self._step_when_signalled:
             if self._provisional:
                 self._take_back()
-        elif waited > GIVE_UP_S:
+        elif waited > GIVE_UP_S and not self._patient:
             self._finish(State.FAILED, reason, self.requested or "")
         elif waited > PROVISIONAL_S and not self._provisional:
             self._provisional = True

@@ -15,7 +15,7 @@ from pathlib import Path
 from hpcmass.config import Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import Control, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -32,6 +32,7 @@ def start_ranks(
     threads_per_rank: int | None = None,
     backend: str = "auto",
     console: bool = True,
+    control: Control | None = None,
 ) -> Status:
     """Start `argv` on N ranks, each of which trains its part of `run`, and wait.
 
@@ -46,6 +47,7 @@ def start_ranks(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         backend: `torch` needs plain processes; `mpi` and `horovod` need mpiexec; `auto` takes what is there.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
 
     Returns:
         The run's status. A rank that was killed is in it, and among the run's errors.
@@ -76,7 +78,11 @@ def start_ranks(
                 _move_logs(waiting, run, before + 1)
 
         outcome = supervise(
-            plan, log_file=lambda rank: waiting / f"{rank}.log", console=console, each_poll=adopt
+            plan,
+            log_file=lambda rank: waiting / f"{rank}.log",
+            console=console,
+            each_poll=adopt,
+            control=control,
         )
         if _attempt(run) == before:
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
