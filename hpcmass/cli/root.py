@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "site": ("hpcmass.cli.site", "Draft, check and probe a site file: the targets of a supercomputer."),
+    "env": ("hpcmass.cli.env", "Build, check and pack a Python environment for the compute nodes."),
     "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
