@@ -60,9 +60,17 @@ def probe(what: str, ranks: str, folder: str) -> int:
         {"mpi": _mpi, "torch": _torch, "horovod": _horovod}[what](record, place, int(ranks))
     except (HpcmassError, ImportError, OSError, RuntimeError, ValueError) as error:
         record.save(error=f"{type(error).__name__}: {error}".splitlines()[0][:500])
+        _leave_world()
         return 1
     record.save(step="done")
     return 0
+
+
+def _leave_world() -> None:
+    """End the other ranks too, who would wait for this one until the probe's limit."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+        mpi.COMM_WORLD.Abort(1)
 
 
 # -- MPI ---------------------------------------------------------------------------------------------------
@@ -81,7 +89,9 @@ def _mpi(record: Record, _place: RankEnv, ranks: int) -> None:
     for name, pair in pairs(nodes).items():
         _wait(mpi, world)
         if world.Get_rank() in pair:
-            measured[name] = _ping_pong(world, pair)
+            small, large = (_rounds(world, pair, size) for size in (SMALL, LARGE))
+            if world.Get_rank() == pair[0]:
+                measured[name] = _speeds(small, large)
     _wait(mpi, world)
     record.save(measured=measured)
 
@@ -101,9 +111,8 @@ def _wait(mpi: Any, world: Any) -> None:
         time.sleep(0.005)
 
 
-def _ping_pong(world: Any, pair: tuple[int, int]) -> dict[str, float]:
-    """Median one-way latency in microseconds of 8 bytes, and bandwidth in GB/s of 4 MiB."""
-    small, large = _rounds(world, pair, SMALL), _rounds(world, pair, LARGE)
+def _speeds(small: list[float], large: list[float]) -> dict[str, float]:
+    """Median one-way latency in microseconds of 8 bytes, and bandwidth in GB/s of 4 MiB, by round trips."""
     return {
         "latency_us": statistics.median(small) / 2 * 1e6,
         "bandwidth_gb_s": LARGE / (statistics.median(large) / 2) / 1e9,
@@ -111,7 +120,7 @@ def _ping_pong(world: Any, pair: tuple[int, int]) -> dict[str, float]:
 
 
 def _rounds(world: Any, pair: tuple[int, int], size: int) -> list[float]:
-    """Seconds of round trips; the first rank of the pair says by a byte when it is enough."""
+    """Seconds of round trips, to the first rank of the pair, which says by a byte when it is enough."""
     first, second = pair
     message, answer = bytearray(size), bytearray(size)
     seconds: list[float] = []
