@@ -23,6 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "site": ("hpcmass.cli.site", "Draft, check and probe a site file: the targets of a supercomputer."),
     "env": ("hpcmass.cli.env", "Build, check and pack a Python environment for the compute nodes."),
+    "slurm": (
+        "hpcmass.cli.slurm",
+        "Start a real Slurm of six small nodes on this machine, to learn and test with.",
+    ),
     "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
