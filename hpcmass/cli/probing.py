@@ -15,7 +15,9 @@ def show_probe(probe: Probe) -> None:
     """One target: what its nodes are, how ranks start on them, what works, how fast."""
     report = probe.report
     job = f", job {probe.job_id}" if probe.job_id else ""
-    click.echo(f"\n== target {probe.target}{job}: " + ("probed" if probe.complete else f"not probed: {probe.why}"))
+    click.echo(
+        f"\n== target {probe.target}{job}: " + ("probed" if probe.complete else f"not probed: {probe.why}")
+    )
     if not report:
         return
     _nodes(report.get("topology", ()))
@@ -53,7 +55,9 @@ def _starts(starts: Sequence[dict[str, Any]]) -> None:
         for where in ("within a node", "between nodes"):
             found = speed.get(where)
             cells.append(f"{found['latency_us']:.1f} µs, {found['bandwidth_gb_s']:.2f} GB/s" if found else "-")
-        rows.append((start["name"], "right" if start["right"] else "WRONG", start["verdict"], start["seconds"], *cells))
+        rows.append(
+            (start["name"], "right" if start["right"] else "WRONG", start["verdict"], start["seconds"], *cells)
+        )
     table(rows, ["ranks started by", "", "what happened", "s", "within a node", "between nodes"])
 
 

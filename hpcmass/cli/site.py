@@ -33,7 +33,10 @@ def check(file: str | None, as_json: bool) -> int:
         return 1 if report.wrong else 0
     if report.findings:
         table(
-            [("wrong" if f.wrong else "note", f.target or "-", f.key, f.value, f.slurm) for f in report.findings],
+            [
+                ("wrong" if f.wrong else "note", f.target or "-", f.key, f.value, f.slurm)
+                for f in report.findings
+            ],
             ["", "target", "key", "value", "Slurm says"],
         )
     for line in report.unknown:
@@ -64,7 +67,9 @@ def init(file: str | None) -> None:
 @command.command("probe")
 @click.argument("file", required=False)
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="Only this target (repeatable).")
-@click.option("--out", metavar="FOLDER", help="Where reports are kept [default: probes/ in the project, or here].")
+@click.option(
+    "--out", metavar="FOLDER", help="Where reports are kept [default: probes/ in the project, or here]."
+)
 @click.option("--ranks-per-node", type=click.IntRange(1), help="[default: one a GPU, else two]")
 @click.option("--wait", default="30m", show_default=True, help="How long a job may wait for its turn.")
 @click.option("--write", is_flag=True, help="Put launcher and pmi as found, and verified, into FILE.")

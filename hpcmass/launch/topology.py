@@ -127,7 +127,13 @@ def binding() -> dict[str, Any]:
     """What this process may use: cores by number, and what the launcher says of accelerators."""
     cores = sorted(os.sched_getaffinity(0))
     visible = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    return {"node": node_name(), "host": socket.gethostname(), "pid": os.getpid(), "cores": cores, "visible": visible}
+    return {
+        "node": node_name(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "cores": cores,
+        "visible": visible,
+    }
 
 
 def loaded_library(stem: str) -> list[str]:

@@ -89,7 +89,9 @@ def probe_site(
     for name in targets:
         if name not in site.targets:
             known = ", ".join(site.targets)
-            raise ConfigError(f"site '{site.name}' has no target '{name}'", where="--target", hint=f"its targets: {known}")
+            raise ConfigError(
+                f"site '{site.name}' has no target '{name}'", where="--target", hint=f"its targets: {known}"
+            )
     slurm = slurm or Slurm()
     probes = []
     for name in targets or site.targets:
@@ -131,7 +133,9 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
         tell(f"{probe.target}: probing this machine")
         with open(probe.folder / "out-local.log", "wb") as log:
             env_words = ["env", f"TMPDIR={_tmpdir()}"]
-            subprocess.run([*env_words, *command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            subprocess.run(
+                [*env_words, *command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
         _finish(probe, "the program ended early")
         return
     spec = ScriptSpec(
@@ -179,7 +183,9 @@ def _follow(probes: list[Probe], slurm: Slurm, wait_s: float, tell: Callable[[st
             info = infos[str(probe.job_id)]
             done = _read(probe)
             if info.state.ended or done or (info.state is JobState.UNKNOWN and _gone(probe, slurm)):
-                _finish(probe, f"the job ended as {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
+                _finish(
+                    probe, f"the job ended as {info.state.value}" + (f" ({info.reason})" if info.reason else "")
+                )
                 tell(f"{probe.target}: " + ("probed" if probe.complete else f"not to its end: {probe.why}"))
                 probes.remove(probe)
             elif info.state is JobState.PENDING:
@@ -197,7 +203,11 @@ def _pending(probe: Probe, reason: str, slurm: Slurm, wait_s: float, tell: Calla
     # Slurm gives some of these reasons for a moment, before it has looked.
     if (hopeless and waited > 3) or waited > wait_s:
         slurm.cancel([str(probe.job_id)])
-        probe.why = f"the job would not start: {reason}" if hopeless else f"still waiting after {waited:.0f} s: {reason}"
+        probe.why = (
+            f"the job would not start: {reason}"
+            if hopeless
+            else f"still waiting after {waited:.0f} s: {reason}"
+        )
         tell(f"{probe.target}: cancelled: {probe.why}")
     elif reason != probe.reason and reason not in ("", "None"):
         probe.reason = reason

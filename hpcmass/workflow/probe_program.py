@@ -159,7 +159,9 @@ def _backend(settings: Settings, way: Attempt, name: str) -> dict[str, Any]:
                 found[key] = {"median": statistics.median(values), "slowest": max(values)}
     else:
         found["libmpi"] = sorted({path for record in records for path in record.get("libmpi", ())})
-        found["libmpi_of_mpi4py"] = sorted({p for record in records for p in record.get("libmpi_of_mpi4py", ())})
+        found["libmpi_of_mpi4py"] = sorted(
+            {p for record in records for p in record.get("libmpi_of_mpi4py", ())}
+        )
     return found
 
 
@@ -179,7 +181,12 @@ def run_ranks(
     }
     with open(folder / "output.log", "w+b") as out:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
         )
         code: int | None = None
         try:
@@ -250,7 +257,10 @@ def _large(file: Path) -> dict[str, float]:
         ended = time.perf_counter()
     finally:
         os.close(handle)
-    return {"write_mb_s": _FILE_BYTES / 1e6 / (written - started), "read_mb_s": _FILE_BYTES / 1e6 / (ended - began)}
+    return {
+        "write_mb_s": _FILE_BYTES / 1e6 / (written - started),
+        "read_mb_s": _FILE_BYTES / 1e6 / (ended - began),
+    }
 
 
 def _small(folder: Path) -> dict[str, float]:

@@ -60,7 +60,9 @@ def _set(text: str, key: Key, value: str | bool | None, file: Path) -> str:
     table = key[:-1]
     new = f"{key[-1]} = {_toml(value)}\n"
     if not table:
-        first = min((n for k, n in at.items() if len(k) == 1 and lines[n - 1].lstrip().startswith(f"{k[0]}")), default=1)
+        first = min(
+            (n for k, n in at.items() if len(k) == 1 and lines[n - 1].lstrip().startswith(f"{k[0]}")), default=1
+        )
         lines.insert(first, new)  # behind the first key of the file, `name` as a rule
         return "".join(lines)
     number = at.get(table)
@@ -84,7 +86,9 @@ def _toml(value: str | bool) -> str:
 
 
 def _by_hand(file: Path, values: Mapping[Key, str | bool | None]) -> ConfigError:
-    shown = ", ".join(f"{'.'.join(key)} = {_toml(v) if v is not None else '(none)'}" for key, v in values.items())
+    shown = ", ".join(
+        f"{'.'.join(key)} = {_toml(v) if v is not None else '(none)'}" for key, v in values.items()
+    )
     return ConfigError(
         "cannot be changed line by line as it is written", where=file, hint=f"change it by hand: {shown}"
     )

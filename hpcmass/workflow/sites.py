@@ -139,7 +139,9 @@ def init_site(file: Path | None, slurm: Slurm | None = None) -> str:
         raise SlurmError("Slurm shows no partition with nodes to this user: there is nothing to draft")
     by = f"for {getpass.getuser()} on {time.strftime('%Y-%m-%d')}"
     mpiexec = find_mpiexec()
-    beside = mpiexec is not None and Path(mpiexec.path).is_relative_to(os.path.dirname(os.path.abspath(_python())))
+    beside = mpiexec is not None and Path(mpiexec.path).is_relative_to(
+        os.path.dirname(os.path.abspath(_python()))
+    )
     text = draft_site(facts, by=by, has_mpiexec=beside)
     if file is not None:
         publish(file, text)
