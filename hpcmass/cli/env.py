@@ -27,8 +27,13 @@ def command() -> None:
 @click.option(
     "--extras", default="sweep,sklearn,slurm", show_default=True, help="Extras of hpcmass to install."
 )
-@click.option("--mpi", type=click.Choice(["auto", "site", "wheel"]), default="auto", show_default=True,
-              help="Compile mpi4py against the mpicc of the modules, or take Open MPI from PyPI.")  # fmt: skip
+@click.option(
+    "--mpi",
+    type=click.Choice(["auto", "site", "wheel"]),
+    default="auto",
+    show_default=True,
+    help="Compile mpi4py against the mpicc of the modules, or take Open MPI from PyPI.",
+)
 @click.option("--horovod/--no-horovod", default=True, show_default=True, help="Build Horovod (some minutes).")
 @click.option("--wheelhouse", metavar="DIR", help="Install from this folder only, without a network.")
 @click.option("--download", is_flag=True, help="Only fill the wheelhouse, on a machine with a network.")
@@ -70,7 +75,7 @@ def build(
 def check(
     environment: str | None, site_file: str | None, target: str | None, out: str | None, as_json: bool
 ) -> int:
-    """Check an environment (default: this one): imports, MPI, versions, CPU, paths. Ends with 1 if one is wrong."""
+    """Check an environment (default: this one): imports, MPI, versions, CPU, paths. Ends with 1 if wrong."""
     from dataclasses import asdict
 
     from hpcmass.workflow.env_check import check_environment

@@ -42,8 +42,18 @@ def _nodes(nodes: Sequence[dict[str, Any]]) -> None:
         gpus = node.get("accelerators", ())
         shown = f"{len(gpus)} × {gpus[0]['name']}" if gpus else "none seen"
         cores = f"{node['sockets']} × {node['cores'] // max(1, node['sockets'])}"
-        rows.append((node["node"], node["cpu"], cores, node["threads"], node["numa"], node["memory_gb"],
-                     node["allowed_cores"], shown))  # fmt: skip
+        rows.append(
+            (
+                node["node"],
+                node["cpu"],
+                cores,
+                node["threads"],
+                node["numa"],
+                node["memory_gb"],
+                node["allowed_cores"],
+                shown,
+            )
+        )
     table(rows, ["node", "CPU", "sockets × cores", "threads", "NUMA", "GB", "allowed", "accelerators"])
 
 
@@ -90,7 +100,7 @@ def _backend(name: str, found: dict[str, Any]) -> None:
     if "import_s" in found:
         imports, alive = found["import_s"], found["alive_s"]
         click.echo(
-            f"import torch on all ranks at once: {imports['median']:.1f} s, the slowest {imports['slowest']:.1f} s; "
+            f"import torch on all ranks: {imports['median']:.1f} s, slowest {imports['slowest']:.1f} s; "
             f"from the start of the process {alive['slowest']:.1f} s"
         )
 

@@ -28,8 +28,15 @@ def check(file: str | None, as_json: bool) -> int:
 
     report = check_site_file(file)
     if as_json:
-        dump({"site": report.site.name, "wrong": report.wrong, "asked": report.asked,
-              "unknown": report.unknown, "findings": [asdict(f) for f in report.findings]})  # fmt: skip
+        dump(
+            {
+                "site": report.site.name,
+                "wrong": report.wrong,
+                "asked": report.asked,
+                "unknown": report.unknown,
+                "findings": [asdict(f) for f in report.findings],
+            }
+        )
         return 1 if report.wrong else 0
     if report.findings:
         table(
@@ -102,9 +109,13 @@ def probe(
     project = maybe_project(None)
     folder = Path(out) if out else (project.root if project else Path.cwd()) / "probes"
     site, probes = probe_site(
-        file, folder, targets=targets, ranks_per_node=ranks_per_node, wait_s=wait_s,
+        file,
+        folder,
+        targets=targets,
+        ranks_per_node=ranks_per_node,
+        wait_s=wait_s,
         tell=lambda line: click.echo(line, err=as_json),
-    )  # fmt: skip
+    )
     if as_json:
         dump([{"target": p.target, "job_id": p.job_id, "why": p.why, "report": p.report} for p in probes])
     else:

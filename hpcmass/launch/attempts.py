@@ -32,7 +32,10 @@ def attempts(
     """Every way worth trying: srun under each PMI that it lists, and the mpiexec of this environment.
 
     Args:
-        nodes, ranks, per_node, threads: The layout.
+        nodes: Of the allocation.
+        ranks: Over all nodes.
+        per_node: Ranks on each.
+        threads: Cores of a rank.
         pmis: From `srun --mpi=list`; empty outside Slurm.
         mpiexec: What `find_mpiexec` found.
     """
@@ -55,8 +58,17 @@ def attempts(
 
 def srun_words(*, nodes: int, ranks: int, per_node: int, threads: int, pmi: str) -> list[str]:
     """An srun of a whole allocation; it does not wait for a step that an earlier attempt left hanging."""
-    return ["srun", f"--mpi={pmi}", f"--nodes={nodes}", f"--ntasks={ranks}", f"--ntasks-per-node={per_node}",
-            f"--cpus-per-task={threads}", "--overlap", "--kill-on-bad-exit=1", "--quiet"]  # fmt: skip
+    return [
+        "srun",
+        f"--mpi={pmi}",
+        f"--nodes={nodes}",
+        f"--ntasks={ranks}",
+        f"--ntasks-per-node={per_node}",
+        f"--cpus-per-task={threads}",
+        "--overlap",
+        "--kill-on-bad-exit=1",
+        "--quiet",
+    ]
 
 
 def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, said: str) -> tuple[bool, str]:
@@ -88,6 +100,6 @@ def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, 
 
 
 def best(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The attempt to write into a site file: of those that are right, srun before mpiexec, in the order tried."""
+    """The attempt for a site file: of those that are right, srun before mpiexec, in the order tried."""
     right = [result for result in results if result["right"]]
     return min(right, key=lambda result: result["launcher"] != "srun", default=None)

@@ -71,6 +71,7 @@ def unpack_function(env: PackedEnv, scratch: str | None) -> list[str]:
     Raises:
         ConfigError: As for `scratch_word`.
     """
+    kilobytes = env.unpacked_bytes // 1024
     return f"""\
 hpcmass_env_base={scratch_word(scratch)}/hpcmass-env-$(id -u)
 export HPCMASS_ENV="$hpcmass_env_base/{env.folder}"
@@ -82,7 +83,7 @@ hpcmass_unpack() (
     dest="$base/{env.folder}"
     say() {{ echo "hpcmass: $(uname -n): $*"; }}
     no() {{ say "the environment cannot be unpacked: $*" >&2; exit 1; }}
-    case "$dest" in *[!A-Za-z0-9_@%+=:,./-]*) no "its path '$dest' has characters that a shebang cannot hold";; esac
+    case "$dest" in *[!A-Za-z0-9_@%+=:,./-]*) no "a shebang cannot hold its path '$dest'";; esac
     if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
     mkdir -p -- "$base" || no "the folder $base cannot be made"
     [ -O "$base" ] || no "$base belongs to somebody else"
@@ -91,12 +92,17 @@ hpcmass_unpack() (
     if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
     # Under the lock, what a killed unpacking left is nobody's.
     [ -z "$locked" ] || rm -rf -- "$base/.{env.folder}."*
-    [ "$(stat -L -c %s -- "$archive" 2>/dev/null)" = {env.bytes} ] || no "$archive is not the archive of {env.bytes} bytes"
+    same() {{
+        [ "$(stat -L -c %s -- "$archive" 2>/dev/null)" = {env.bytes} ] || return 1
+        grep -q {env.sha256} -- "$archive.json"
+    }}
+    same || no "$archive is gone, or was packed anew since this job was submitted"
     free=$(df -Pk -- "$base" | awk 'NR == 2 {{ print $4 }}')
-    [ "${{free:-0}}" -gt {env.unpacked_bytes // 1024 + 1024} ] || no "$base has $free kB free, it needs {env.unpacked_bytes // 1024} kB"
+    [ "${{free:-0}}" -gt {kilobytes + 1024} ] || no "$base has $free kB free, it needs {kilobytes} kB"
     new=$(mktemp -d "$base/.{env.folder}.XXXXXX")
     trap 'rm -rf -- "$new"' EXIT
     tar -xf "$archive" -C "$new" --no-same-owner || no "tar failed"
+    same || no "$archive was packed anew meanwhile"
     (cd "$new" && xargs -0 -r sed -i "s|{TOKEN}|$dest|g" -- <{RELOCATE})
     chmod 755 "$new"
     if mv -T -- "$new" "$dest" 2>/dev/null; then

@@ -1,4 +1,4 @@
-"""What a Python environment is on this node: does it import, which MPI does it really load, where is it tied to.
+"""What a Python environment is on this node: does it import, which MPI does it load, what is it tied to.
 
     software PACKAGE…     prints one JSON line
 
@@ -86,7 +86,7 @@ def _imported(name: str) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         if name == "mpi4py.MPI":
-            # Outside a launcher, and on a login node, MPI_Init may be refused; the library is loaded all the same.
+            # Outside a launcher, and on a login node, MPI_Init may be refused; the library is loaded still.
             import_module("mpi4py").rc.initialize = False
         module = import_module(name)
     except Exception as error:
@@ -117,7 +117,7 @@ def _watch_network(reached: list[str]) -> None:
 
 
 def path_faults(prefix: Path) -> list[str]:
-    """What the environment names and this node does not have: its interpreter, scripts' first lines, added folders."""
+    """What the environment names and this node has not: interpreter, scripts' first lines, added folders."""
     faults = []
     config = prefix / "pyvenv.cfg"
     if config.is_file():

@@ -16,9 +16,29 @@ from pathlib import Path
 from typing import Any
 
 # What decides whether a program compiled for one x86 CPU runs on another.
-VECTOR_FLAGS = ("sse4_2", "avx", "f16c", "fma", "bmi2", "avx2", "avx512f", "avx512bw", "avx512vl", "amx_bf16", "asimd", "sve")  # fmt: skip
-VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
-           "GPU_DEVICE_ORDINAL", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # fmt: skip
+VECTOR_FLAGS = (
+    "sse4_2",
+    "avx",
+    "f16c",
+    "fma",
+    "bmi2",
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "amx_bf16",
+    "asimd",
+    "sve",
+)
+VISIBLE = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "GPU_DEVICE_ORDINAL",
+    "SLURM_STEP_GPUS",
+    "SLURM_JOB_GPUS",
+)
 
 
 def node_name() -> str:
@@ -118,8 +138,14 @@ def parse_rocm(text: str) -> list[dict[str, str]]:
     for name, card in sorted(cards.items()):
         if name.startswith("card") and isinstance(card, dict):
             product = card.get("Card Series") or card.get("Card series") or card.get("Card SKU") or name
-            found.append({"kind": "amd", "name": str(product), "bus": str(card.get("PCI Bus", "")),
-                          "id": str(card.get("Unique ID", ""))})  # fmt: skip
+            found.append(
+                {
+                    "kind": "amd",
+                    "name": str(product),
+                    "bus": str(card.get("PCI Bus", "")),
+                    "id": str(card.get("Unique ID", "")),
+                }
+            )
     return found
 
 

@@ -93,7 +93,11 @@ def _partition(target: Target, partition: PartitionInfo, facts: SlurmFacts) -> I
     value = target.partition or "-"
     if not partition.up:
         yield "partition", value, f"State={partition.state}: jobs do not start there", True
-    if target.max_nodes is not None and partition.max_nodes is not None and target.max_nodes > partition.max_nodes:
+    if (
+        target.max_nodes is not None
+        and partition.max_nodes is not None
+        and target.max_nodes > partition.max_nodes
+    ):
         yield "max_nodes", str(target.max_nodes), f"MaxNodes={partition.max_nodes}", True
     if target.max_nodes is not None and target.max_nodes < partition.min_nodes:
         yield "max_nodes", str(target.max_nodes), f"MinNodes={partition.min_nodes}", True
@@ -128,7 +132,9 @@ def may_be_preempted(partition: PartitionInfo, facts: SlurmFacts) -> str | None:
 def _no_nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> Iterator[_Found]:
     """Which of the selections leaves no node."""
     where = f"no node of partition {partition.name} has it"
-    if target.constraint is not None and not any(has_features(n, target.constraint) is not False for n in nodes):
+    if target.constraint is not None and not any(
+        has_features(n, target.constraint) is not False for n in nodes
+    ):
         known = ", ".join(sorted({feature for node in nodes for feature in node.features})) or "none"
         yield "constraint", target.constraint, f"{where}; features there: {known}", True
         return
@@ -136,7 +142,9 @@ def _no_nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -
     have = f"{where}; Gres there: {', '.join(gres) or 'none'}"
     if target.gpus and not any(node.gres_count("gpu") for node in nodes):
         yield "gpus", str(target.gpus), have, True
-    elif target.gpu_type and target.gpu_type not in {k for n in nodes for name, k, _ in n.gres if name == "gpu"}:
+    elif target.gpu_type and target.gpu_type not in {
+        k for n in nodes for name, k, _ in n.gres if name == "gpu"
+    }:
         yield "gpu_type", target.gpu_type, have, True
     else:
         missing = [name for name in target.gres if not any(node.gres_count(name) for node in nodes)]
@@ -184,7 +192,12 @@ def _memory(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> 
     if target.memory_gb is None or not mib:
         return
     if target.memory_gb * 1e9 > mib * _MIB:
-        yield "memory_gb", f"{target.memory_gb:g}", f"{mib * _MIB / 1e9:.3g} GB ({mib} MiB) on {poorest.name}", True
+        yield (
+            "memory_gb",
+            f"{target.memory_gb:g}",
+            f"{mib * _MIB / 1e9:.3g} GB ({mib} MiB) on {poorest.name}",
+            True,
+        )
     elif target.memory_gb * 1e9 < 0.8 * mib * _MIB:
         yield "memory_gb", f"{target.memory_gb:g}", f"{mib * _MIB / 1e9:.3g} GB on {poorest.name}", False
 
@@ -233,7 +246,9 @@ def _accounting(target: Target, partition: PartitionInfo | None, facts: SlurmFac
         yield "qos", target.qos, f"with account {account} you may use: {', '.join(sorted(allowed))}", enforced
 
 
-def _qos_limits(target: Target, partition: PartitionInfo | None, facts: SlurmFacts, name: str) -> Iterator[_Found]:
+def _qos_limits(
+    target: Target, partition: PartitionInfo | None, facts: SlurmFacts, name: str
+) -> Iterator[_Found]:
     qos = _qos(facts, name)
     if qos is None:
         known = ", ".join(q.name for q in facts.qos or ())
@@ -262,7 +277,7 @@ def _launch(target: Target, facts: SlurmFacts) -> Iterator[_Found]:
                 f"name one of {', '.join(have)}" if have else 'use launcher = "mpiexec"'
             )
             yield "pmi", "-", said, True
-    if target.reservation is not None and facts.reservations is not None:
-        if target.reservation not in facts.reservations:
-            known = ", ".join(facts.reservations) or "none"
-            yield "reservation", target.reservation, f"no such reservation; there are: {known}", True
+    known = facts.reservations
+    if target.reservation is not None and known is not None and target.reservation not in known:
+        said = f"no such reservation; there are: {', '.join(known) or 'none'}"
+        yield "reservation", target.reservation, said, True

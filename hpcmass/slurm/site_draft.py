@@ -64,8 +64,11 @@ def draft_site(facts: SlurmFacts, *, by: str, has_mpiexec: bool) -> str:
     ]
     if config.get("MaxArraySize", "").isdigit():
         lines.append(("max_array_size", int(config["MaxArraySize"]), "MaxArraySize of scontrol show config"))
-    text = [f"# Drafted by hpcmass site init {by}, from Slurm's own words. Look through it: what a draft cannot",
-            "# know are modules, prices, node-local folders and containers.", *_render(lines)]  # fmt: skip
+    text = [
+        f"# Drafted by hpcmass site init {by}, from Slurm's own words. Look through it: what a draft cannot",
+        "# know are modules, prices, node-local folders and containers.",
+        *_render(lines),
+    ]
     for name, head, table in tables:
         text += ["", f"[targets.{_key(name)}]", f"# {head}", *_render(table)]
     return "\n".join(text) + "\n"
@@ -91,13 +94,17 @@ def kinds_of(nodes: Sequence[NodeInfo]) -> list[_Kind]:
         if feature is not None:
             kinds.append(_Kind(tuple(group), f"-{_suffix(group[0], feature)}", feature))
         else:
-            unnamed.setdefault(tuple(sorted({(name, kind) for name, kind, _ in group[0].gres})), []).extend(group)
+            unnamed.setdefault(tuple(sorted({(name, kind) for name, kind, _ in group[0].gres})), []).extend(
+                group
+            )
     for resources, group in unnamed.items():
         poorest = sorted(group, key=lambda node: (usable_cores_of(node), node.memory_mb))
         suffix = "".join(f"-{kind or name}" for name, kind in resources)
-        also = "" if len({(usable_cores_of(n), n.memory_mb) for n in group}) == 1 else (
-            "they differ in cores or memory, and no feature tells them apart: the poorest is described"
-        )  # fmt: skip
+        also = (
+            ""
+            if len({(usable_cores_of(n), n.memory_mb) for n in group}) == 1
+            else ("they differ in cores or memory, and no feature tells them apart: the poorest is described")
+        )
         kinds.append(_Kind(tuple(poorest), suffix, None, also))
     return kinds
 
@@ -114,7 +121,6 @@ def _suffix(node: NodeInfo, feature: str) -> str:
 
 
 def _target(partition: PartitionInfo, kind: _Kind, facts: SlurmFacts, has_mpiexec: bool) -> Iterator[_Line]:
-    node = kind.first
     config = dict(facts.config or {})
     yield "kind", "slurm", ""
     yield "partition", partition.name, "scontrol show partition"
@@ -189,7 +195,11 @@ def _launcher(facts: SlurmFacts, config: dict[str, str], has_mpiexec: bool) -> I
     default = parse_mpi_default(config)
     have = [name for name in _PMIS if name in (facts.pmi or ())]
     if has_mpiexec:
-        yield "launcher", "mpiexec", "a guess: this Python has an mpiexec of its own; hpcmass site probe tries all"
+        yield (
+            "launcher",
+            "mpiexec",
+            "a guess: this Python has an mpiexec of its own; hpcmass site probe tries all",
+        )
     elif default is not None or have:
         pmi = default if default in _PMIS or default is not None else have[0]
         source = "MpiDefault" if default is not None else "srun --mpi=list"

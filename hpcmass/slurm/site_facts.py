@@ -80,7 +80,9 @@ def matching_nodes(target: Target, nodes: Sequence[NodeInfo]) -> list[NodeInfo]:
             continue
         if target.gpus and not node.gres_count("gpu"):
             continue
-        if target.gpu_type and not any(name == "gpu" and kind == target.gpu_type for name, kind, _ in node.gres):
+        if target.gpu_type and not any(
+            name == "gpu" and kind == target.gpu_type for name, kind, _ in node.gres
+        ):
             continue
         if any(count and not node.gres_count(name) for name, count in target.gres.items()):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -86,8 +85,11 @@ def build_environment(
     site = load_site(site_file)
     name = target_name or site.default_target
     if name not in site.targets:
-        raise ConfigError(f"site '{site.name}' has no target '{name}'", where="--target",
-                          hint=f"its targets: {', '.join(site.targets)}")  # fmt: skip
+        raise ConfigError(
+            f"site '{site.name}' has no target '{name}'",
+            where="--target",
+            hint=f"its targets: {', '.join(site.targets)}",
+        )
     target = site.targets[name]
     if not download and not dry_run and os.path.lexists(spec.folder):
         raise AlreadyExists("is there already", where=spec.folder, hint="name another folder, or remove it")
@@ -123,8 +125,17 @@ def build_environment(
         if not download:
             shutil.rmtree(spec.folder, ignore_errors=True)
         raise
-    stamp = {"format": 1, **facts, "modules": target.modules, "site": site.name, "target": name, "mpicc": mpicc,
-             "host": socket.gethostname(), "built": time.time(), "hpcmass": __version__}  # fmt: skip
+    stamp = {
+        "format": 1,
+        **facts,
+        "modules": target.modules,
+        "site": site.name,
+        "target": name,
+        "mpicc": mpicc,
+        "host": socket.gethostname(),
+        "built": time.time(),
+        "hpcmass": __version__,
+    }
     replace_json(spec.folder / STAMP, stamp)
     log.replace(spec.folder / LOG)
     tell(f"{spec.folder}: built in {time.monotonic() - started:.0f} s; MPI: {facts['mpi'] or 'none'}")
@@ -155,8 +166,11 @@ def loaded_env(target: Target) -> dict[str, str]:
     head, found, tail = done.stdout.partition(mark.encode() + b"\0")
     if done.returncode != 0 or not found:
         said = (done.stderr or head).decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise ConfigError(f"the modules or setup lines of the target fail: {said[-1]}", where="modules, setup",
-                          hint="try them in a login shell")  # fmt: skip
+        raise ConfigError(
+            f"the modules or setup lines of the target fail: {said[-1]}",
+            where="modules, setup",
+            hint="try them in a login shell",
+        )
     pairs = (item.decode(errors="surrogateescape").partition("=") for item in tail.split(b"\0") if item)
     return {key: value for key, _, value in pairs if not key.startswith("BASH_FUNC_")}
 
@@ -186,7 +200,7 @@ def _python(target: Target, env: Mapping[str, str]) -> str:
 
 
 def build_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step]:
-    """The commands up to Horovod, which has its own recipe. Pure but for where this hpcmass was installed from."""
+    """The commands up to Horovod, which has its own recipe. Pure but for where hpcmass was installed from."""
     inside = str(spec.folder / "bin" / "python")
     pip = (inside, "-m", "pip", "install", *pip_options(spec))
     extras = f"[{','.join(spec.extras)}]" if spec.extras else ""
@@ -282,8 +296,10 @@ class _Runner:
 def _horovod(spec: BuildSpec, runner: _Runner, env: Mapping[str, str], tell: Tell) -> None:
     compiler = env.get("CXX", "g++")
     if shutil.which(compiler, path=env.get("PATH")) is None:
-        raise MissingDependency(f"there is no C++ compiler ({compiler}) to build Horovod with",
-                                hint="load a compiler module, or --no-horovod: train.backend mpi or torch does without")  # fmt: skip
+        raise MissingDependency(
+            f"there is no C++ compiler ({compiler}) to build Horovod with",
+            hint="load a compiler module, or --no-horovod: train.backend mpi or torch does without",
+        )
     python = spec.folder / "bin" / "python"
     libraries = facts_here(python, env)["libmpi"].get("mpi4py.MPI", [])
     if not libraries:
@@ -292,9 +308,14 @@ def _horovod(spec: BuildSpec, runner: _Runner, env: Mapping[str, str], tell: Tel
     with tempfile.TemporaryDirectory(prefix="hpcmass-horovod-") as scratch:
         inside = {**env, "PATH": f"{spec.folder / 'bin'}:{env.get('PATH', '')}"}
         wheel = build_wheel(
-            python, Path(scratch), inside, libmpi=Path(libraries[0]), pip=_find_only(spec), run=runner,
+            python,
+            Path(scratch),
+            inside,
+            libmpi=Path(libraries[0]),
+            pip=_find_only(spec),
+            run=runner,
             jobs=min(8, len(os.sched_getaffinity(0))),
-        )  # fmt: skip
+        )
         runner([str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)], env)
 
 

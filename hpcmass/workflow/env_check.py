@@ -1,4 +1,4 @@
-"""`hpcmass env check`: whether a Python environment is what it was built to be, here or on the compute nodes."""
+"""`hpcmass env check`: whether a Python environment is what it was built to be, here or on compute nodes."""
 
 from __future__ import annotations
 
@@ -132,9 +132,14 @@ def _facts_there(
     folder = make_dir(out.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}")
     layout = Layout(1, 1, 1, 1, 0, None, 600)
     spec = ScriptSpec(
-        name=f"env-check-{name}", target=target, layout=layout, command=tuple(software_command(python)), out=folder,
-        signal_s=0, title="check of a Python environment",
-    )  # fmt: skip
+        name=f"env-check-{name}",
+        target=target,
+        layout=layout,
+        command=tuple(software_command(python)),
+        out=folder,
+        signal_s=0,
+        title="check of a Python environment",
+    )
     job_id = submit_script(render_script(spec), folder, slurm=slurm)
     tell(f"{name}: job {job_id}")
     text = _wait(job_id, folder, slurm)
@@ -174,15 +179,25 @@ def compare(
         login: The facts of the login node, where `there` is another one.
     """
     against = " (as built)" if stamped else " (as on the login node)" if login else ""
-    yield _same("Python", built["python"], there["python"], against, "the node has another interpreter: load the "
-                "same module in the target's modules, or pack the environment with its Python (hpcmass env pack)")  # fmt: skip
+    yield _same(
+        "Python",
+        built["python"],
+        there["python"],
+        against,
+        "the node has another interpreter: load the "
+        "same module in the target's modules, or pack the environment with its Python (hpcmass env pack)",
+    )
     yield from _packages(built, there, against)
     yield from _mpi(built, there, against)
     yield from _cpu(built, there)
     yield _glibc(built, there)
     if there["network"]:
-        yield CheckLine("wrong", "no internet needed", f"importing asks for {', '.join(there['network'])}",
-                        "compute nodes may be offline: imports would hang; find which package does it")  # fmt: skip
+        yield CheckLine(
+            "wrong",
+            "no internet needed",
+            f"importing asks for {', '.join(there['network'])}",
+            "compute nodes may be offline: imports would hang; find which package does it",
+        )
     else:
         yield CheckLine("ok", "no internet needed", "importing asks for no other host")
     if there["paths"]:
@@ -211,11 +226,20 @@ def _packages(built: Mapping[str, Any], there: Mapping[str, Any], against: str) 
             if name in OPTIONAL and "error" in before:
                 yield CheckLine("note", f"import {name}", f"is not in this environment ({found['error']})")
             else:
-                yield CheckLine("wrong", f"import {name}", found["error"], "install it again on the login node, with "
-                                "the target's modules loaded: hpcmass env build")  # fmt: skip
+                yield CheckLine(
+                    "wrong",
+                    f"import {name}",
+                    found["error"],
+                    "install it again on the login node, with the target's modules loaded: hpcmass env build",
+                )
             continue
-        line = _same(f"import {name}", before.get("version"), found["version"], against,
-                     "another environment is first on sys.path: look at PYTHONPATH in the job")  # fmt: skip
+        line = _same(
+            f"import {name}",
+            before.get("version"),
+            found["version"],
+            against,
+            "another environment is first on sys.path: look at PYTHONPATH in the job",
+        )
         yield CheckLine(line.verdict, line.what, f"{line.found}, {found['seconds']:.1f} s", line.hint)
 
 
@@ -223,11 +247,22 @@ def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> It
     if there["mpi"] is None:
         yield CheckLine("note", "MPI library", "mpi4py loads none here")
         return
-    yield _same("MPI library", built["mpi"], there["mpi"], against, "the job loads another MPI than the one it was "
-                "compiled against: put the module of that MPI into the target's modules")  # fmt: skip
+    yield _same(
+        "MPI library",
+        built["mpi"],
+        there["mpi"],
+        against,
+        "the job loads another MPI than the one it was "
+        "compiled against: put the module of that MPI into the target's modules",
+    )
     mine = there["libmpi"].get("mpi4py.MPI", [])
-    yield _same("libmpi", _real(built["libmpi"].get("mpi4py.MPI", [])), _real(mine), against,
-                "look at LD_LIBRARY_PATH in the job: another libmpi is found first")  # fmt: skip
+    yield _same(
+        "libmpi",
+        _real(built["libmpi"].get("mpi4py.MPI", [])),
+        _real(mine),
+        against,
+        "look at LD_LIBRARY_PATH in the job: another libmpi is found first",
+    )
     yield from _mpiexec(there)
     horovod = there["packages"].get("horovod.torch", {})
     if "error" in horovod or not horovod:
@@ -237,8 +272,12 @@ def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> It
         yield CheckLine("ok", "Horovod's MPI", "the same library as mpi4py's")
     else:
         others = sorted(set(both) - set(mine))
-        yield CheckLine("wrong", "Horovod's MPI", f"loads {', '.join(others)} beside mpi4py's {', '.join(mine)}",
-                        "Horovod was built against another MPI: hpcmass env build makes both against one")  # fmt: skip
+        yield CheckLine(
+            "wrong",
+            "Horovod's MPI",
+            f"loads {', '.join(others)} beside mpi4py's {', '.join(mine)}",
+            "Horovod was built against another MPI: hpcmass env build makes both against one",
+        )
 
 
 def _mpiexec(there: Mapping[str, Any]) -> Iterator[CheckLine]:
@@ -254,8 +293,12 @@ def _mpiexec(there: Mapping[str, Any]) -> Iterator[CheckLine]:
     if related and (found["kind"] == "mpich" or f"v{found['version']}" in library):
         yield CheckLine("ok", "mpiexec", f"{shown} is the library's")
     else:
-        yield CheckLine("wrong", "mpiexec", f"{shown} is not of the MPI that mpi4py loads",
-                        "ranks would not find each other: load one MPI only, and build against it")  # fmt: skip
+        yield CheckLine(
+            "wrong",
+            "mpiexec",
+            f"{shown} is not of the MPI that mpi4py loads",
+            "ranks would not find each other: load one MPI only, and build against it",
+        )
 
 
 def _real(paths: list[str]) -> list[str]:
@@ -266,9 +309,13 @@ def _cpu(built: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[CheckLi
     lacking = [flag for flag in built["flags"] if flag not in there["flags"]]
     fatal = [flag for flag in lacking if flag in _COMPILED_IN]
     if fatal and "error" not in built["packages"].get("horovod.torch", {"error": ""}):
-        yield CheckLine("wrong", "CPU", f"{there['cpu']} lacks {', '.join(fatal)}, which the compiled code uses",
-                        "it ends in 'illegal instruction': build on a node of this kind (srun --pty), or one "
-                        "environment a kind of node")  # fmt: skip
+        yield CheckLine(
+            "wrong",
+            "CPU",
+            f"{there['cpu']} lacks {', '.join(fatal)}, which the compiled code uses",
+            "it ends in 'illegal instruction': build on a node of this kind (srun --pty), or one "
+            "environment a kind of node",
+        )
     elif lacking:
         yield CheckLine(
             "ok", "CPU", f"{there['cpu']} lacks {', '.join(lacking)}; nothing compiled here needs them"
@@ -282,6 +329,10 @@ def _glibc(built: Mapping[str, Any], there: Mapping[str, Any]) -> CheckLine:
         return tuple(int(part) for part in text.split()[-1].split(".") if part.isdigit()) if text else ()
 
     if number(there["glibc"]) < number(built["glibc"]):
-        return CheckLine("wrong", "glibc", f"{there['glibc']} is older than {built['glibc']} of the build",
-                         "compiled code will not load: build on a node of this kind, or use a container")  # fmt: skip
+        return CheckLine(
+            "wrong",
+            "glibc",
+            f"{there['glibc']} is older than {built['glibc']} of the build",
+            "compiled code will not load: build on a node of this kind, or use a container",
+        )
     return CheckLine("ok", "glibc", there["glibc"])

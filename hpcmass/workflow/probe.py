@@ -24,9 +24,26 @@ from hpcmass.workflow.probe_program import Settings, write_settings
 PROGRAM = "hpcmass.workflow.probe_program"
 _TIME_S = 15 * 60
 # A job that waits for one of these waits for a person, not for its turn.
-_HOPELESS = ("PartitionDown", "PartitionInactive", "BadConstraints", "InvalidAccount", "InvalidQOS", "PartitionNodeLimit",
-             "PartitionTimeLimit", "ReqNodeNotAvail", "AccountNotAllowed", "QOSNotAllowed", "Reservation", "DOWN",
-             "JobHeld", "AssocMax", "AssocGrp", "QOSMaxNode", "QOSMaxCpu", "QOSMaxWall", "Nodes_required")  # fmt: skip
+_HOPELESS = (
+    "PartitionDown",
+    "PartitionInactive",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "BadConstraints",
+    "ReqNodeNotAvail",
+    "InvalidAccount",
+    "AccountNotAllowed",
+    "AssocMax",
+    "AssocGrp",
+    "InvalidQOS",
+    "QOSNotAllowed",
+    "QOSMaxNode",
+    "QOSMaxCpu",
+    "QOSMaxWall",
+    "Reservation",
+    "JobHeld",
+    "DOWN",
+)
 
 
 @dataclass
@@ -139,10 +156,15 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
         _finish(probe, "the program ended early")
         return
     spec = ScriptSpec(
-        name=f"probe-{probe.target}", target=target, layout=layout, command=command, out=probe.folder, signal_s=0,
+        name=f"probe-{probe.target}",
+        target=target,
+        layout=layout,
+        command=command,
+        out=probe.folder,
+        signal_s=0,
         env={} if target.scratch or "TMPDIR" in target.env else {"TMPDIR": "/tmp"},
         title=f"probe of target {probe.target}",
-    )  # fmt: skip
+    )
     text = render_script(spec)
     publish(probe.folder / "job.sbatch", text)
     probe.job_id = submit_script(text, probe.folder, slurm=slurm)

@@ -83,9 +83,13 @@ def probe(settings: Settings) -> dict[str, Any]:
     in_slurm = "SLURM_JOB_ID" in os.environ
     keep(topology=_topology(settings) if in_slurm else [node_facts()])
     ways = attempts(
-        nodes=settings.nodes, ranks=settings.ranks, per_node=settings.per_node, threads=settings.threads,
-        pmis=_pmis() if in_slurm else (), mpiexec=find_mpiexec(),
-    )  # fmt: skip
+        nodes=settings.nodes,
+        ranks=settings.ranks,
+        per_node=settings.per_node,
+        threads=settings.threads,
+        pmis=_pmis() if in_slurm else (),
+        mpiexec=find_mpiexec(),
+    )
     starts: list[dict[str, Any]] = []
     for way in ways:
         starts.append(_start(settings, way))
@@ -93,10 +97,10 @@ def probe(settings: Settings) -> dict[str, Any]:
     chosen = best(starts)
     keep(chosen=None if chosen is None else {"launcher": chosen["launcher"], "pmi": chosen["pmi"]})
     keep(files={name: _speed(text) for name, text in settings.folders.items()})
-    way = next((w for w in ways if chosen is not None and w.name == chosen["name"]), None)
-    if way is not None:
-        keep(torch=_backend(settings, way, "torch"))
-        keep(horovod=_backend(settings, way, "horovod"))
+    for way in ways:
+        if chosen is not None and way.name == chosen["name"]:
+            keep(torch=_backend(settings, way, "torch"))
+            keep(horovod=_backend(settings, way, "horovod"))
     keep(ended=time.time(), complete=True)
     return report
 
@@ -168,7 +172,11 @@ def _backend(settings: Settings, way: Attempt, name: str) -> dict[str, Any]:
 def run_ranks(
     settings: Settings, prefix: Sequence[str], what: str, ranks: int
 ) -> tuple[list[dict[str, Any]], int | None, str]:
-    """Start ranks of `train.probe_rank`; what they left, how the launcher ended (None: ended by us), its last line."""
+    """Start ranks of `train.probe_rank`.
+
+    Returns:
+        What they left, how the launcher ended (None: it had to be ended), and what its output says.
+    """
     folder = Path(settings.work) / f"{what}-{time.time_ns()}"
     make_dir(folder)
     command = [*prefix, *module_command(RANK), what, str(ranks), str(folder)]

@@ -36,7 +36,7 @@ def set_keys(file: Path, values: Mapping[Key, str | bool | None]) -> None:
         table = wanted
         for part in key[:-1]:
             table = table[part]
-        # A default comes back where a key is removed; there is none to be removed but `pmi`, whose default is None.
+        # Where a key is removed its default comes back: None, for `pmi`.
         table[key[-1]] = value
     if _parsed(text, file).model_dump() != wanted:
         raise _by_hand(file, values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from hpcmass.slurm.site_check import Finding, check_site
 from hpcmass.slurm.site_draft import draft_site
 from hpcmass.slurm.site_facts import (
     ASSOC_FIELDS,
+    Association,
     SlurmFacts,
     parse_associations,
     parse_pmi,
@@ -94,7 +96,13 @@ def gather(slurm: Slurm) -> SlurmFacts:
     if config is not None and not slurm.has_accounting():
         unknown.append("QOS limits and accounts: this Slurm has no accounting (slurmdbd)")
     elif config is not None:
-        facts = replace(facts, qos=_tuple(ask("QOS limits", slurm.qos)), **_user(slurm, ask))
+        associations, account = _user(slurm, ask)
+        facts = replace(
+            facts,
+            qos=_tuple(ask("QOS limits", slurm.qos)),
+            associations=associations,
+            default_account=account,
+        )
     return replace(facts, unknown=tuple(unknown))
 
 
@@ -102,7 +110,9 @@ def _tuple(found: list[T] | None) -> tuple[T, ...] | None:
     return None if found is None else tuple(found)
 
 
-def _user(slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]) -> dict[str, object]:
+def _user(
+    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]
+) -> tuple[tuple[Association, ...] | None, str]:
     user = getpass.getuser()
     words = ["sacctmgr", "--noheader", "--parsable2", "show"]
     rows = ask(
@@ -110,10 +120,7 @@ def _user(slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]) -> 
         lambda: slurm.run([*words, "assoc", f"user={user}", f"format={','.join(ASSOC_FIELDS)}"]),
     )
     default = ask("default account", lambda: slurm.run([*words, "user", user, "format=DefaultAccount"]))
-    return {
-        "associations": None if rows is None else parse_associations(rows),
-        "default_account": (default or "").strip(),
-    }
+    return None if rows is None else parse_associations(rows), (default or "").strip()
 
 
 def init_site(file: Path | None, slurm: Slurm | None = None) -> str:
@@ -139,16 +146,8 @@ def init_site(file: Path | None, slurm: Slurm | None = None) -> str:
         raise SlurmError("Slurm shows no partition with nodes to this user: there is nothing to draft")
     by = f"for {getpass.getuser()} on {time.strftime('%Y-%m-%d')}"
     mpiexec = find_mpiexec()
-    beside = mpiexec is not None and Path(mpiexec.path).is_relative_to(
-        os.path.dirname(os.path.abspath(_python()))
-    )
+    beside = mpiexec is not None and Path(mpiexec.path).parent == Path(sys.executable).parent
     text = draft_site(facts, by=by, has_mpiexec=beside)
     if file is not None:
         publish(file, text)
     return text
-
-
-def _python() -> str:
-    import sys
-
-    return sys.executable
