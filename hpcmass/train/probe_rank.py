@@ -1,4 +1,4 @@
-"""One rank of a probe: what it is told, who it finds, and how fast. Started N times by `workflow.probe_program`.
+"""One rank of a probe: what it is told, who it finds, how fast. Started N times by `workflow.probe_program`.
 
     probe_rank mpi|torch|horovod|node RANKS FOLDER
 
@@ -55,8 +55,15 @@ def probe(what: str, ranks: str, folder: str) -> int:
             record.save(facts=node_facts(), step="done")
             return 0
         place = detect_ranks(os.environ)
-        record.save(told={"rank": place.rank, "size": place.size, "local_rank": place.local_rank,
-                          "local_size": place.local_size, "by": place.source})  # fmt: skip
+        record.save(
+            told={
+                "rank": place.rank,
+                "size": place.size,
+                "local_rank": place.local_rank,
+                "local_size": place.local_size,
+                "by": place.source,
+            }
+        )
         {"mpi": _mpi, "torch": _torch, "horovod": _horovod}[what](record, place, int(ranks))
     except (HpcmassError, ImportError, OSError, RuntimeError, ValueError) as error:
         record.save(error=f"{type(error).__name__}: {error}".splitlines()[0][:500])
@@ -80,8 +87,13 @@ def _mpi(record: Record, _place: RankEnv, ranks: int) -> None:
     mpi = import_module("mpi4py.MPI")
     world = mpi.COMM_WORLD
     library = mpi.Get_library_version().splitlines()[0].strip(" \0")
-    record.save(rank=world.Get_rank(), size=world.Get_size(), library=library, libmpi=loaded_library("libmpi"),
-                step="met")  # fmt: skip
+    record.save(
+        rank=world.Get_rank(),
+        size=world.Get_size(),
+        library=library,
+        libmpi=loaded_library("libmpi"),
+        step="met",
+    )
     if world.Get_size() != ranks:
         return
     nodes = world.allgather(node_name())
@@ -187,4 +199,3 @@ def _alive_s() -> float:
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-

@@ -20,6 +20,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
+from hpcmass.workflow.env_pack import packed_of
 
 STAMP = "hpcmass-env.json"
 PROGRAM = "hpcmass.launch.software"
@@ -139,6 +140,7 @@ def _facts_there(
         out=folder,
         signal_s=0,
         title="check of a Python environment",
+        packed=packed_of(target),
     )
     job_id = submit_script(render_script(spec), folder, slurm=slurm)
     tell(f"{name}: job {job_id}")
@@ -258,8 +260,8 @@ def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> It
     mine = there["libmpi"].get("mpi4py.MPI", [])
     yield _same(
         "libmpi",
-        _real(built["libmpi"].get("mpi4py.MPI", [])),
-        _real(mine),
+        _real(built, "mpi4py.MPI"),
+        _real(there, "mpi4py.MPI"),
         against,
         "look at LD_LIBRARY_PATH in the job: another libmpi is found first",
     )
@@ -268,7 +270,7 @@ def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> It
     if "error" in horovod or not horovod:
         return
     both = there["libmpi"].get("horovod.torch", [])
-    if _real(both) == _real(mine):
+    if _real(there, "horovod.torch") == _real(there, "mpi4py.MPI"):
         yield CheckLine("ok", "Horovod's MPI", "the same library as mpi4py's")
     else:
         others = sorted(set(both) - set(mine))
@@ -301,8 +303,14 @@ def _mpiexec(there: Mapping[str, Any]) -> Iterator[CheckLine]:
         )
 
 
-def _real(paths: list[str]) -> list[str]:
-    return sorted({str(Path(path).resolve()) for path in paths})
+def _real(facts: Mapping[str, Any], module: str) -> list[str]:
+    """The libraries loaded; the environment's own by their place in it, for it may have been moved."""
+    prefix = Path(facts["prefix"]).resolve()
+    found = set()
+    for text in facts["libmpi"].get(module, []):
+        path = Path(text).resolve()
+        found.add(f"(environment)/{path.relative_to(prefix)}" if path.is_relative_to(prefix) else str(path))
+    return sorted(found)
 
 
 def _cpu(built: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[CheckLine]:

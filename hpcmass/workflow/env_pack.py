@@ -2,8 +2,8 @@
 
 The archive holds the environment; packages that are installed in place (`pip install -e`), as ordinary ones;
 and the interpreter with its standard library, unless that is the node's own, below /usr. In text files the
-environment's path is replaced by a token, and the list of them lies in the archive, so that unpacking is tar and
-sed (`hpcmass.launch.packed`). Beside `ENV.tar` lies `ENV.tar.json`, which says what it is.
+environment's path is replaced by a token, and the list of them lies in the archive: unpacking is tar and sed
+(`hpcmass.launch.packed`). Beside `ENV.tar` lies `ENV.tar.json`, which says what it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from hpcmass.config import Target
 from hpcmass.errors import ConfigError, CorruptError, NotFound, StorageError
 from hpcmass.files import publishing, read_json, replace_json, sha256_file
 from hpcmass.launch.packed import RELOCATE, TOKEN, PackedEnv, unpack_function
@@ -151,6 +152,15 @@ def read_packed(archive: Path) -> PackedEnv:
             hint="pack it again: hpcmass env pack ENV",
         )
     return packed
+
+
+def packed_of(target: Target) -> PackedEnv | None:
+    """The packed environment that jobs on a target run in, or None where they run in the login node's own.
+
+    Raises:
+        NotFound, CorruptError: The target names one that is not there, or not whole.
+    """
+    return None if target.environment is None else read_packed(Path(target.environment))
 
 
 def unpack(archive: Path, folder: str | None = None) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
+from hpcmass.workflow.env_pack import packed_of
 from hpcmass.workflow.probe_program import Settings, write_settings
 
 PROGRAM = "hpcmass.workflow.probe_program"
@@ -164,6 +165,7 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
         signal_s=0,
         env={} if target.scratch or "TMPDIR" in target.env else {"TMPDIR": "/tmp"},
         title=f"probe of target {probe.target}",
+        packed=packed_of(target),
     )
     text = render_script(spec)
     publish(probe.folder / "job.sbatch", text)
