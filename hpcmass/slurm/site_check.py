@@ -242,7 +242,8 @@ def _accounting(target: Target, partition: PartitionInfo | None, facts: SlurmFac
         yield "account", "-", f"you have no default account; yours: {', '.join(accounts)}", True
     account = target.account or facts.default_account
     allowed = {q for a in mine if a.account == account for q in a.qos}
-    if target.qos is not None and allowed and target.qos not in allowed:
+    known = facts.qos is None or _qos(facts, target.qos or "") is not None
+    if target.qos is not None and known and allowed and target.qos not in allowed:
         yield "qos", target.qos, f"with account {account} you may use: {', '.join(sorted(allowed))}", enforced
 
 

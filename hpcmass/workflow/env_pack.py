@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from hpcmass import __version__
 from hpcmass.config import Target
 from hpcmass.errors import ConfigError, CorruptError, NotFound, StorageError
 from hpcmass.files import publishing, read_json, replace_json, sha256_file
@@ -43,7 +44,11 @@ for dist in metadata.distributions():
             where = spec and (spec.submodule_search_locations or [spec.origin])
             if where:
                 inplace[name] = [dist.metadata["Name"], str(list(where)[0])]
-print(json.dumps({"prefix": sys.prefix, "base": sys.base_prefix, "purelib": sysconfig.get_path("purelib"),
+try:
+    mine = metadata.version("hpcmass")
+except metadata.PackageNotFoundError:
+    mine = None
+print(json.dumps({"hpcmass": mine, "prefix": sys.prefix, "base": sys.base_prefix, "purelib": sysconfig.get_path("purelib"),
     "executable": str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()),
     "version": "%d.%d.%d" % sys.version_info[:3], "short": "%d.%d" % sys.version_info[:2], "inplace": inplace}))
 """
@@ -87,6 +92,8 @@ def pack(environment: Path, archive: Path, *, with_python: bool | None = None) -
     if with_python is None:
         with_python = not Path(facts["executable"]).is_relative_to("/usr")
     writer = _Writer(environment.absolute(), facts)
+    if facts["hpcmass"] is None:
+        writer.warnings.append("hpcmass is not in this environment: no job of hpcmass can run in it")
     fresh = archive.with_name(f".{archive.name}.{os.getpid()}.new")
     try:
         with (
@@ -108,6 +115,7 @@ def pack(environment: Path, archive: Path, *, with_python: bool | None = None) -
                 "format": 1,
                 **asdict(packed),
                 "prefix": facts["prefix"],
+                "hpcmass": facts["hpcmass"],
                 "files": writer.files,
                 "created": time.time(),
             },
@@ -159,8 +167,20 @@ def packed_of(target: Target) -> PackedEnv | None:
 
     Raises:
         NotFound, CorruptError: The target names one that is not there, or not whole.
+        ConfigError: Another version of hpcmass is in it.
     """
-    return None if target.environment is None else read_packed(Path(target.environment))
+    if target.environment is None:
+        return None
+    archive = Path(target.environment)
+    packed = read_packed(archive)
+    inside = read_json(describe(archive)).get("hpcmass")
+    if inside != __version__:
+        raise ConfigError(
+            f"the environment holds hpcmass {inside or '(none)'}, and this is {__version__}",
+            where=archive,
+            hint="install this version there and pack it again: hpcmass env pack ENV",
+        )
+    return packed
 
 
 def unpack(archive: Path, folder: str | None = None) -> tuple[Path, str]:
