@@ -76,7 +76,8 @@ def unpack_function(env: PackedEnv, scratch: str | None) -> list[str]:
 hpcmass_env_base={scratch_word(scratch)}/hpcmass-env-$(id -u)
 export HPCMASS_ENV="$hpcmass_env_base/{env.folder}"
 hpcmass_unpack() (
-    set -eu
+    # `set -e` counts for nothing in a function whose end is asked for: every step says itself what then.
+    set -u
     started=$(date +%s)
     archive={shlex.quote(env.archive)}
     base={scratch_word(scratch)}/hpcmass-env-$(id -u)
@@ -87,8 +88,9 @@ hpcmass_unpack() (
     if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
     mkdir -p -- "$base" || no "the folder $base cannot be made"
     [ -O "$base" ] || no "$base belongs to somebody else"
-    chmod 700 "$base"
-    if command -v flock >/dev/null; then exec 9>"$base/{env.folder}.lock"; flock 9; locked=1; else locked=; fi
+    chmod 700 "$base" || no "$base cannot be closed to others"
+    locked=
+    if command -v flock >/dev/null; then exec 9>"$base/{env.folder}.lock" && flock 9 && locked=1; fi
     if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
     # Under the lock, what a killed unpacking left is nobody's.
     [ -z "$locked" ] || rm -rf -- "$base/.{env.folder}."*
@@ -99,11 +101,13 @@ hpcmass_unpack() (
     same || no "$archive is gone, or was packed anew since this job was submitted"
     free=$(df -Pk -- "$base" | awk 'NR == 2 {{ print $4 }}')
     [ "${{free:-0}}" -gt {kilobytes + 1024} ] || no "$base has $free kB free, it needs {kilobytes} kB"
-    new=$(mktemp -d "$base/.{env.folder}.XXXXXX")
+    new=$(mktemp -d "$base/.{env.folder}.XXXXXX") || no "$base cannot be written"
     trap 'rm -rf -- "$new"' EXIT
     tar -xf "$archive" -C "$new" --no-same-owner || no "tar failed"
     same || no "$archive was packed anew meanwhile"
-    (cd "$new" && xargs -0 -r sed -i "s|{TOKEN}|$dest|g" -- <{RELOCATE})
+    # Its last file: what is there is whole.
+    [ -e "$new/{RELOCATE}" ] || no "$archive is damaged"
+    (cd "$new" && xargs -0 -r sed -i "s|{TOKEN}|$dest|g" -- <{RELOCATE}) || no "its paths cannot be set"
     chmod 755 "$new"
     if mv -T -- "$new" "$dest" 2>/dev/null; then
         say "environment {env.folder} unpacked in $(($(date +%s) - started)) s"

@@ -43,7 +43,9 @@ GPU: dict[str, Any] = {
 }
 
 
-def findings(values: dict[str, Any], facts: SlurmFacts | None = None, **site: Any) -> list[tuple[str, str, bool]]:
+def findings(
+    values: dict[str, Any], facts: SlurmFacts | None = None, **site: Any
+) -> list[tuple[str, str, bool]]:
     """Keys, what Slurm says, and whether it is wrong."""
     target = Target(kind="slurm", **values)
     whole = Site(name="lab", default_target="t", targets={"t": target}, **{"max_array_size": 1001, **site})
@@ -87,7 +89,9 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (GPU, {"max_time": "3h"}, "max_time", "MaxWall=02:00:00 of QOS gpuqos"),
     ],
 )  # fmt: skip
-def test_a_planted_error_is_found(base: dict[str, Any], planted: dict[str, Any], key: str, said: str | None) -> None:
+def test_a_planted_error_is_found(
+    base: dict[str, Any], planted: dict[str, Any], key: str, said: str | None
+) -> None:
     found = findings({**base, **planted})
     if said is None:
         assert [one for one in found if one[0] == key] == []  # without a constraint there are three nodes
@@ -108,7 +112,9 @@ def test_a_planted_error_is_found(base: dict[str, Any], planted: dict[str, Any],
         (GPU, {"gpus": 0, "gpu_type": None}, "gpus", "gn1 has 4, which would lie idle"),
     ],
 )  # fmt: skip
-def test_what_is_worth_knowing_is_no_error(base: dict[str, Any], planted: dict[str, Any], key: str, said: str) -> None:
+def test_what_is_worth_knowing_is_no_error(
+    base: dict[str, Any], planted: dict[str, Any], key: str, said: str
+) -> None:
     assert findings({**base, **planted}) == [(key, said, False)]
 
 
@@ -146,6 +152,11 @@ def test_answers_of_srun_and_sacctmgr_are_read() -> None:
     text = "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\nspecific pmix plugin versions available: pmix_v4\n"
     assert parse_pmi(text) == ("pmix", "none", "cray_shasta", "pmix_v4")
     (found,) = parse_associations("proj||normal,high|normal\n\nbroken|line\n")
-    assert (found.account, found.partition, found.qos, found.default_qos) == ("proj", "", ("normal", "high"), "normal")
+    assert (found.account, found.partition, found.qos, found.default_qos) == (
+        "proj",
+        "",
+        ("normal", "high"),
+        "normal",
+    )
     assert parse_reservations("ReservationName=a StartTime=x\nReservationName=b-1 y\n") == ("a", "b-1")
     assert parse_reservations("No reservations in the system\n") == ()
