@@ -182,10 +182,8 @@ def test_cancelling_what_has_ended_is_no_failure(slurm: Slurm, command: Command)
     text = "scancel: error: Kill job error on job id 7: Invalid job id specified"
     command("scancel", f"echo '{text}' >&2; exit 1")
     slurm.cancel(["7"])
-    command(
-        "scancel",
-        f"echo '{text}' >&2\necho 'scancel: error: Kill job error on job id 8: Access/permission denied' >&2\nexit 1",
-    )
+    other = "scancel: error: Kill job error on job id 8: Access/permission denied"
+    command("scancel", f"echo '{text}' >&2; echo '{other}' >&2; exit 1")
     with pytest.raises(SlurmError, match="does not let you"):
         slurm.cancel(["7", "8"])
 
