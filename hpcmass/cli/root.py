@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
+    "site": ("hpcmass.cli.site", "Draft, check and probe a site file: the targets of a supercomputer."),
+    "env": ("hpcmass.cli.env", "Build, check and pack a Python environment for the compute nodes."),
     "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
     "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
     "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),

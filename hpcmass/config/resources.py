@@ -76,6 +76,8 @@ class Target(BaseModel):
         env: Variables of a job.
         container: An Apptainer image in which every rank runs.
         scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
+        environment: An archive of `hpcmass env pack`, which each job unpacks once a node to `scratch`, and
+            whose Python it runs; a path relative to the site file.
         sbatch: Further options of sbatch by name, without the dashes.
     """
 
@@ -106,6 +108,7 @@ class Target(BaseModel):
     env: dict[str, str] = Field(default_factory=dict)
     container: Word | None = None
     scratch: Word | None = None
+    environment: Word | None = None
     sbatch: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
