@@ -30,6 +30,7 @@ ENDS = "HPCMASS_BLOCK_ENDS"
 STOP_S = "HPCMASS_BLOCK_STOP_S"
 JOB = "HPCMASS_BLOCK_JOB"
 TARGET = "HPCMASS_TARGET"
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
@@ -104,7 +105,7 @@ def pool_environment(spec: Mapping[str, Any], env: Mapping[str, str], tag: str, 
         JOB: env.get("SLURM_JOB_ID", ""),
         ENDS: str(round(block_end(env, spec["time_s"], now))),
         STOP_S: str(spec["stop_s"]),
-        "OMP_NUM_THREADS": str(spec["threads"]),
+        **dict.fromkeys(_THREADS, str(spec["threads"])),
     }
 
 
