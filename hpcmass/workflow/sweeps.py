@@ -27,7 +27,7 @@ from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
 from hpcmass.train.script import fill_command
 from hpcmass.workflow.pool import Pool, open_pool
-from hpcmass.workflow.targets import target_of
+from hpcmass.workflow.targets import trial_resources, trial_targets
 from hpcmass.workflow.trials import run_trial
 
 # What may differ between the job of a study and the job with which it goes on.
@@ -36,6 +36,7 @@ _MAY_CHANGE = (
     "sweep.trials",
     "sweep.parallel",
     "sweep.retries",
+    "sweep.targets",
     "resources",
     "per_shard",
     "data.verify",
@@ -72,7 +73,7 @@ def sweep(
     folder = folder or project.study_path(job.name)
     if resume and not (folder / "job.toml").is_file():
         raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
-    target = target_of(job, site)
+    targets = trial_targets(job, site)
     if job.command is not None:
         # A name that nothing gives a value would fail every trial.
         searched = (name.removeprefix("params.") for name in job.sweep.space)
@@ -84,7 +85,8 @@ def sweep(
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
-        with open_pool(target, parallel=parallel, folder=folder, threads=worker_threads(job, ranks)) as pool:
+        threads, item = worker_threads(job, ranks), trial_resources(job)
+        with open_pool(targets, parallel=parallel, folder=folder, threads=threads, item=item) as pool:
             yield _PoolSubmit(pool, project.root, ranks)
 
     def prepare(trial: TrialSpec) -> None:
