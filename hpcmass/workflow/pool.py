@@ -94,6 +94,7 @@ class Pool:
         self._lock = threading.RLock()
         self._queue: deque[_Item] = deque()
         self._book = book
+        self._closed = False
         self.tag = tag
         self.broken: LaunchError | None = None
         self.lanes = {
@@ -127,7 +128,7 @@ class Pool:
         while True:
             with self._lock:
                 lane = max(self.lanes.values(), key=Lane.free, default=None)
-                if not self._queue or lane is None or lane.free() < 1:
+                if self._closed or not self._queue or lane is None or lane.free() < 1:
                     return
                 item = self._queue.popleft()
                 lane.bound.add(item)
@@ -207,6 +208,8 @@ class Pool:
     def close(self, grace_s: float) -> bool:
         """End the workers, all that they started, and all blocks; False where Slurm did not confirm it."""
         told: set[int] = set()
+        with self._lock:
+            self._closed = True
         unreachable = any(lane.executor.interchange_proc.poll() is not None for lane in self.lanes.values())
         try:
             if not unreachable:

@@ -58,6 +58,8 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
     site = load_site(run.path / "site.toml")
     here = os.environ.get(pilot.TARGET)  # Which target has room is known only now.
     target = named_target(here, site, "targets") if here else target_of(job, site)
+    if here and ranks == 1:
+        target = target.model_copy(update={"launcher": "auto"})  # A process; no mpiexec for one.
     if job.command is not None:
         from hpcmass.train.script import fill_command, run_script
 
