@@ -17,15 +17,22 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("hpcmass.cli.data", "Show or verify a dataset."),
     "train": ("hpcmass.cli.train", "Train the model of a job file, alone or on several ranks."),
     "run": ("hpcmass.cli.run", "Start a training script of your own on several ranks."),
+    "submit": ("hpcmass.cli.submit", "Submit a job file to Slurm."),
+    "rerun": ("hpcmass.cli.rerun", "Submit a run again, exactly as it was submitted last."),
     "sweep": ("hpcmass.cli.sweep", "Search hyperparameters; show or resume a study."),
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
+    "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
+    "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),
+    "wait": ("hpcmass.cli.wait", "Wait until runs are over."),
+    "cancel": ("hpcmass.cli.cancel", "Cancel runs, waiting or running."),
+    "why": ("hpcmass.cli.why", "Say why a run is in its state, and what to do."),
     "slurm": (
         "hpcmass.cli.slurm",
         "Start a real Slurm of six small nodes on this machine, to learn and test with.",
     ),
-    "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
 

@@ -38,6 +38,7 @@ class Slurm:
 
     Attributes:
         calls: Slurm commands run so far.
+        silent: Why the controller did not answer the last call of `jobs`; empty where it did.
         patience_s: How long a command is tried again while its failure may pass by itself (the controller
             restarts, a socket times out).
     """
@@ -59,6 +60,7 @@ class Slurm:
             on_wait: Told, in one sentence, when a command is going to be tried again.
         """
         self.calls = 0
+        self.silent = ""
         self.timeout_s = timeout_s
         self.patience_s = patience_s
         self._env = env
@@ -174,6 +176,7 @@ class Slurm:
         except SlurmError as error:
             if error.data["kind"] != "job":  # One id alone that is not known is an error to squeue.
                 reached, words = False, error.message
+        self.silent = "" if reached else words
         infos = {one: _find(one, queued) for one in wanted}
         missing = [one for one, info in infos.items() if info is None or info.state.ended]
         past: dict[str, JobRow] = {}
@@ -187,6 +190,23 @@ class Slurm:
                     if "disabled" in error.data["stderr"]:
                         self._accounting = False
         return {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
+
+    def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
+        """Those of the jobs that are pending, running or otherwise not over; one squeue.
+
+        Raises:
+            SlurmError: Slurm does not answer, so that nobody knows.
+        """
+        if not ids:
+            return {}
+        try:
+            rows = _by_id(parse_squeue(self.run(commands.squeue_jobs(ids, uid=os.getuid()))))
+        except SlurmError as error:
+            if error.data["kind"] == "job":
+                return {}
+            raise
+        infos = {one: _find(one, rows) for one in ids}
+        return {one: info for one, info in infos.items() if info is not None and not info.state.ended}
 
     def has_accounting(self) -> bool:
         """Whether this Slurm keeps a database of jobs that have ended (slurmdbd)."""
@@ -268,9 +288,9 @@ class Slurm:
         """All partitions."""
         return parse_partitions(self.run(commands.show_partitions()))
 
-    def config(self) -> dict[str, str]:
+    def config(self, *, patience_s: float | None = None) -> dict[str, str]:
         """Slurm's configuration, such as `{"ClusterName": "lab", "MaxArraySize": "1001"}`."""
-        return parse_config(self.run(commands.show_config()))
+        return parse_config(self.run(commands.show_config(), patience_s=patience_s))
 
     def qos(self) -> list[QosInfo]:
         """All QOS with their limits; none on a Slurm without accounting."""

@@ -35,6 +35,7 @@ from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
+from hpcmass.train.startup import Startup
 
 
 def train_rank(
@@ -70,11 +71,15 @@ def train_rank(
             for rank 0 is the one to print it. What goes wrong on one rank only ends all processes instead.
     """
     try:
+        startup = Startup()
+        startup.mark("imports")
         ranks = detect_ranks(os.environ)
         with _process_state(job, ranks):
             comm = open_communicator(comm_name or job.train.backend, ranks)
+            startup.mark("rendezvous")
             try:
-                return _Rank(job, run, project, comm, console=console, fresh=fresh, site=site).train()
+                rank = _Rank(job, run, project, comm, startup, console=console, fresh=fresh, site=site)
+                return rank.train()
             except BaseException as error:
                 if comm.size > 1 and not is_agreed(error):
                     _end_all(comm, error)
@@ -92,10 +97,10 @@ class _Rank:
     """The pieces of `train_rank`, in the order in which they are called."""
 
     def __init__(
-        self, job: Job, run: RunFolder, project: Project, comm: Communicator, *,
+        self, job: Job, run: RunFolder, project: Project, comm: Communicator, startup: Startup, *,
         console: bool, fresh: bool, site: Site | None,
     ) -> None:  # fmt: skip
-        self.job, self.run, self.project, self.comm = job, run, project, comm
+        self.job, self.run, self.project, self.comm, self.startup = job, run, project, comm, startup
         self.fresh, self.site = fresh, site or Site.local()
         self.console = console and comm.rank == 0
         self.lease: Lease | None = None
@@ -108,11 +113,13 @@ class _Rank:
             return self.run.status()
         on_root(self.comm, lambda: verify_all(self.job, self.project))
         recipe, train, valid = everywhere(self.comm, self._open)
+        self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe))
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+        self.startup.mark("model")
         try:
             self.attempt = on_root(self.comm, self._begin)
             return self._watched(task, model, recipe, train, valid)
@@ -188,7 +195,10 @@ class _Rank:
         plan = Plan.of(self.job, len(task.train))
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0
-        reporter = Reporter(self.run, screen, from_step=from_step) if self.comm.rank == 0 else None
+        reporter = None
+        if self.comm.rank == 0:
+            reporter = Reporter(self.run, screen, from_step=from_step, total_steps=plan.total_steps)
+            reporter.at_first_step = self._tell_startup
         loop = Loop(task, self.comm, self.run, watch, reporter)
         if loaded is not None:
             commit, state = loaded
@@ -213,6 +223,10 @@ class _Rank:
             self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
         else:
             self._say(f"{self.job.name}: training on {many}")
+
+    def _tell_startup(self) -> None:
+        self.startup.mark("first_step")
+        self.run.append(self.startup.record(self.attempt))
 
     def _bundle(self, task: Task) -> None:
         self.run.check_held()
