@@ -247,8 +247,8 @@ class _Driver:
             return None
         verdict = judge(run, flight.values)
         if verdict.kind == "lost" and error is not None:
-            free = isinstance(error, BlockLost)
-            return Verdict("lost", error.message if free else f"{type(error).__name__}: {error}")
+            plain = error.message if isinstance(error, BlockLost) else f"{type(error).__name__}: {error}"
+            return Verdict("lost", plain)
         return verdict
 
     def _settle(self, flight: _Flight, verdict: Verdict) -> None:
@@ -256,9 +256,7 @@ class _Driver:
             self._count(flight, verdict)
             return
         number = flight.spec.number
-        counted, most = (
-            (self.free_losses, _FREE_LOSSES) if flight.free else (self.losses, self.sweep.retries)
-        )
+        counted, most = (self.free_losses, _FREE_LOSSES) if flight.free else (self.losses, self.sweep.retries)
         counted[number] = counted.get(number, 0) + 1
         if counted[number] <= most:
             self._say("retried", flight, message=verdict.reason or "")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from hpcmass.config import Target, slurm_time
-from hpcmass.errors import ConfigError
+from hpcmass.config import Target
+from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks_left import comment_of
 from hpcmass.workflow.pilot import BEGAN
 
-_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
-
 
 def render_block(
-    shape: BlockShape, target: Target, *, number: str, command: str, out: Path, driver: str
+    shape: BlockShape, target: Target, *, number: str, command: Sequence[str], out: Path, driver: str
 ) -> str:
     """A block's script: one pilot a node, or one for the whole block where items take whole nodes.
 
@@ -27,55 +24,31 @@ def render_block(
         shape: How the block is cut.
         target: What is asked of Slurm.
         number: The block's number, from 0.
-        command: The pilot's command, its words quoted for a shell.
-        out: Slurm's output file; `%j` stands for the job's id.
+        command: The words of the pilot's command.
+        out: The folder of Slurm's output file.
         driver: The driver's uuid, which the block carries in its comment.
 
     Raises:
         ConfigError: A value cannot stand in a script.
     """
-    options: dict[str, object] = {
-        "job-name": f"hpcmass-{shape.label}-{number}",
-        "comment": comment_of(driver),
-        "output": str(out),
-        "nodes": shape.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": shape.cores,
-        "time": slurm_time(shape.time_s),
-        "open-mode": "append",
-        "no-requeue": None,
-    }
-    if shape.memory_gb is not None:
-        options["mem"] = f"{int(shape.memory_gb * 1e9 / 2**20)}M"
-    if shape.gpus_per_slot:
-        kind = f"gpu:{target.gpu_type}" if target.gpu_type else "gpu"
-        options["gres"] = f"{kind}:{shape.gpus_per_slot * shape.slots}"
-    for name, count in target.gres.items():
-        options["gres"] = ",".join(filter(None, [str(options.get("gres", "")), f"{name}:{count}"]))
-    for name in ("partition", "account", "qos", "constraint", "reservation"):
-        options |= {name: value} if (value := getattr(target, name)) is not None else {}
-    options |= {"exclusive": None} if target.exclusive else {}
-    options |= {"no-kill": None} if shape.nodes > 1 and not shape.whole else {}
-    options |= target.sbatch
-    lines = ["#!/bin/bash", *(f"#SBATCH {_option(name, value)}" for name, value in options.items()), ""]
-    lines.append(f"export {BEGAN}=$EPOCHSECONDS")
-    lines += [f"module load {shlex.quote(module)}" for module in target.modules]
-    lines += target.setup
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in target.env.items()]
-    if shape.nodes > 1 and not shape.whole:
-        srun = f"srun --nodes={shape.nodes} --ntasks={shape.nodes} --ntasks-per-node=1 --no-kill --kill-on-bad-exit=0"
-        lines.append(f"exec {srun} --mpi=none {command}")
-    else:
-        lines.append(f"exec {command}")
-    return "\n".join(lines) + "\n"
-
-
-def _option(name: str, value: object) -> str:
-    if value is None or value == "":
-        return f"--{name}"
-    text = str(value)
-    if _PLAIN.fullmatch(text):
-        return f"--{name}={text}"
-    if not text.isprintable() or '"' in text or "\\" in text:
-        raise ConfigError(f"{text!r} cannot stand in an #SBATCH line", where=f"--{name}")
-    return f'--{name}="{text}"'
+    several = shape.nodes > 1 and not shape.whole
+    srun = ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1", "--no-kill"]
+    asked = target.model_copy(
+        update={
+            "requeue": False,
+            "sbatch": {**target.sbatch, **({"no-kill": ""} if several else {})},
+            "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
+        }
+    )
+    return render_script(
+        ScriptSpec(
+            name=f"hpcmass-{shape.label}-{number}",
+            target=asked,
+            layout=shape.layout(),
+            command=(*((*srun, "--kill-on-bad-exit=0", "--mpi=none") if several else ()), *command),
+            out=out,
+            signal_s=0,
+            comment=comment_of(driver),
+            title=f"block {number} of target {shape.target}",
+        )
+    )

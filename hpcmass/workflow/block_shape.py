@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hpcmass.config import Layout, Resources, Target, layout_of, parse_duration
 
 DEFAULT_TIME_S = 3600
-# A block stops taking items this long before its end; what then still runs is asked to checkpoint `STOP_S` before.
+# A block takes no items this long before its end; what still runs `STOP_S` before it is asked to checkpoint.
 DRAIN_S = 60
 STOP_S = 30
 

@@ -6,6 +6,7 @@ answer about stays what it was, and one that has gone in any way is replaced whi
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ from hpcmass.workflow.blocks_left import end_blocks, forgotten
 
 POLL_S = 10.0
 JOURNAL = "blocks.jsonl"
-# Slurm's state -> Parsl's. What the machine did to a block is TIMEOUT, Parsl's word for an end that is no fault of
-# the configuration; a completing block runs nothing any more and is replaced at once.
+# Slurm's state -> Parsl's. What the machine did to a block is TIMEOUT, Parsl's word for an end that is no fault
+# of the configuration; a completing block runs nothing any more and is replaced at once.
 _STATES = {
     JobState.PENDING: BlockState.PENDING,
     JobState.REQUEUED: BlockState.PENDING,
@@ -127,7 +128,7 @@ class BlockBook:
 class BlockScripts:
     """How the batch script of a block is made: `render(number, command)` gives its text."""
 
-    render: Callable[[str, str], str]
+    render: Callable[[str, Sequence[str]], str]
     folder: Path
 
 
@@ -161,7 +162,7 @@ class BlockProvider(ExecutionProvider):
         """Submit one block; `command` is the pilot's, quoted for a shell."""
         number = job_name.rpartition("-")[2]
         script = self.scripts.folder / f"{self._label}-{number}.sbatch"
-        script.write_text(self.scripts.render(number, command), encoding="utf-8")
+        script.write_text(self.scripts.render(number, shlex.split(command)), encoding="utf-8")
         job_id = self.book.submit(script, self._label)
         self.resources[job_id] = {"status": self._status_of(job_id, BlockState.PENDING)}
         return job_id

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from parsl.executors import HighThroughputExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
@@ -31,6 +31,14 @@ _BROKEN_AFTER = 3
 # After Slurm did not answer a submission, wait this long before the next one.
 _HOLD_S = 15.0
 _SIOCGIFADDR = 0x8915
+# Not by its path, which would put this folder in front of the standard library.
+_PILOT = [
+    sys.executable,
+    "-c",
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    f"sys.path.append({str(Path(__file__).resolve().parents[2])!r}); "
+    "from hpcmass.workflow.pilot import main; sys.exit(main(*sys.argv[1:]))",
+]
 
 
 class BlockExecutor(HighThroughputExecutor):
@@ -69,6 +77,7 @@ class BlockExecutor(HighThroughputExecutor):
         self.demand: Callable[[], int] | None = None
         self.excused: set[str] = set()
         self._pilot = dict(pilot)
+        self._blocks = provider
         self._addresses = [address] if address else own_addresses()
         self._hold_until = 0.0
 
@@ -111,12 +120,13 @@ class BlockExecutor(HighThroughputExecutor):
         """Submit blocks, unless Slurm did not answer just now."""
         if time.monotonic() < self._hold_until:
             return []
-        return cast(list[str], super().scale_out_facade(n))
+        blocks: list[str] = super().scale_out_facade(n)
+        return blocks
 
     def _launch_block(self, block_id: str) -> Any:
-        command = [sys.executable, str(Path(__file__).with_name("pilot.py")), str(self.pilot_file), block_id]
+        command = [*_PILOT, str(self.pilot_file), block_id]
         try:
-            return self.provider.submit(shlex.join(command), 1, f"{self.label}-{block_id}")
+            return self._blocks.submit(shlex.join(command), 1, f"{self.label}-{block_id}")
         except SlurmError as error:
             if error.transient:
                 self.excused.add(block_id)
@@ -149,7 +159,10 @@ def _judge_blocks(executor: Any, status: dict[str, JobStatus]) -> None:
 
 
 def own_addresses() -> list[str]:
-    """This machine's IPv4 addresses but the loopback's. (Parsl's own look-up asks a server on the internet.)"""
+    """This machine's IPv4 addresses but the loopback's.
+
+    Parsl's own look-up asks a server on the internet as well.
+    """
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():

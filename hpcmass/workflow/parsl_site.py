@@ -17,8 +17,8 @@ from parsl.executors.high_throughput.errors import ManagerLost
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider
 
-from hpcmass.config import Resources, Site, Target
-from hpcmass.errors import BlockLost, ConfigError
+from hpcmass.config import Resources, Target
+from hpcmass.errors import BlockLost
 from hpcmass.workflow.block_script import render_block
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import BlockBook, BlockProvider, BlockScripts
@@ -141,15 +141,11 @@ def slurm_executor(
     folder = run_dir.absolute() / f"blocks-{book.driver[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
 
-    def render(number: str, command: str) -> str:
-        return render_block(
-            shape, target, number=number, command=command, out=folder / "out-%j.log", driver=book.driver
-        )
+    def render(number: str, command: Sequence[str]) -> str:
+        return render_block(shape, target, number=number, command=command, out=folder, driver=book.driver)
 
     scripts = BlockScripts(render, folder)
-    provider = BlockProvider(
-        book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks
-    )
+    provider = BlockProvider(book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks)
     return BlockExecutor(
         shape,
         provider,
@@ -174,30 +170,24 @@ def slurm_executor(
     )
 
 
-def shapes_of(
-    site: Site, names: Sequence[str], item: Resources, *, parallel: int | None, all_that_fit: bool = False
-) -> dict[str, BlockShape]:
-    """How items lie on several targets, by their names.
+def both_shapes(
+    target: Target, name: str, item: Resources, nodes: int | None, parallel: int | None
+) -> list[BlockShape]:
+    """The packed form of a target, and the whole-node one where a job may have several nodes.
 
     Args:
-        site: The site.
-        names: Targets.
-        item: What one item asks for.
-        parallel: Items at once.
-        all_that_fit: Leave out those that cannot take the item, as long as one can.
+        target: The target.
+        name: Its name.
+        item: What a packed item asks for.
+        nodes: Nodes of a whole-node item; None: all that one job may have.
+        parallel: Packed items at once.
 
     Raises:
-        ConfigError: A target cannot take it, or is not one of Slurm's.
+        ConfigError: The target cannot give it.
     """
-    shapes: dict[str, BlockShape] = {}
-    refused: ConfigError | None = None
-    for name in names:
-        try:
-            shapes[name] = block_shape(item, site.targets[name], name=name, parallel=parallel)
-        except ConfigError as error:
-            refused = error
-            if not all_that_fit:
-                raise
-    if not shapes and refused is not None:
-        raise refused
-    return shapes
+    shapes = [block_shape(item, target, name=name, parallel=parallel)]
+    most = nodes or target.max_nodes or 1
+    if shapes[0].whole or most == 1:
+        return shapes
+    whole = Resources(ranks=most, nodes=most, time=item.time, gpus_per_rank=target.gpus)
+    return [*shapes, block_shape(whole, target, name=name, whole=True)]

@@ -1,6 +1,6 @@
 """What a block runs on a node: Parsl's worker pool, with the node's slots and a clean environment around it.
 
-`pilot.py SPEC BLOCK` is started once a node by the block's batch script (or by its one `srun`). Beside what the
+`main(SPEC, BLOCK)` is called once a node by the block's batch script (or by its one `srun`). Beside what the
 file SPEC says it needs only what Slurm set: which accelerators this job has on this node, and when it ends. It
 stays as the pool's parent, and leaves no process on the node, whatever tracks processes there.
 """
@@ -19,9 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-if __name__ == "__main__":  # By its path: `hpcmass` is found beside this file's own package.
-    sys.path.append(str(Path(__file__).resolve().parents[2]))
-
 from hpcmass.launch.plan import scrubbed
 
 TAG = "HPCMASS_BLOCK"
@@ -35,7 +32,7 @@ _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 def block_end(env: Mapping[str, str], time_s: int, now: float) -> float:
-    """When this block ends, in seconds since the epoch: as Slurm says, else its beginning and its wall time."""
+    """When this block ends, in epoch seconds: as Slurm says, else by its beginning and its wall time."""
     ends = env.get("SLURM_JOB_END_TIME", "")
     if ends.isdigit() and int(ends) > 0:
         return float(ends)
@@ -90,7 +87,9 @@ def pool_command(
     return [sys.executable, spec["pool"], *words, "--available-accelerators", *found]
 
 
-def pool_environment(spec: Mapping[str, Any], env: Mapping[str, str], tag: str, *, now: float) -> dict[str, str]:
+def pool_environment(
+    spec: Mapping[str, Any], env: Mapping[str, str], tag: str, *, now: float
+) -> dict[str, str]:
     """The environment of the pool and of all that it starts on this node.
 
     In a packed block the ranks of an item are started locally: what Slurm and its PMI left for a step would
@@ -130,7 +129,3 @@ def main(spec_file: str, block: str) -> int:
 
     end_tagged(tag, grace_s=float(spec["grace_s"]), name=TAG)
     return code if code >= 0 else 128 - code
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))

@@ -1,4 +1,4 @@
-"""Workers under Parsl: started, fed, and ended so that no process and no block is left, however the driver ends."""
+"""Workers under Parsl: started, fed, and ended; no process and no block is left, however the driver ends."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ class Pool:
         elif error is None:
             item.future.set_result(done.result())
         elif isinstance(error, ManagerLost):
-            lost = BlockLost(f"the workers on {error.hostname} (target '{lane.label}') are gone", transient=True)
+            lost = BlockLost(
+                f"the workers on {error.hostname} (target '{lane.label}') are gone", transient=True
+            )
             item.future.set_exception(lost)
         else:
             item.future.set_exception(error)
@@ -162,7 +164,9 @@ class Pool:
     def _bad(lane: Lane, error: BaseException | None) -> LaunchError | None:
         """Why an executor takes nothing any more, where that is what the error of an item means."""
         known = getattr(lane.executor, "executor_exception", None)
-        if error is None or not (isinstance(error, BadStateException) or (known is not None and error is known)):
+        if error is None or not (
+            isinstance(error, BadStateException) or (known is not None and error is known)
+        ):
             return None
         return known if isinstance(known, LaunchError) else LaunchError(str(known or error))
 
@@ -261,16 +265,14 @@ def open_pool(
         book = BlockBook(folder / "parsl", tag, poll_s=poll_s)
         executors = []
         for name, target in named.items():
-            environment = worker_environment(target, parallel, threads, tag)
             if target.kind == "local":
+                environment = worker_environment(target, parallel, threads, tag)
                 executors.append(local_executor(label=name, parallel=parallel, environment=environment))
                 continue
             shape = block_shape(item or Resources(), target, name=name, parallel=parallel)
-            for name_here in (TAG, "OMP_NUM_THREADS"):  # The pilot's own, on its node.
-                environment.pop(name_here)
             executors.append(
                 slurm_executor(
-                    shape, target, book=book, run_dir=run_dir, environment=environment,
+                    shape, target, book=book, run_dir=run_dir, environment=slurm_environment(target),
                     grace_s=grace_s, lost_after_s=lost_after_s,
                 )
             )  # fmt: skip
@@ -319,6 +321,13 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
         # hpcmass runs from a checkout: the workers are to find the same one.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
     return environment
+
+
+def slurm_environment(target: Target) -> dict[str, str]:
+    """The same for workers on nodes, where the pilot adds the threads and a tag of its own."""
+    environment = worker_environment(target, 1, 1, "")
+    threads = [name for name in environment if name.endswith("_NUM_THREADS")]
+    return {name: value for name, value in environment.items() if name not in (TAG, *threads)}
 
 
 @contextlib.contextmanager

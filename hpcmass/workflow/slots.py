@@ -1,4 +1,4 @@
-"""The slot in which a worker runs an item: written into the run folder, and left in time before its block ends."""
+"""The slot in which a worker runs an item: noted in the run folder, and left in time before its block ends."""
 
 from __future__ import annotations
 

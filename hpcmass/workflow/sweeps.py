@@ -12,6 +12,7 @@ from hpcmass.config import (
     Job,
     Project,
     Site,
+    Target,
     job_differences,
     job_to_toml,
     job_with,
@@ -73,13 +74,7 @@ def sweep(
     folder = folder or project.study_path(job.name)
     if resume and not (folder / "job.toml").is_file():
         raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
-    targets = trial_targets(job, site)
-    if job.command is not None:
-        # A name that nothing gives a value would fail every trial.
-        searched = (name.removeprefix("params.") for name in job.sweep.space)
-        fill_command(job.command, {**job.params, **dict.fromkeys(searched, "")})
-    if job.sweep.sampler == "grid":
-        Space(job.sweep.space).grid()  # Refused, where it is impossible, before anything is written.
+    targets = check_study(job, site)
     ranks = job.sweep.ranks
     parallel = job.sweep.parallel
 
@@ -106,6 +101,24 @@ def sweep(
         prepare=prepare,
         on_event=on_event or (lambda _: None),
     )
+
+
+def check_study(job: Job, site: Site) -> dict[str, Target]:
+    """Refuse a study that cannot be run, before anything is written; gives the targets of its trials.
+
+    Raises:
+        ConfigError: It has no `[sweep]`, a target cannot take a trial, or the space is impossible.
+    """
+    if job.sweep is None:
+        raise ConfigError("the job has no [sweep] table", where=f"job '{job.name}'")
+    targets = trial_targets(job, site)
+    if job.command is not None:
+        # A name that nothing gives a value would fail every trial.
+        searched = (name.removeprefix("params.") for name in job.sweep.space)
+        fill_command(job.command, {**job.params, **dict.fromkeys(searched, "")})
+    if job.sweep.sampler == "grid":
+        Space(job.sweep.space).grid()
+    return targets
 
 
 class _PoolSubmit:

@@ -4,8 +4,8 @@ Every process that a driver's workers start carries `HPCMASS_DRIVER=<uuid>` in i
 first moment, and hands it on to what it starts. So what belongs to a driver can be told from outside
 without guessing from names, even when the driver was killed with -9.
 
-Run as a program it waits for its driver to be gone, in a session of its own so that no Ctrl-C reaches it. Blocks
-that the driver had in Slurm are cancelled then, by the ids in its journal and by the comment that they carry.
+Run as a program it waits for its driver to be gone, in a session of its own so that no Ctrl-C reaches it.
+Blocks that the driver had in Slurm are cancelled then, by the ids in its journal and by their comment.
 """
 
 from __future__ import annotations
@@ -121,7 +121,13 @@ class Watchdog:
         started = process_start(os.getpid()) or 0
         words = [str(os.getpid()), str(started), self._tag, str(self._grace_s)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *words, *([str(self._journal.absolute())] if self._journal else [])],
+            [
+                sys.executable,
+                "-m",
+                "hpcmass.workflow.watchdog",
+                *words,
+                *([str(self._journal.absolute())] if self._journal else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -142,7 +148,7 @@ class Watchdog:
         self._process = None
 
     def keep(self) -> None:
-        """Leave it at its post after this object: something is left that it is to end when the driver is gone."""
+        """Leave it at its post: something is left that it is to end when the driver is gone."""
         self._process = None
 
 

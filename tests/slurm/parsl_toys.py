@@ -41,7 +41,9 @@ while step < steps:
 """
 
 
-def write_job(project: Path, *, trials: int, parallel: int, steps: int = 3, pause_s: float = 0.2, **sweep: object) -> Path:
+def write_job(
+    project: Path, *, trials: int, parallel: int, steps: int = 3, pause_s: float = 0.2, **sweep: object
+) -> Path:
     """A job whose trials are SCRIPT; further keys of `[sweep]` as TOML values."""
     (project / "where.py").write_text(SCRIPT)
     more = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sweep.items())

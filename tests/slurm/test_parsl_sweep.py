@@ -36,7 +36,9 @@ def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project
     held = slots(study)
     assert {each["target"] for each in held} == {"cpu", "gpu"}
     for each in held:
-        assert (each["host"][:2], each["gpus"] is not None) == (("cn", False), ("gn", True))[each["target"] == "gpu"]
+        assert (each["host"][:2], each["gpus"] is not None) == (("cn", False), ("gn", True))[
+            each["target"] == "gpu"
+        ]
     assert {s["gpus"] for s in held if s["target"] == "gpu"} <= {"0", "1"}
     assert len(places(study)) == 14 * 3
     check_slots(study, cluster)
