@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcmass.config import Target, load_site, site_to_toml
 from hpcmass.files import read_records
 from hpcmass.sweep.records import read_trials
 
@@ -22,6 +23,13 @@ x, steps, pause = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 run = pathlib.Path(os.environ["HPCMASS_RUN_DIR"])
 state = run / "counter"
 step = int(state.read_text()) if state.exists() else 0
+if sys.argv[4] == "meet":  # Both kinds of node are to be at work at once.
+    board = pathlib.Path("meet")
+    board.mkdir(exist_ok=True)
+    (board / socket.gethostname()[:2]).touch()
+    until = time.time() + 90
+    while len(os.listdir(board)) < 2 and time.time() < until:
+        time.sleep(0.05)
 stopping = []
 signal.signal(signal.SIGUSR1, lambda *_: stopping.append(1))
 signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
@@ -42,7 +50,14 @@ while step < steps:
 
 
 def write_job(
-    project: Path, *, trials: int, parallel: int, steps: int = 3, pause_s: float = 0.2, **sweep: object
+    project: Path,
+    *,
+    trials: int,
+    parallel: int,
+    steps: int = 3,
+    pause_s: float = 0.2,
+    meet: bool = False,
+    **sweep: object,
 ) -> Path:
     """A job whose trials are SCRIPT; further keys of `[sweep]` as TOML values."""
     (project / "where.py").write_text(SCRIPT)
@@ -50,11 +65,12 @@ def write_job(
     file = project / "sweep.toml"
     file.write_text(f"""
 name = "where"
-command = ["python", "where.py", "{{x}}", "{{steps}}", "{{pause}}"]
+command = ["python", "where.py", "{{x}}", "{{steps}}", "{{pause}}", "{{meet}}"]
 
 [params]
 steps = {steps}
 pause = {pause_s}
+meet = "{"meet" if meet else "-"}"
 
 [sweep]
 sampler = "random"
@@ -72,13 +88,13 @@ x = {{ type = "float", low = 0.0, high = 1.0 }}
 class Driver:
     """`hpcmass sweep` as a process of its own."""
 
-    def __init__(self, project: Path, *words: str, env: dict[str, str]) -> None:
+    def __init__(self, project: Path, *words: str, env: dict[str, str], inside: bool = True) -> None:
         self.log = project / f"driver-{time.monotonic_ns()}.log"
         root = Path(__file__).parents[2]
         path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hpcmass", *words, "--project", str(project)],
+                [sys.executable, "-m", "hpcmass", *words, *(["--project", str(project)] if inside else [])],
                 env={**env, "PYTHONPATH": path}, stdout=log, stderr=subprocess.STDOUT, cwd=root,
             )  # fmt: skip
 
@@ -164,3 +180,15 @@ def check_slots(study: Path, cluster) -> None:
             assert nodes == {line.split("|")[0]}, (job_id, line)
             if any(s["gpus"] for s in held if s["job_id"] == job_id):
                 assert "gres/gpu=2" in line, line
+
+
+def site_of(cluster, project: Path, **keys: object) -> str:
+    """The cluster's site file with other values for keys of its cpu and gpu targets."""
+    site = load_site(cluster.site_file)
+    targets = {
+        name: Target.model_validate({**target.model_dump(), **(keys if name in ("cpu", "gpu") else {})})
+        for name, target in site.targets.items()
+    }
+    file = project / "site.toml"
+    file.write_text(site_to_toml(site.model_copy(update={"targets": targets})))
+    return str(file)
