@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "submit": ("hpcmass.cli.submit", "Submit a job file to Slurm."),
     "rerun": ("hpcmass.cli.rerun", "Submit a run again, exactly as it was submitted last."),
     "sweep": ("hpcmass.cli.sweep", "Search hyperparameters; show or resume a study."),
+    "workflow": ("hpcmass.cli.workflow", "Go on with a sweep or a workflow by its folder."),
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
