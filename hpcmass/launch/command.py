@@ -8,14 +8,17 @@ from pathlib import Path
 _HOME = str(Path(__file__).resolve().parents[2])
 
 
-def hpcmass_command() -> list[str]:
+def hpcmass_command(*, in_container: bool = False) -> list[str]:
     """The words that run this hpcmass with this interpreter, wherever the working folder is.
+
+    In a container they run the image's own hpcmass with the image's `python`.
 
     `python -m` would put the working folder first on the ranks' `sys.path`: a user's `datasets.py` in it would
     then stand in the way of an installed package, on several ranks and not on one (`-P` is new in Python 3.11).
     """
+    home = "" if in_container else f"sys.path.append({_HOME!r}); "
     start = (
         "import sys; sys.path[:] = [p for p in sys.path if p]; "
-        f"sys.path.append({_HOME!r}); from hpcmass.__main__ import main; main()"
+        f"{home}from hpcmass.__main__ import main; main()"
     )
-    return [sys.executable, "-c", start]
+    return ["python" if in_container else sys.executable, "-c", start]
