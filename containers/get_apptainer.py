@@ -127,7 +127,9 @@ def unpack_unstable() -> Path:
             raise CannotHave(f"{SUITE} has no package apptainer")
         version = versions[0]
         if version not in SEEN:
-            print(f"apptainer: {SUITE} has {version} by now; {', '.join(sorted(SEEN))} was tried", file=sys.stderr)
+            print(
+                f"apptainer: {SUITE} has {version} by now; {', '.join(sorted(SEEN))} was tried", file=sys.stderr
+            )
         run("apt-get", "-c", apt, "-qq", "download", f"apptainer={version}", cwd=scratch)
         (package,) = scratch.glob("apptainer_*.deb")
         tree = kept_folder() / f".{version}.{os.getpid()}"

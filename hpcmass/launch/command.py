@@ -18,7 +18,6 @@ def hpcmass_command(*, in_container: bool = False) -> list[str]:
     """
     home = "" if in_container else f"sys.path.append({_HOME!r}); "
     start = (
-        "import sys; sys.path[:] = [p for p in sys.path if p]; "
-        f"{home}from hpcmass.__main__ import main; main()"
+        f"import sys; sys.path[:] = [p for p in sys.path if p]; {home}from hpcmass.__main__ import main; main()"
     )
     return ["python" if in_container else sys.executable, "-c", start]

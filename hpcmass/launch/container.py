@@ -161,7 +161,9 @@ def _bind(source: str, inside: str, options: str) -> Sequence[str]:
     if not any(sign in both for sign in ':,"\\'):
         return ["--bind", ":".join([source, inside, options] if options else [source, inside])]
     fields = ["type=bind", f"source={source}", f"destination={inside}", *(["ro"] if options == "ro" else [])]
-    quoted = ['"' + field.replace('"', '""') + '"' if any(s in field for s in ',"') else field for field in fields]
+    quoted = [
+        '"' + field.replace('"', '""') + '"' if any(s in field for s in ',"') else field for field in fields
+    ]
     return ["--mount", ",".join(quoted)]
 
 

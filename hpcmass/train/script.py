@@ -74,6 +74,7 @@ def run_script(
     threads_per_rank: int | None = None,
     cwd: Path | None = None,
     env_extra: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
     console: bool = True,
 ) -> Status:
     """Run a command on N ranks to its end, and keep what is known of it in a run folder.
@@ -88,6 +89,7 @@ def run_script(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
+        prefix: Words in front of the command, which bring it into a container; its `python` is the image's then.
         console: Whether rank 0's output is shown.
 
     Returns:
@@ -98,10 +100,10 @@ def run_script(
         LeaseHeld: The run is being run by somebody else.
         StorageError: The run folder cannot be written.
     """
-    words = resolve_command(command, cwd)
+    words = resolve_command(command, cwd, in_container=bool(prefix))
     target = target or Target()
     plan = plan_ranks(
-        words,
+        [*prefix, *words],
         ranks,
         target,
         threads_per_rank=threads_per_rank,
@@ -147,8 +149,12 @@ def run_script(
         return _settle(run, attempt, outcome)
 
 
-def resolve_command(command: Sequence[str], cwd: Path | None = None) -> list[str]:
+def resolve_command(
+    command: Sequence[str], cwd: Path | None = None, *, in_container: bool = False
+) -> list[str]:
     """The words with `python` as this interpreter, refused where there is nothing to run.
+
+    In a container programs are the image's, of which nothing is known here.
 
     Raises:
         ConfigError: There are no words, or one holds a NUL.
@@ -159,6 +165,8 @@ def resolve_command(command: Sequence[str], cwd: Path | None = None) -> list[str
         raise ConfigError("there is no command to run", hint="hpcmass run --ranks 2 -- python train.py")
     if any("\0" in word for word in words):
         raise ConfigError("a word of the command holds a NUL character", where=words[0])
+    if in_container:
+        return words
     folder = Path.cwd() if cwd is None else cwd
     if words[0] in ("python", "python3"):
         words[0] = sys.executable

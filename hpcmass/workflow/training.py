@@ -24,6 +24,7 @@ from hpcmass.config import (
 from hpcmass.errors import ConfigError
 from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
+from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix
 from hpcmass.workflow.targets import target_of
 
 
@@ -79,7 +80,10 @@ def train(
             )
         return run, train_per_shard(job, run, project, site, fresh=fresh, console=console)
     ranks = ranks or job.resources.ranks
-    if launched is not None or ranks == 1:
+    contained = needs_container(target_of(job, site))
+    if launched is not None and contained:
+        raise outside_error(target_of(job, site))
+    if launched is not None or (ranks == 1 and not contained):
         from hpcmass.train.rank import train_rank
 
         backend = job.train.backend
@@ -123,14 +127,17 @@ def _start(
         job_file, site_file = Path(scratch) / "job.toml", Path(scratch) / "site.toml"
         job_file.write_text(job_to_toml(job), encoding="utf-8")
         site_file.write_text(site_to_toml(site), encoding="utf-8")
-        argv = [*hpcmass_command(), "train", str(job_file), "--project", str(project.root)]
+        target = target_of(job, site)
+        prefix = rank_prefix(target, job, project, run.path, further=[Path(scratch)])
+        argv = [*prefix, *hpcmass_command(in_container=bool(prefix)), "train", str(job_file)]
+        argv += ["--project", str(project.root)]
         argv += ["--site", str(site_file)]
         argv += ["--run-folder", str(run.path.absolute()), *(["--fresh"] if fresh else [])]
         return start_ranks(
             argv,
             run=run,
             ranks=ranks,
-            target=target_of(job, site),
+            target=target,
             threads_per_rank=job.resources.threads_per_rank,
             backend=job.train.backend,
             console=console,
@@ -169,13 +176,15 @@ def run_command(
     if run.exists():
         _check_same(run, job)
     site = load_site(site_file, project.site_file)
+    target = target_of(job, site)
     status = run_script(
         list(command),
         run=run,
         job=job,
         site=site,
         ranks=ranks,
-        target=target_of(job, site),
+        target=target,
+        prefix=rank_prefix(target, job, project, run.path),
         threads_per_rank=threads_per_rank,
         cwd=Path.cwd(),
         console=not quiet,

@@ -16,6 +16,7 @@ from hpcmass.errors import HpcmassError, LeaseHeld, RecipeError
 from hpcmass.files import make_dir
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
+from hpcmass.workflow.containers import needs_container, rank_prefix
 from hpcmass.workflow.targets import target_of
 
 
@@ -60,12 +61,14 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             target=target,
             threads_per_rank=threads or _threads(ranks),
             cwd=project.root,
+            prefix=rank_prefix(target, job, project, run.path, cwd=project.root),
             console=False,
         )
-    elif ranks > 1:
+    elif ranks > 1 or needs_container(target):
         from hpcmass.train.start import start_ranks
 
-        argv = [*hpcmass_command(), "train", str(run.job_file)]
+        prefix = rank_prefix(target, job, project, run.path)
+        argv = [*prefix, *hpcmass_command(in_container=bool(prefix)), "train", str(run.job_file)]
         argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
         start_ranks(
             argv,
