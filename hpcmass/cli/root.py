@@ -21,6 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "slurm": (
+        "hpcmass.cli.slurm",
+        "Start a real Slurm of six small nodes on this machine, to learn and test with.",
+    ),
     "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
