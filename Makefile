@@ -1,17 +1,20 @@
 # make demo      install into .venv, then train on MNIST from raw data to a catalogue, in demo/
 # make test      install the development tools and a real Horovod, then run every test
 # make lint      ruff and mypy            make bench   the benchmarks        make soak   the long fault suite
+# make cluster-up  a real Slurm of six nodes on this machine (docs/slurm-on-a-laptop.md)    make cluster-down
 # make clean     remove .venv and caches (demo/ is kept)
 #
 # PYTHON=python3.12        the interpreter (3.10 or newer) to make .venv with
 # TORCH_INDEX=URL          the index to take torch from, such as https://download.pytorch.org/whl/cpu
 # PYTEST_ARGS='-k order'   more arguments for pytest
+# CLUSTER_ARGS='--no-accounting'   options of `hpcmass slurm up` and `down`, such as --folder
+# APT=no                   install no Debian packages, also where root or sudo could (tests then skip)
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test soak lint format bench constraints clean
+.PHONY: help demo install dev test soak lint format bench constraints clean cluster-up cluster-down
 
-export PYTHON TORCH_INDEX
+export PYTHON TORCH_INDEX APT
 # Parsl and mpiexec are found on PATH; only what runs inside .venv gets it, not its making.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 PYTEST := $(IN_VENV) python -m pytest
@@ -45,6 +48,12 @@ bench: dev
 
 constraints: dev
 	@.ci/constraints.sh
+
+cluster-up: install
+	@$(IN_VENV) hpcmass slurm up $(CLUSTER_ARGS)
+
+cluster-down: install
+	@$(IN_VENV) hpcmass slurm down $(CLUSTER_ARGS)
 
 clean:
 	@if [ -e .venv ] && [ ! -e .venv/.made-by-hpcmass ]; then echo "hpcmass: .venv was not made by make; kept"; \

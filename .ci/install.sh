@@ -2,10 +2,11 @@
 # Makes .venv in the checkout and installs hpcmass into it.
 #
 #   .ci/install.sh demo    what `make demo` needs: no root, no compiler
-#   .ci/install.sh dev     the same, the development tools, and Horovod built for real where that can be done
+#   .ci/install.sh dev     the same, the development tools, Horovod built for real where that can be done, and
+#                          Slurm from Debian's packages where root or sudo can (none of its services has to run)
 #
 # Does nothing when the stamp in .venv fits. Reads PYTHON (the interpreter to use) and TORCH_INDEX (the index
-# to take torch from, such as https://download.pytorch.org/whl/cpu).
+# to take torch from, such as https://download.pytorch.org/whl/cpu). APT=no: no Debian package is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,11 +49,31 @@ find_python() {
     version=$(tail -n1 <<<"$found")
 }
 
-# With root and apt (a fresh container, CI) what is missing is installed; without, a message says what to do.
+# With root (or sudo that asks nothing) and apt, what is missing is installed; without, a message says what to do.
 apt_install() {
-    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 1
+    local as_root=()
+    [[ ${APT:-} != no ]] && command -v apt-get >/dev/null || return 1
+    if [[ $(id -u) != 0 ]]; then
+        command -v sudo >/dev/null && sudo -n true 2>/dev/null || return 1
+        as_root=(sudo -n)
+    fi
     say "== apt-get install $*"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    "${as_root[@]}" apt-get update -qq &&
+        # RUNLEVEL=1: packages start no service (where systemd does not decide that).
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+            apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# A program of each package that the development cluster uses; libpmix2 has none.
+install_slurm() {
+    local each missing=()
+    for each in slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge slurmdbd:slurmdbd \
+        mariadbd:mariadb-server ip:iproute2 unshare:util-linux; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${each%%:*}" >/dev/null || missing+=("${each#*:}")
+    done
+    compgen -G '/usr/lib/*/pmix2/lib/libpmix.so.2' >/dev/null || missing+=(libpmix2)
+    [[ ${#missing[@]} == 0 ]] && return
+    apt_install "${missing[@]}" || say "== no Slurm: its tests will skip; as root: apt-get install ${missing[*]}"
 }
 
 make_venv() {
@@ -97,6 +118,7 @@ stamp_key() {
 }
 
 find_python
+if [[ $level == dev ]]; then install_slurm; fi # not a matter of .venv, so not of its stamp either
 make_venv
 key=$(stamp_key "$level")
 [[ $(cat "$venv/.installed-$level" 2>/dev/null) == "$key" ]] && exit 0

@@ -41,13 +41,20 @@ def command() -> None:
     "--namespaces/--no-namespaces", default=None, help="A host of its own a node [default: where root may]."
 )
 @click.option(
-    "--grace", type=click.IntRange(0), default=0, metavar="SECONDS", help="What a preempted job gets."
+    "--grace", type=click.IntRange(0), metavar="SECONDS", help="What a preempted job gets [default: 0]."
 )
 @click.option(
-    "--node-timeout", type=click.IntRange(3), default=10, metavar="SECONDS", help="Until a silent node is down."
+    "--node-timeout",
+    type=click.IntRange(3),
+    metavar="SECONDS",
+    help="Until a silent node is down [default: 10].",
 )
 def up(
-    folder: str | None, accounting: bool | None, namespaces: bool | None, grace: int, node_timeout: int
+    folder: str | None,
+    accounting: bool | None,
+    namespaces: bool | None,
+    grace: int | None,
+    node_timeout: int | None,
 ) -> None:
     """Start the cluster, or what is missing of it."""
     from hpcmass.devcluster import Cluster

@@ -5,10 +5,11 @@
 Standard library only.
 """
 
-from hpcmass.devcluster.cluster import Cluster, ClusterStatus, default_folder
+from hpcmass.devcluster.cluster import Cluster
 from hpcmass.devcluster.nodes import NODES, Node
 from hpcmass.devcluster.packages import missing_packages
 from hpcmass.devcluster.settings import Settings
+from hpcmass.devcluster.status import ClusterStatus, default_folder
 
 __all__ = [
     "NODES",

@@ -19,11 +19,13 @@ from pathlib import Path
 from hpcmass.devcluster.settings import FIRST_PORT, PORTS_EACH, SLOTS
 from hpcmass.errors import LaunchError, LeaseHeld
 
+PREFIX = "hpcmass-devcluster"
+
 
 def _bind(name: str) -> socket.socket | None:
     handle = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        handle.bind(f"\0hpcmass-devcluster/{name}")
+        handle.bind(f"\0{PREFIX}/{name}")
     except OSError as error:
         handle.close()
         if error.errno != errno.EADDRINUSE:
@@ -47,6 +49,17 @@ def only_one(folder: Path, patience_s: float = 180.0) -> Iterator[None]:
         time.sleep(0.1)
     with handle:
         yield
+
+
+@contextlib.contextmanager
+def abandoned(slot: int) -> Iterator[bool]:
+    """Whether nobody holds a slot; nobody gets it during the body then."""
+    handle = _bind(f"slot/{slot}")
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            handle.close()
 
 
 def claim_slot(usable: Callable[[int], bool]) -> tuple[int, socket.socket]:

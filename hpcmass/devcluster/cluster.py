@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpcmass.devcluster import claim, daemons, network, packages, pmix
 from hpcmass.devcluster.files import SITE_FILE, make_folder, write_files
@@ -18,44 +17,10 @@ from hpcmass.devcluster.nodes import NODES
 from hpcmass.devcluster.processes import Process, end_all_on, tail, wait_for
 from hpcmass.devcluster.settings import Settings, check_folder
 from hpcmass.devcluster.state import State
+from hpcmass.devcluster.status import ClusterStatus, default_folder
 from hpcmass.errors import ConfigError, HpcmassError, LaunchError, NotFound
 
 _HERE_STATES = ("idle", "mixed", "allocated", "completing", "drained", "draining", "reserved", "planned")
-
-
-def default_folder() -> Path:
-    """Where the cluster lies if nothing else is said: `HPCMASS_DEVCLUSTER`, or a folder of the user's in /tmp.
-
-    On the local disk, because of its sockets and its database.
-    """
-    return Path(os.environ.get("HPCMASS_DEVCLUSTER") or f"/tmp/hpcmass-devcluster-{os.getuid()}")
-
-
-@dataclass(frozen=True)
-class ClusterStatus:
-    """What lives of a cluster.
-
-    Attributes:
-        daemons: Name → whether its process lives, nodes apart.
-        nodes: Node → whether its slurmd lives.
-        states: Node → what slurmctld says of it (`idle`, `down*` …); empty where it does not answer.
-        jobs: How many jobs are pending or running; None where slurmctld does not answer.
-    """
-
-    daemons: dict[str, bool]
-    nodes: dict[str, bool]
-    states: dict[str, str]
-    jobs: int | None
-
-    @property
-    def up(self) -> bool:
-        """Whether everything lives and answers."""
-        return all(self.daemons.values()) and all(self.nodes.values()) and bool(self.states)
-
-    @property
-    def down(self) -> bool:
-        """Whether nothing lives."""
-        return not any(self.daemons.values()) and not any(self.nodes.values())
 
 
 class Cluster:
@@ -67,6 +32,7 @@ class Cluster:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._current: str | None = None  # the daemon that is being started
         self.folder = state.settings.folder
 
     @classmethod
@@ -76,8 +42,8 @@ class Cluster:
         *,
         network_namespaces: bool | None = None,
         accounting: bool | None = None,
-        grace_s: int = 0,
-        slurmd_timeout_s: int = 10,
+        grace_s: int | None = None,
+        slurmd_timeout_s: int | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> Cluster:
         """Start a cluster, or what is missing of one that is there. All of it comes up, or nothing is left.
@@ -86,8 +52,8 @@ class Cluster:
             folder: Its folder; see `default_folder`.
             network_namespaces: Each node a host of its own (needs root); None: where that can be done.
             accounting: With slurmdbd; None: where it is installed.
-            grace_s: Seconds that a preempted job gets.
-            slurmd_timeout_s: Seconds until a silent node is down.
+            grace_s: Seconds that a preempted job gets; None: 0.
+            slurmd_timeout_s: Seconds until a silent node is down; None: 10.
             say: Told what is being done.
 
         Raises:
@@ -97,22 +63,26 @@ class Cluster:
         """
         path = check_folder(folder or default_folder())
         packages.require(packages.SLURM, what="the development cluster")
-        if accounting is None:
-            accounting = not packages.missing_packages([packages.ACCOUNTING])
-        elif accounting:
+        if accounting:
             packages.require(packages.ACCOUNTING, what="accounting")
         if network_namespaces:
             packages.require(packages.NETWORK, what="a network of nodes")
-        options = {"accounting": accounting, "grace_s": grace_s, "slurmd_timeout_s": slurmd_timeout_s}
+        asked = {
+            "network": network_namespaces,
+            "accounting": accounting,
+            "grace_s": grace_s,
+            "slurmd_timeout_s": slurmd_timeout_s,
+        }
+        options = {name: value for name, value in asked.items() if value is not None}
         make_folder(path)
         with claim.only_one(path):
             state = State.load(path)
             if state and state.alive("holder"):
-                cls(state)._same(options, network_namespaces)
+                cls(state)._same(options)
             else:
                 if state:  # what a crash or an ended holder left
                     cls(state)._end()
-                state = cls._begin(path, options, network_namespaces)
+                state = cls._begin(path, options)
             cluster = cls(state)
             cluster._start(say)
         return cluster
@@ -133,28 +103,26 @@ class Cluster:
         return cls(state)
 
     @staticmethod
-    def _begin(path: Path, options: dict[str, int], network_namespaces: bool | None) -> State:
+    def _begin(path: Path, options: dict[str, Any]) -> State:
         """Claim a slot and write the files of a cluster of which nothing runs."""
-        can = network.possible() if network_namespaces is not False else False
-        if network_namespaces and not can:
+        can = options.get("network") is not False and network.possible()
+        if options.get("network") and not can:
             raise ConfigError(
                 "a hostname and a network for each node need root, and the right to make namespaces",
                 hint="without them, as any user: hpcmass slurm up --no-namespaces",
             )
+        found = {
+            "accounting": not packages.missing_packages([packages.ACCOUNTING]),
+            **options,
+            "network": can,
+            "user": pwd.getpwuid(os.getuid()).pw_name,
+            "host": socket.gethostname().split(".")[0],
+            "plugins": pmix.plugin_path(packages.plugin_folder(), path / "plugins"),
+            "version": packages.slurm_version(),
+        }
 
         def settings(slot: int) -> Settings:
-            return Settings(
-                folder=path,
-                slot=slot,
-                user=getpass.getuser() if os.getuid() else "root",
-                host=socket.gethostname().split(".")[0],
-                network=can,
-                accounting=bool(options["accounting"]),
-                grace_s=options["grace_s"],
-                slurmd_timeout_s=options["slurmd_timeout_s"],
-                plugins=pmix.plugin_path(packages.plugin_folder(), path / "plugins"),
-                version=packages.slurm_version(),
-            )
+            return Settings(folder=path, slot=slot, **found)
 
         def usable(slot: int) -> bool:
             if not can:
@@ -176,10 +144,9 @@ class Cluster:
             raise
         return state
 
-    def _same(self, options: dict[str, int], network_namespaces: bool | None) -> None:
+    def _same(self, options: dict[str, Any]) -> None:
         s = self._state.settings
-        asked = {**options, **({} if network_namespaces is None else {"network": network_namespaces})}
-        other = {name: value for name, value in asked.items() if getattr(s, name) != value}
+        other = {name: value for name, value in options.items() if getattr(s, name) != value}
         if other:
             words = ", ".join(f"{name} = {getattr(s, name)}, not {value}" for name, value in other.items())
             raise ConfigError(
@@ -250,7 +217,9 @@ class Cluster:
         """End all of it: jobs, daemons, namespaces. Nothing happens to one that does not run."""
         with claim.only_one(self.folder):
             self._reload()
-            self._end()
+            errors = self._end()
+        if errors:
+            raise errors[0]
 
     def kill_node(self, name: str) -> None:
         """Take the power from a node: its slurmd and everything that runs there die at once.
@@ -367,7 +336,7 @@ class Cluster:
 
     def _last_words(self) -> str:
         """The end of the log of the daemon that was being started."""
-        name = getattr(self, "_current", None)
+        name = self._current
         if name is None:
             return ""
         s = self._state.settings
@@ -378,20 +347,22 @@ class Cluster:
         return ""
 
     def _kill(self, name: str) -> None:
+        s = self._state.settings
         process = self._state.processes.get(f"slurmd-{name}")
         if process:
             process.end(signal.SIGKILL)
-        if not self.has_network:
-            s = self._state.settings
+        if not s.network:
             end_all_on(name, daemons.marks(s, f"slurmd-{name}"), s.slurm_conf)
+        elif process and not wait_for(lambda: not network.processes_of(s, name), 15):
+            raise LaunchError(f"processes of {name} do not end", pids=network.processes_of(s, name))
 
     def _end_process(self, name: str) -> None:
         process = self._state.processes.get(name)
         if process:
             process.end()
 
-    def _end(self) -> None:
-        """End everything, in the order that lets each say good-bye to the next."""
+    def _end(self) -> list[HpcmassError]:
+        """End everything, in the order that lets each say good-bye to the next; what could not be ended."""
         s = self._state.settings
         if self._state.alive("slurmctld"):
             daemons.cancel_all(self.env)
@@ -404,10 +375,11 @@ class Cluster:
         for name in reversed(daemons.order(s)):
             if not name.startswith("slurmd-"):
                 self._end_process(name)
-        if s.network and self._state.alive("holder"):
-            network.down(s)
+        if s.network:
+            with claim.abandoned(s.slot) as free:
+                if free or self._state.alive("holder"):
+                    network.down(s)
         self._end_process("holder")
         self._state.processes.clear()
         self._state.save()
-        if errors and not isinstance(sys.exc_info()[1], HpcmassError):
-            raise errors[0]
+        return errors

@@ -29,10 +29,7 @@ def possible() -> bool:
         return False
     unshare = [program("unshare") or "unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork"]
     tried = subprocess.run([*unshare, "--mount-proc", "true"], capture_output=True, check=False)
-    return (
-        tried.returncode == 0
-        and subprocess.run(["ip", "netns", "list"], check=False, capture_output=True).returncode == 0
-    )
+    return tried.returncode == 0 and _ip("netns", "list").returncode == 0
 
 
 def free(subnet: str) -> bool:
@@ -80,6 +77,11 @@ def down(s: Settings) -> None:
         _ip("link", "del", f"v{s.tag}-{node.name}")
         _ip("netns", "del", f"{s.tag}-{node.name}")
     _ip("link", "del", f"{s.tag}br")
+
+
+def processes_of(s: Settings, node: str) -> list[int]:
+    """Pids of all that runs on a node."""
+    return [int(pid) for pid in _ip("netns", "pids", f"{s.tag}-{node}").stdout.split()]
 
 
 def as_node(s: Settings, node: str, command: Sequence[str]) -> list[str]:

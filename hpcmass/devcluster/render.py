@@ -178,9 +178,14 @@ def slurmdbd_conf(s: Settings, password: str) -> str:
 def hosts(s: Settings, present: str) -> str:
     """/etc/hosts of the nodes: the machine's own, and each node by name.
 
-    The machine's lines for its own name are left out: to a node, that name is another host.
+    The machine's name is taken out of its own lines, which say 127.0.0.1: to a node it is another host.
     """
-    kept = [line for line in present.splitlines() if s.host not in line.split("#")[0].split()[1:]]
+    kept = []
+    for line in present.splitlines():
+        address, *names = line.partition("#")[0].split() or [""]
+        others = [name for name in names if name.split(".")[0] != s.host]
+        if others:
+            kept.append(" ".join([address, *others]))
     nodes = [f"{s.node_address(index)} {node.name}" for index, node in enumerate(NODES)]
     return "\n".join([*kept, f"{s.controller_address} {s.host}", *nodes, ""])
 

@@ -188,6 +188,23 @@ class Slurm:
                         self._accounting = False
         return {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
 
+    def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
+        """Those of the jobs that are pending, running or otherwise not over; one squeue.
+
+        Raises:
+            SlurmError: Slurm does not answer, so that nobody knows.
+        """
+        if not ids:
+            return {}
+        try:
+            rows = _by_id(parse_squeue(self.run(commands.squeue_jobs(ids, uid=os.getuid()))))
+        except SlurmError as error:
+            if error.data["kind"] == "job":
+                return {}
+            raise
+        infos = {one: _find(one, rows) for one in ids}
+        return {one: info for one, info in infos.items() if info is not None and not info.state.ended}
+
     def has_accounting(self) -> bool:
         """Whether this Slurm keeps a database of jobs that have ended (slurmdbd)."""
         if self._accounting is None:
@@ -268,9 +285,9 @@ class Slurm:
         """All partitions."""
         return parse_partitions(self.run(commands.show_partitions()))
 
-    def config(self) -> dict[str, str]:
+    def config(self, *, patience_s: float | None = None) -> dict[str, str]:
         """Slurm's configuration, such as `{"ClusterName": "lab", "MaxArraySize": "1001"}`."""
-        return parse_config(self.run(commands.show_config()))
+        return parse_config(self.run(commands.show_config(), patience_s=patience_s))
 
     def qos(self) -> list[QosInfo]:
         """All QOS with their limits; none on a Slurm without accounting."""

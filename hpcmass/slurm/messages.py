@@ -28,6 +28,18 @@ class Trouble:
 
 _RULES: tuple[tuple[str, Trouble], ...] = (
     (
+        r"accounting storage is disabled|talking to the database"
+        r"|unable to connect to database|only allowed with an accounting"
+        r"|database connection|slurmdbd|not running a supported accounting_storage plugin"
+        r"|accounting_storage/none",
+        Trouble(
+            "accounting",
+            "Slurm's accounting database does not answer, or this Slurm has none",
+            "states of ended jobs, exit codes and usage are then known from the run folder only",
+            transient=True,
+        ),
+    ),
+    (
         r"socket timed out|zero bytes were transmitted|message receive failure|receive failure"
         r"|received zero length message",
         Trouble(
@@ -211,17 +223,6 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
         r"access/permission denied|operation not permitted|invalid user id",
         Trouble(
             "permission", "Slurm does not let you do this", "the job or the resource belongs to somebody else"
-        ),
-    ),
-    (
-        r"accounting storage is disabled|unable to connect to database|only allowed with an accounting"
-        r"|database connection|slurmdbd|not running a supported accounting_storage plugin"
-        r"|accounting_storage/none",
-        Trouble(
-            "accounting",
-            "Slurm's accounting database does not answer, or this Slurm has none",
-            "states of ended jobs, exit codes and usage are then known from the run folder only",
-            transient=True,
         ),
     ),
     (

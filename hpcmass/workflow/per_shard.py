@@ -28,6 +28,7 @@ from hpcmass.runs import RunFolder, State, Status
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.watch import judge_run
 from hpcmass.train import opening
+from hpcmass.train.begun import MAY_DIFFER
 from hpcmass.train.datasets import open_all
 from hpcmass.train.model import load_bundle
 from hpcmass.workflow.pool import Pool, open_pool
@@ -112,7 +113,7 @@ def _check_same(job: Job, run: RunFolder) -> None:
         ConfigError: The job asks for more epochs or steps than the run was begun with.
     """
     begun = read_run_job(run.job_file)
-    differing = job_differences(begun, job, ignore=opening.MAY_DIFFER)
+    differing = job_differences(begun, job, ignore=MAY_DIFFER)
     if differing:
         facts = "; ".join(f"{key}: {old} then, {new} now" for key, (old, new) in differing.items())
         raise ConfigError(

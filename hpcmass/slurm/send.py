@@ -1,0 +1,211 @@
+"""Submits a script for runs, so that nothing is lost or doubled whenever it is cut off.
+
+An intent with the job's comment is published before sbatch is called, and the record after it answered. An
+intent without a record is settled later: by its comment the job is found, or it never was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcmass.config import Layout
+from hpcmass.errors import AlreadyExists, HpcmassError, LeaseHeld, SlurmError
+from hpcmass.files import Owner, publish, publish_json
+from hpcmass.slurm import records
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.records import SubmissionRecord, publish_submission, script_name, slurm_folder
+from hpcmass.slurm.submission import submit_script
+
+# An intent of a process on another machine, of which nobody here can tell whether it lives, counts this long.
+_FRESH_S = 600.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run that a job is submitted for.
+
+    Attributes:
+        path: The run's folder.
+        array_index: Which element of the array it is, or None.
+    """
+
+    path: Path
+    array_index: int | None = None
+
+
+def new_comment() -> str:
+    """What a job carries so that it can be found again."""
+    return f"hpcmass:{uuid.uuid4()}"
+
+
+def send(
+    places: Sequence[Place],
+    text: str,
+    *,
+    slurm: Slurm,
+    site: str,
+    target: str,
+    layout: Layout | dict[str, Any],
+    by: str = "submit",
+    after: Sequence[str] = (),
+    options: Sequence[str] = (),
+    comment: str | None = None,
+) -> list[SubmissionRecord]:
+    """Submit one script for one run, or for those that are the elements of an array.
+
+    Args:
+        places: The runs.
+        text: The script.
+        slurm: The Slurm to submit to.
+        site: The site's name, for the record; also `target` and `layout`.
+        target: The target's name.
+        layout: Where the ranks lie.
+        by: `submit`, `rerun` or `successor`, for the record.
+        after: Dependencies as the script or the options name them, for the record.
+        options: Options of sbatch that win over the script's lines.
+        comment: What the job carries; default: a new one.
+
+    Returns:
+        The records, in the order of the places.
+
+    Raises:
+        SlurmError: Slurm refused; nothing is left behind, unless it may have taken the job all the same
+            (`unsure`): then the intents stay, and the next submit looks for the job.
+        LeaseHeld: Another submit of the same run is under way.
+        StorageError: The file system refused.
+    """
+    comment = comment or new_comment()
+    written: list[Path] = []
+    numbers: list[int] = []
+    layout = layout if isinstance(layout, dict) else asdict(layout)
+    facts = {"site": site, "target": target, "layout": layout, "by": by, "after": list(after)}
+    owner = vars(Owner.this_process())
+    try:
+        for place in places:
+            number = max(records.numbers(place.path), default=0) + 1
+            folder = slurm_folder(place.path)
+            intent = {**facts, "format": records.FORMAT, "comment": comment, "array_index": place.array_index}
+            try:
+                publish_json(
+                    folder / f"intent-{number:04d}.json", {**intent, "owner": owner, "time": time.time()}
+                )
+                written.append(folder / f"intent-{number:04d}.json")
+                publish(folder / script_name(number), text)
+                written.append(folder / script_name(number))
+            except AlreadyExists as error:
+                raise LeaseHeld(
+                    "another submit of this run is under way", where=place.path, transient=True
+                ) from error
+            numbers.append(number)
+        job_id = submit_script(
+            text,
+            slurm_folder(places[0].path),
+            slurm=slurm,
+            name=script_name(numbers[0]),
+            options=options,
+            comment=comment,
+        )
+    except HpcmassError as error:
+        if not error.data.get("unsure"):
+            # The scripts first: an intent without its script can still be settled.
+            for path in reversed(written):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        raise
+    cluster = ""
+    with contextlib.suppress(SlurmError):
+        cluster = slurm.config(patience_s=0.0).get("ClusterName", "")
+    sent = [
+        SubmissionRecord(
+            number=number,
+            job_id=job_id,
+            array_index=place.array_index,
+            site=site,
+            target=target,
+            layout=layout,
+            script=script_name(number),
+            submitted=time.time(),
+            by=by,
+            after=tuple(after),
+            cluster=cluster,
+            comment=comment,
+        )
+        for place, number in zip(places, numbers, strict=True)
+    ]
+    for place, record in zip(places, sent, strict=True):
+        _record(place.path, record)
+    return sent
+
+
+def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:
+    """Find the jobs of submits that were cut off before their record was written, and write it.
+
+    Returns:
+        The records written; empty where there was nothing to settle, or where no job was found.
+
+    Raises:
+        LeaseHeld: A submit that may be alive is still at it.
+        SlurmError: Slurm does not answer, so that nobody knows.
+    """
+    open_ones = sorted(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
+    found = []
+    for number in open_ones:
+        intent = records.read_intent(run_path, number)
+        if intent is None or not intent.get("comment"):
+            continue
+        if _under_way(intent):
+            raise LeaseHeld(
+                "another submit of this run is under way",
+                where=run_path,
+                hint="wait for it to end",
+                transient=True,
+            )
+        jobs = slurm.find_comment(str(intent["comment"]))
+        if not jobs:
+            continue
+        record = _from_intent(number, intent, jobs[-1])
+        _record(run_path, record)
+        found.append(record)
+    return found
+
+
+def pending(run_path: Path) -> bool:
+    """Whether a submit was cut off, or is under way: an intent stands without its record."""
+    return bool(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
+
+
+def _under_way(intent: dict[str, Any]) -> bool:
+    try:
+        alive = Owner(**intent["owner"]).alive()
+    except (KeyError, TypeError):
+        alive = None
+    return alive is True or (alive is None and time.time() - float(intent.get("time") or 0) < _FRESH_S)
+
+
+def _from_intent(number: int, intent: dict[str, Any], job_id: str) -> SubmissionRecord:
+    index = intent.get("array_index")
+    return SubmissionRecord(
+        number=number,
+        job_id=job_id,
+        array_index=None if index is None else int(index),
+        site=str(intent.get("site", "")),
+        target=str(intent.get("target", "")),
+        layout=dict(intent.get("layout") or {}),
+        script=script_name(number),
+        submitted=float(intent.get("time") or 0.0),
+        by=str(intent.get("by", "submit")),
+        after=tuple(str(one) for one in intent.get("after") or ()),
+        comment=str(intent["comment"]),
+    )
+
+
+def _record(run_path: Path, record: SubmissionRecord) -> None:
+    """Write the record; of two that found the same job the first has written it."""
+    with contextlib.suppress(AlreadyExists):
+        publish_submission(run_path, record)

@@ -1,0 +1,196 @@
+"""The client's patience and its limits, with commands that behave as a Slurm in trouble does.
+
+What a real Slurm answers is in tests/slurm; a command that hangs, or fails twice and then works, cannot be had
+from it at will.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpcmass.errors import SlurmError
+from hpcmass.files import process_start
+from hpcmass.slurm import client as client_module
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.commands import SACCT_FIELDS, SEPARATOR, SQUEUE_FIELDS
+from hpcmass.slurm.jobs import JobState
+
+Command = Callable[..., None]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Puts a command of Slurm's in place, as lines of sh; `$N` is how often it was called before."""
+
+    def put(name: str, body: str) -> None:
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        count = tmp_path / f"{name}.calls"
+        file.write_text(
+            f'#!/bin/sh\nN=$(cat "{count}" 2>/dev/null || echo 0); echo $((N + 1)) >"{count}"\n{body}\n'
+        )
+        file.chmod(0o755)
+
+    return put
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    monkeypatch.setattr(client_module, "_FIRST_PAUSE_S", 0.01)
+    return Slurm({"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}, timeout_s=60, patience_s=30)
+
+
+def squeue_line(job_id: str, state: str) -> str:
+    values = dict.fromkeys(SQUEUE_FIELDS, "")
+    values.update({"%i": job_id, "%A": job_id, "%F": job_id, "%T": state, "%j": "x"})
+    return SEPARATOR.join(values.values())
+
+
+def sacct_line(job_id: str, state: str, code: str = "0:0") -> str:
+    values = {
+        **dict.fromkeys(SACCT_FIELDS, ""),
+        "JobID": job_id,
+        "JobIDRaw": job_id,
+        "State": state,
+        "ExitCode": code,
+    }
+    return SEPARATOR.join(values.values())
+
+
+DOWN = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+
+
+def test_a_failure_that_passes_is_waited_out(slurm: Slurm, command: Command) -> None:
+    command("squeue", f"[ $N -lt 3 ] && {{ {DOWN}; }}\necho answer")
+    told: list[str] = []
+    slurm._on_wait = told.append
+    assert slurm.run(["squeue"]) == "answer\n"
+    assert slurm.calls == 4
+    assert len(told) == 3
+    assert "cannot be reached" in told[0]
+
+
+def test_patience_ends_with_a_plain_error(slurm: Slurm, command: Command) -> None:
+    command("squeue", DOWN)
+    with pytest.raises(SlurmError) as caught:
+        slurm.run(["squeue"], patience_s=0.2)
+    error = caught.value
+    assert error.transient
+    assert error.data["kind"] == "controller"
+    assert "cannot be reached" in error.message
+    assert slurm.calls > 1
+
+
+def test_a_refusal_is_not_tried_again(slurm: Slurm, command: Command) -> None:
+    command(
+        "sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2; exit 1"
+    )
+    with pytest.raises(SlurmError) as caught:
+        slurm.run(["sbatch", "x"])
+    assert (caught.value.data["kind"], caught.value.data["exit_code"], slurm.calls) == ("qos", 1, 1)
+    assert caught.value.data["argv"] == ["sbatch", "x"]
+
+
+def test_sbatch_is_not_tried_again_where_the_job_may_be_taken(slurm: Slurm, command: Command) -> None:
+    command("sbatch", "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1")
+    with pytest.raises(SlurmError) as caught:
+        slurm.run(["sbatch", "x"])
+    assert caught.value.data["unsure"]
+    assert slurm.calls == 1
+
+
+def test_a_command_that_hangs_is_ended_with_its_children(
+    slurm: Slurm, command: Command, tmp_path: Path
+) -> None:
+    command("squeue", f'sleep 600 & echo $! >"{tmp_path}/child"; wait')
+    slurm.timeout_s = 1.0
+    with pytest.raises(SlurmError) as caught:
+        slurm.run(["squeue"], patience_s=0)
+    assert caught.value.transient
+    assert "did not answer within 1 s" in caught.value.message
+    child = int((tmp_path / "child").read_text())
+    until = time.monotonic() + 60
+    while process_start(child) is not None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert process_start(child) is None
+
+
+def test_no_slurm_here(slurm: Slurm) -> None:
+    with pytest.raises(SlurmError) as caught:
+        slurm.run(["squeue"])
+    assert caught.value.data["kind"] == "no-slurm"
+    assert "login" in str(caught.value)
+    assert slurm.jobs(["7"])["7"].state is JobState.UNKNOWN
+
+
+def test_unknown_where_nothing_answers(slurm: Slurm, command: Command) -> None:
+    command("squeue", DOWN)
+    command("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    slurm.patience_s = 0
+    info = slurm.jobs(["7"])["7"]
+    assert info.state is JobState.UNKNOWN
+    assert "cannot be reached" in info.reason
+    assert info.state.ended is None
+    assert slurm.calls == 2
+    slurm.jobs(["7"])
+    assert slurm.calls == 3  # that there is no accounting was learnt
+
+
+def test_a_state_of_accounting_is_stale_while_the_controller_is_down(slurm: Slurm, command: Command) -> None:
+    command("squeue", DOWN)
+    command("sacct", f"printf '%s\\n' '{sacct_line('7', 'RUNNING')}' '{sacct_line('8', 'FAILED', '3:0')}'")
+    slurm.patience_s = 0
+    infos = slurm.jobs(["7", "8"])
+    assert infos["7"].state is JobState.UNKNOWN
+    assert (infos["8"].state, infos["8"].exit_code) == (JobState.FAILED, 3)
+
+
+def test_sacct_that_lags_behind_does_not_win(slurm: Slurm, command: Command) -> None:
+    command("squeue", f"printf '%s\\n' '{squeue_line('7', 'COMPLETED')}' '{squeue_line('8', 'RUNNING')}'")
+    command("sacct", f"printf '%s\\n' '{sacct_line('7', 'RUNNING')}'")
+    infos = slurm.jobs(["7", "8", "9"])
+    assert [infos[one].state.value for one in "789"] == ["COMPLETED", "RUNNING", "UNKNOWN"]
+    command("sacct", f"printf '%s\\n' '{sacct_line('9', 'RUNNING')}'")
+    late = slurm.jobs(["9"])["9"]  # squeue knows it no more: it is not known to run
+    assert late.state is JobState.UNKNOWN
+    assert "RUNNING" in late.reason
+
+
+def test_an_array_as_a_whole(slurm: Slurm, command: Command) -> None:
+    lines = [squeue_line("7_0", "COMPLETED"), squeue_line("7_1", "FAILED"), squeue_line("7_[2-3]", "PENDING")]
+    command("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
+    command("sacct", "exit 0")
+    infos = slurm.jobs(["7", "7_1", "7_3"])
+    assert [infos[one].state.value for one in ("7", "7_1", "7_3")] == ["PENDING", "FAILED", "PENDING"]
+    assert list(slurm.alive(["7_0", "7_1", "7_2"])) == ["7_2"]
+
+
+def test_two_calls_for_two_thousand_jobs(slurm: Slurm, command: Command) -> None:
+    command("squeue", "exit 0")
+    command("sacct", "exit 0")
+    ids = [str(n) for n in range(100_000_000, 100_020_000)]
+    assert len(slurm.jobs(ids)) == 20_000
+    assert slurm.calls == 2
+
+
+def test_cancelling_what_has_ended_is_no_failure(slurm: Slurm, command: Command) -> None:
+    text = "scancel: error: Kill job error on job id 7: Invalid job id specified"
+    command("scancel", f"echo '{text}' >&2; exit 1")
+    slurm.cancel(["7"])
+    other = "scancel: error: Kill job error on job id 8: Access/permission denied"
+    command("scancel", f"echo '{text}' >&2; echo '{other}' >&2; exit 1")
+    with pytest.raises(SlurmError, match="does not let you"):
+        slurm.cancel(["7", "8"])
+
+
+def test_the_environment_is_cleaned(slurm: Slurm, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command("sbatch", 'echo "$SLURM_JOB_ID/$SBATCH_PARTITION/$SLURM_CONF"')
+    slurm._env = {**slurm.env, "SLURM_JOB_ID": "3", "SBATCH_PARTITION": "x", "SLURM_CONF": "/c"}
+    assert slurm.run(["sbatch"]) == "//" + "/c\n"
+    monkeypatch.setenv("HPCMASS_PROBE", "here")
+    assert Slurm().env == dict(os.environ)
