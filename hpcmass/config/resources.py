@@ -34,7 +34,7 @@ class Resources(BaseModel):
         gpus_per_rank: GPUs of one rank; None takes 1 on a target that has GPUs, else 0.
         memory_gb: Memory a node in GB (10^9 bytes); None takes what the target gives by itself.
         time: Wall time of one hop such as `90m` or `1-12:00:00`; a run may take many. None: the target's.
-        target: Name of a target of the site; None takes the site's default.
+        target: Name of a target of the site; None takes the site's default; `auto` has `hpcmass submit` choose.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

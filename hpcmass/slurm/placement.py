@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from hpcmass.config import Layout, Resources, Site, layout_of
 from hpcmass.errors import ConfigError
 
-# Nobody can know when a preemptible job is ended. It is counted as if it were once in so many seconds, and has to
-# be better by this share than a target that keeps its jobs.
+# Nobody can know when a preemptible job is ended. It is counted as if it were once in so many seconds, and has
+# to be better by this share than a target that keeps its jobs.
 PREEMPTED_EVERY_S = 3600.0
 PREEMPTIBLE_MARGIN = 0.05
 # A start within this time counts as now.
@@ -27,7 +27,7 @@ class Speed:
 
     Attributes:
         samples_per_s: Training samples a second over all ranks, without evaluations.
-        startup_s: From the job's start to its first steps: interpreter, imports, data, ranks finding each other.
+        startup_s: From the job's start to its first steps: interpreter, imports, data, the ranks' meeting.
         end_s: A validation, a checkpoint and what comes after the last step.
         assumed: Where the numbers come from if they were not measured; empty: they were.
     """
@@ -173,8 +173,8 @@ def estimate(
     if hops is None:
         return replace(
             known,
-            refusal=f"a wall time of {span(layout.time_s)} is too short: starting takes {span(speed.startup_s)}, "
-            f"and stopping cleanly {span(speed.end_s)}",
+            refusal=f"a wall time of {span(layout.time_s)} is too short: starting takes "
+            f"{span(speed.startup_s)}, and stopping cleanly {span(speed.end_s)}",
         )
     cuts = 0.0
     if candidate.preemptible:
@@ -184,7 +184,9 @@ def estimate(
             f"jobs there may be ended at any time: counted as once every {span(PREEMPTED_EVERY_S)} (assumed)"
         )
     if hops > 1:
-        notes.append(f"{hops} jobs of {span(layout.time_s)} one after the other; each is expected to wait as the first")
+        notes.append(
+            f"{hops} jobs of {span(layout.time_s)} one after the other; each is expected to wait as the first"
+        )
     node_hours = run * layout.nodes / 3600
     return replace(
         known,
@@ -298,7 +300,9 @@ def _why_none(
             text += "; no target has a price (price_per_node_hour in the site file; --node-hours needs none)"
         return text
     if unsure:
-        return f"nothing can be compared: of {', '.join(each.target for each in unsure)} not all numbers are known"
+        return (
+            f"nothing can be compared: of {', '.join(each.target for each in unsure)} not all numbers are known"
+        )
     return "no target can give what the job asks for" if refused else "the site has no targets"
 
 

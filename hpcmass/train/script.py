@@ -89,7 +89,7 @@ def run_script(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
-        prefix: Words in front of the command, which bring it into a container; its `python` is the image's then.
+        prefix: Words in front of the command that bring it into a container; its `python` is then the image's.
         console: Whether rank 0's output is shown.
 
     Returns:

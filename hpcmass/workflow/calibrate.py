@@ -92,7 +92,9 @@ def assumed_speed(job: Job) -> Speed | None:
     """The speed of a job whose steps cannot be counted: it is taken to need its `resources.time` everywhere."""
     if job.resources.time is None:
         return None
-    return Speed(1.0, assumed=f"how long it runs is not measured but taken from resources.time ({job.resources.time})")
+    return Speed(
+        1.0, assumed=f"how long it runs is not measured but taken from resources.time ({job.resources.time})"
+    )
 
 
 def can_measure(job: Job) -> bool:
@@ -107,7 +109,8 @@ def key_of(job: Job, project: Project, site: Site, target: str, layout: Layout) 
         NotFound: The recipe or a dataset is missing.
     """
     hardware = site.targets[target].model_dump(
-        mode="json", exclude={"price_per_node_hour", "max_time", "default_time", "max_nodes", "account", "requeue"}
+        mode="json",
+        exclude={"price_per_node_hour", "max_time", "default_time", "max_nodes", "account", "requeue"},
     )
     facts = {
         "recipe": sha256_file(Path(job.recipe)) if job.recipe else None,
@@ -118,7 +121,9 @@ def key_of(job: Job, project: Project, site: Site, target: str, layout: Layout) 
         "optimizer": [job.train.optimizer, job.train.optimizer_args],
         "site": site.name,
         "target": hardware,
-        "layout": {name: value for name, value in asdict(layout).items() if name not in ("time_s", "memory_gb")},
+        "layout": {
+            name: value for name, value in asdict(layout).items() if name not in ("time_s", "memory_gb")
+        },
     }
     return f"{target}-{sha256_bytes(canonical_json(facts))[:20]}"
 
@@ -165,7 +170,9 @@ def begin(job: Job, project: Project, site: Site, target: str, key: str, *, slur
     chosen = site.targets[target]
     layout = layout_of(short.resources.model_copy(update={"time": None}), chosen, name=target)
     limits = [LONGEST_S, parse_duration(chosen.max_time) if chosen.max_time else LONGEST_S]
-    layout = layout_of(short.resources.model_copy(update={"time": slurm_time(min(limits))}), chosen, name=target)
+    layout = layout_of(
+        short.resources.model_copy(update={"time": slurm_time(min(limits))}), chosen, name=target
+    )
     publish(attempt / "job.toml", job_to_toml(short))
     publish(attempt / "site.toml", site_to_toml(site.model_copy(update={"default_target": target})))
     words = [*hpcmass_command(), "train", str(attempt / "job.toml"), "--project", str(project.root)]
@@ -183,6 +190,12 @@ def begin(job: Job, project: Project, site: Site, target: str, key: str, *, slur
     job_id = submit_script(render_script(spec), attempt, slurm=slurm)
     publish_json(attempt / "job.json", {"format": FORMAT, "job_id": job_id, "submitted": time.time()})
     return Attempt(attempt, job_id, "running")
+
+
+def latest(project: Project, key: str, *, slurm: Slurm) -> Attempt | None:
+    """The last attempt to measure, if there was one."""
+    earlier = _attempts(_folder(project, key))
+    return look(project, key, earlier[-1], slurm=slurm) if earlier else None
 
 
 def look(project: Project, key: str, attempt: Path, *, slurm: Slurm) -> Attempt:
@@ -264,7 +277,9 @@ def _measure(run: RunFolder, attempt: Path) -> Speed | None:
     steady = records[min(int(len(records) * _WARM_UP), len(records) - 2) :]
     seconds = float(steady[-1]["time"]) - float(steady[0]["time"])
     steps = int(steady[-1]["step"]) - int(steady[0]["step"])
-    rate = steps * batch / seconds if seconds > 0 and steps > 0 else float(records[-1].get("samples_per_s") or 0.0)
+    rate = (
+        steps * batch / seconds if seconds > 0 and steps > 0 else float(records[-1].get("samples_per_s") or 0.0)
+    )
     if rate <= 0:
         return None
     first = float(records[0]["time"]) - began - int(records[0]["step"]) * batch / rate

@@ -69,8 +69,8 @@ def outside_error(target: Target) -> LaunchError:
     return LaunchError(
         "these ranks were started outside the target's container",
         where=target.container,
-        hint="start hpcmass train once, without mpiexec or srun: it starts its ranks inside the container; or put "
-        "'apptainer exec IMAGE' between mpiexec and hpcmass",
+        hint="start hpcmass train once, without mpiexec or srun: it starts its ranks inside the container; "
+        "or put 'apptainer exec IMAGE' between mpiexec and hpcmass",
     )
 
 

@@ -13,6 +13,14 @@ def target_of(job: Job, site: Site) -> Target:
         ConfigError: The site has no target of that name.
     """
     name = job.resources.target or site.default_target
+    if name == "auto" and site.targets[site.default_target].kind == "local":
+        name = site.default_target  # Without a scheduler there is nothing to choose between.
+    if name == "auto":
+        raise ConfigError(
+            "a target is chosen when a job is submitted, not when it runs",
+            where="resources.target",
+            hint="hpcmass submit JOB, or name a target",
+        )
     if name not in site.targets:
         raise ConfigError(
             f"site '{site.name}' has no target '{name}'",
