@@ -24,11 +24,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
+    "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
+    "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),
+    "wait": ("hpcmass.cli.wait", "Wait until runs are over."),
+    "cancel": ("hpcmass.cli.cancel", "Cancel runs, waiting or running."),
+    "why": ("hpcmass.cli.why", "Say why a run is in its state, and what to do."),
     "slurm": (
         "hpcmass.cli.slurm",
         "Start a real Slurm of six small nodes on this machine, to learn and test with.",
     ),
-    "why": ("hpcmass.cli.why", "Say why a run ended, and what to do."),
 }
 
 

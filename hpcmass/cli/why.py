@@ -11,12 +11,18 @@ from hpcmass.cli.options import project_option
 @click.argument("run")
 @project_option
 def command(run: str, project_root: str | None) -> None:
-    """Say why a run ended: the first failing rank's error, the last step, and what to do.
+    """Say why a run is in its state: the first failing rank's error, Slurm's reason, its hops, and what to do.
 
-    RUN is a run's name, STUDY/NUMBER for a trial, or a folder.
+    RUN is a run's name, STUDY/NUMBER for a trial, a folder, or the id of a Slurm job.
     """
-    from hpcmass.runs import explain
-    from hpcmass.workflow.projects import find_run, maybe_project
+    from hpcmass.cli.status import slurm_for
+    from hpcmass.workflow.projects import maybe_project
+    from hpcmass.workflow.select import select_runs
+    from hpcmass.workflow.state import read_run
+    from hpcmass.workflow.why import explain_run
 
-    for line in explain(find_run(run, maybe_project(project_root))).lines():
-        click.echo(line)
+    for number, found in enumerate(select_runs([run], maybe_project(project_root))):
+        if number:
+            click.echo()
+        for line in explain_run(found, slurm_for(bool(read_run(found).jobs))).lines():
+            click.echo(line)

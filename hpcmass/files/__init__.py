@@ -17,7 +17,7 @@ from hpcmass.files.publish import (
     sha256_file,
     storage_errors,
 )
-from hpcmass.files.records import append_record, read_records, read_records_from
+from hpcmass.files.records import append_record, read_last_records, read_records, read_records_from
 
 __all__ = [
     "Lease",
@@ -35,6 +35,7 @@ __all__ = [
     "publish_json",
     "publishing",
     "read_json",
+    "read_last_records",
     "read_records",
     "read_records_from",
     "replace",

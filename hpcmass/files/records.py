@@ -61,6 +61,24 @@ def read_records_from(path: Path, offset_bytes: int) -> tuple[list[dict[str, Any
     return list(_parse(whole)), offset_bytes + len(whole)
 
 
+def read_last_records(path: Path, limit_bytes: int = 16384) -> list[dict[str, Any]]:
+    """The records within the last `limit_bytes` of a file: a look that costs the same however long it is.
+
+    A file that does not exist has none.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = max(0, file.seek(0, 2) - limit_bytes)
+            # One byte before tells whether the first line is whole.
+            file.seek(max(0, start - 1))
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    if start:
+        data = data[data.find(b"\n") + 1 :]
+    return list(_parse(data))
+
+
 def _parse(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:

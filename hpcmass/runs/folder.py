@@ -10,7 +10,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Status:
 
     Attributes:
         step: Optimiser steps done.
+        total_steps: Optimiser steps that the run is to do; 0 where nobody counts them (scripts, estimators).
         samples_done: Samples seen in the current epoch.
         attempt: 1 at the first start, one more at every resume.
         reason: Why the run is in its state, one sentence, or None.
@@ -54,6 +55,7 @@ class Status:
 
     state: State
     step: int = 0
+    total_steps: int = 0
     epoch: int = 0
     samples_done: int = 0
     ranks: int = 0
@@ -126,6 +128,10 @@ class RunFolder:
     def log_file(self, attempt: int, rank: int) -> Path:
         """Where the output of a rank goes."""
         return self.path / "logs" / f"attempt-{attempt}-rank-{rank}.log"
+
+    def rank_file(self, attempt: int, rank: int) -> Path:
+        """Where a rank says on which host, cores and GPUs it runs."""
+        return self.path / "ranks" / f"attempt-{attempt}-rank-{rank}.json"
 
     # -- life -----------------------------------------------------------------------------------------
     def exists(self) -> bool:
@@ -294,6 +300,9 @@ class RunFolder:
             return None
 
 
+_STATUS_KEYS = tuple(one.name for one in fields(Status))
+
+
 def _status_json(status: Status) -> dict[str, Any]:
     # A NaN or an infinity is no JSON; as text it comes back by float().
     metrics = {name: v if math.isfinite(v) else str(v) for name, v in status.metrics.items()}
@@ -314,7 +323,8 @@ def _status_of(raw: Any, file: Path) -> Status:
                 where=file,
                 hint="use a newer hpcmass",
             )
-        values = {name: value for name, value in raw.items() if name != "format"}
+        # Keys that a later hpcmass adds within the same format are none of this one's business.
+        values = {name: raw[name] for name in _STATUS_KEYS if name in raw}
         values["metrics"] = {name: float(value) for name, value in raw.get("metrics", {}).items()}
         return Status(**{**values, "state": State(raw["state"])})
     except (KeyError, TypeError, ValueError, AttributeError) as error:

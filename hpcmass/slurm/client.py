@@ -38,6 +38,7 @@ class Slurm:
 
     Attributes:
         calls: Slurm commands run so far.
+        silent: Why the controller did not answer the last call of `jobs`; empty where it did.
         patience_s: How long a command is tried again while its failure may pass by itself (the controller
             restarts, a socket times out).
     """
@@ -59,6 +60,7 @@ class Slurm:
             on_wait: Told, in one sentence, when a command is going to be tried again.
         """
         self.calls = 0
+        self.silent = ""
         self.timeout_s = timeout_s
         self.patience_s = patience_s
         self._env = env
@@ -174,6 +176,7 @@ class Slurm:
         except SlurmError as error:
             if error.data["kind"] != "job":  # One id alone that is not known is an error to squeue.
                 reached, words = False, error.message
+        self.silent = "" if reached else words
         infos = {one: _find(one, queued) for one in wanted}
         missing = [one for one, info in infos.items() if info is None or info.state.ended]
         past: dict[str, JobRow] = {}

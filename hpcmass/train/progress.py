@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -106,16 +106,25 @@ class Reporter:
 
     A run that another process has taken over is not written to, and it is no error here: the ranks have to
     agree on it first, which they do at the next step or checkpoint.
+
+    Attributes:
+        at_first_step: Called once, after the first step.
     """
 
-    def __init__(self, run: RunFolder, screen: Screen, *, from_step: int) -> None:
+    def __init__(self, run: RunFolder, screen: Screen, *, from_step: int, total_steps: int = 0) -> None:
         self._run = run
         self._screen = screen
+        self._total = total_steps
+        self.at_first_step: Callable[[], object] | None = None
         self._events = Events(run.path / "events", purge_step=from_step + 1 if from_step else None)
         self._written = 0.0
 
     def step(self, step: int, epoch: int, samples_done: int) -> None:
         """After every optimiser step; the status file is written every few seconds only."""
+        if self.at_first_step is not None:
+            with contextlib.suppress(LeaseHeld):
+                self.at_first_step()
+            self.at_first_step = None
         self._screen.step(step, epoch, None, None)
         if time.monotonic() - self._written >= STATUS_EVERY_S:
             self.status(step, epoch, samples_done)
@@ -124,7 +133,14 @@ class Reporter:
         """Write where the run is."""
         self._written = time.monotonic()
         with contextlib.suppress(LeaseHeld):
-            self._run.update(state=State.RUNNING, step=step, epoch=epoch, samples_done=samples_done, **more)
+            self._run.update(
+                state=State.RUNNING,
+                step=step,
+                total_steps=self._total,
+                epoch=epoch,
+                samples_done=samples_done,
+                **more,
+            )
 
     def train(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """A `train` record."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 import sys
 import time
 import traceback
@@ -20,8 +21,8 @@ from hpcmass import __version__
 from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
-from hpcmass.files import Lease
-from hpcmass.launch import RankEnv, check_versions, detect_ranks, leave_word, usable_cores
+from hpcmass.files import Lease, replace_json
+from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle_writer import write_torch_bundle
@@ -36,6 +37,7 @@ from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
+from hpcmass.train.startup import Startup
 
 
 def train_rank(
@@ -72,11 +74,15 @@ def train_rank(
     """
     try:
         check_versions(__version__, os.environ)
+        startup = Startup()
+        startup.mark("imports")
         ranks = detect_ranks(os.environ)
         with _process_state(job, ranks):
             comm = open_communicator(comm_name or job.train.backend, ranks)
+            startup.mark("rendezvous")
             try:
-                return _Rank(job, run, project, comm, console=console, fresh=fresh, site=site).train()
+                rank = _Rank(job, run, project, comm, startup, console=console, fresh=fresh, site=site)
+                return rank.train()
             except BaseException as error:
                 if comm.size > 1 and not is_agreed(error):
                     _end_all(comm, error)
@@ -94,10 +100,10 @@ class _Rank:
     """The pieces of `train_rank`, in the order in which they are called."""
 
     def __init__(
-        self, job: Job, run: RunFolder, project: Project, comm: Communicator, *,
+        self, job: Job, run: RunFolder, project: Project, comm: Communicator, startup: Startup, *,
         console: bool, fresh: bool, site: Site | None,
     ) -> None:  # fmt: skip
-        self.job, self.run, self.project, self.comm = job, run, project, comm
+        self.job, self.run, self.project, self.comm, self.startup = job, run, project, comm, startup
         self.fresh, self.site = fresh, site or Site.local()
         self.console = console and comm.rank == 0
         self.lease: Lease | None = None
@@ -110,11 +116,13 @@ class _Rank:
             return self.run.status()
         on_root(self.comm, lambda: verify_all(self.job, self.project))
         recipe, train, valid = everywhere(self.comm, self._open)
+        self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe))
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+        self.startup.mark("model")
         try:
             self.attempt = on_root(self.comm, self._begin)
             return self._watched(task, model, recipe, train, valid)
@@ -170,6 +178,7 @@ class _Rank:
     def _watched(
         self, task: Task | None, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None
     ) -> Status:
+        self._record_place()
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
             try:
@@ -182,6 +191,19 @@ class _Rank:
                 self._last_words(error, watch)
                 raise
 
+    def _record_place(self) -> None:
+        """Write down where this rank runs, for whoever holds it against Slurm's books."""
+        if self.run.lost:
+            return
+        place = RankEnv(
+            self.comm.rank, self.comm.size, self.comm.local_rank, self.comm.local_size, self.comm.name
+        )
+        record = describe(
+            os.environ, place, host=socket.gethostname(), pid=os.getpid(), cpus=usable_cores(), at=time.time()
+        )
+        with contextlib.suppress(HpcmassError):
+            replace_json(self.run.rank_file(self.attempt, self.comm.rank), record)
+
     def _loop(self, task: Task, watch: Watch) -> tuple[State, str | None]:
         newest = on_root(self.comm, lambda: checkpoint.latest_step(self.run.checkpoints))
         loaded = None
@@ -190,7 +212,10 @@ class _Rank:
         plan = Plan.of(self.job, len(task.train))
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0
-        reporter = Reporter(self.run, screen, from_step=from_step) if self.comm.rank == 0 else None
+        reporter = None
+        if self.comm.rank == 0:
+            reporter = Reporter(self.run, screen, from_step=from_step, total_steps=plan.total_steps)
+            reporter.at_first_step = self._tell_startup
         loop = Loop(task, self.comm, self.run, watch, reporter)
         if loaded is not None:
             commit, state = loaded
@@ -215,6 +240,10 @@ class _Rank:
             self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
         else:
             self._say(f"{self.job.name}: training on {many}")
+
+    def _tell_startup(self) -> None:
+        self.startup.mark("first_step")
+        self.run.append(self.startup.record(self.attempt))
 
     def _bundle(self, task: Task) -> None:
         self.run.check_held()

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcmass.config import Job, Site, Target, job_to_toml, nearest, site_to_toml
+from hpcmass.config import Job, Layout, Site, Target, job_to_toml, nearest, site_to_toml
 from hpcmass.errors import ConfigError, NotFound
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import Allocation, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
 
@@ -74,8 +74,11 @@ def run_script(
     threads_per_rank: int | None = None,
     cwd: Path | None = None,
     env_extra: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
     console: bool = True,
+    layout: Layout | None = None,
+    allocation: Allocation | None = None,
+    container: Sequence[str] | None = None,
+    stop_grace_s: float | None = None,
 ) -> Status:
     """Run a command on N ranks to its end, and keep what is known of it in a run folder.
 
@@ -89,8 +92,11 @@ def run_script(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
-        prefix: Words in front of the command that bring it into a container; its `python` is then the image's.
         console: Whether rank 0's output is shown.
+        layout: Nodes and ranks a node, in an allocation.
+        allocation: The Slurm job that this process is the script of; None: this machine alone.
+        container: Words put in front of each rank's command; its `python` is the image's then.
+        stop_grace_s: Seconds that ranks have after SIGTERM or SIGINT; None: see `supervise`.
 
     Returns:
         `COMPLETED`, `FAILED` (the first failing rank is among the run's errors), or `STOPPED`.
@@ -100,16 +106,20 @@ def run_script(
         LeaseHeld: The run is being run by somebody else.
         StorageError: The run folder cannot be written.
     """
-    words = resolve_command(command, cwd, in_container=bool(prefix))
+    words = resolve_command(command, cwd, in_container=bool(container))
     target = target or Target()
     plan = plan_ranks(
-        [*prefix, *words],
+        words,
         ranks,
         target,
         threads_per_rank=threads_per_rank,
         cores=usable_cores(),
         mpiexec=find_mpiexec() if ranks > 1 or target.launcher == "mpiexec" else None,
         env={**os.environ, **(env_extra or {})},
+        layout=layout,
+        allocation=allocation,
+        container=container,
+        own_gpus=False,  # scripts written for torchrun take the GPU of their LOCAL_RANK
     )
     if not run.exists():
         job = job or Job(name=run.path.name, command=list(command))
@@ -141,6 +151,8 @@ def run_script(
                 console=console,
                 cwd=cwd,
                 each_poll=run.check_held,
+                stop_grace_s=stop_grace_s,
+                shared=run.path,
             )
         except BaseException as error:
             run.record_exception(attempt, 0, error)

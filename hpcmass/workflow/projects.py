@@ -96,7 +96,8 @@ def find_study(name: str, project: Project) -> Path:
 
 
 def _folders(parent: Path) -> list[str]:
-    return sorted(entry.name for entry in parent.iterdir() if entry.is_dir()) if parent.is_dir() else []
+    entries = parent.iterdir() if parent.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _known(name: str, names: Iterable[str], what: str) -> str:

@@ -61,14 +61,14 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             target=target,
             threads_per_rank=threads or _threads(ranks),
             cwd=project.root,
-            prefix=rank_prefix(target, job, project, run.path, cwd=project.root),
+            container=rank_prefix(target, job, project, run.path, cwd=project.root),
             console=False,
         )
     elif ranks > 1 or needs_container(target):
         from hpcmass.train.start import start_ranks
 
-        prefix = rank_prefix(target, job, project, run.path)
-        argv = [*prefix, *hpcmass_command(in_container=bool(prefix)), "train", str(run.job_file)]
+        container = rank_prefix(target, job, project, run.path)
+        argv = [*hpcmass_command(in_container=bool(container)), "train", str(run.job_file)]
         argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
         start_ranks(
             argv,
@@ -78,6 +78,7 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             threads_per_rank=threads or _threads(ranks),
             backend=job.train.backend,
             console=False,
+            container=container,
         )
     else:
         from hpcmass.train.rank import train_rank
