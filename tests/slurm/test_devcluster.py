@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -324,3 +325,24 @@ finally:
 assert cluster.status().down
 print("good")
 """
+
+
+def test_what_a_crash_left_is_cleared_and_the_cluster_comes_up_again(
+    cluster_factory: Callable[..., Cluster],
+) -> None:
+    """All its processes die at once, as when the machine loses power; `down` and `up` then do their work."""
+    crashed = cluster_factory(accounting=False)
+
+    def namespaces() -> list[str]:
+        tag = json.loads((crashed.folder / "state.json").read_text())["settings"]["slot"]
+        return re.findall(rf"^hm{tag}-\S+", crashed.run("ip", "netns", "list").stdout, re.M)
+
+    for process in crashed.processes.values():
+        process.send(signal.SIGKILL)
+    until(lambda: living(crashed.folder) == [], "all of it is dead")
+    assert crashed.status().down
+    assert bool(namespaces()) == crashed.has_network
+    Cluster.open(crashed.folder).down()
+    assert namespaces() == []
+    again = Cluster.up(crashed.folder, accounting=False)
+    assert again.status().up
