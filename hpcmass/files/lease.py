@@ -83,7 +83,8 @@ class Owner:
             pid=os.getpid(),
             start_ticks=process_start(os.getpid()) or 0,
             boot=boot_id(),
-            slurm_job_id=os.environ.get("HPCMASS_SLURM_JOB") or os.environ.get("SLURM_JOB_ID"),
+            slurm_job_id=os.environ.get("HPCMASS_SLURM_JOB")
+            or os.environ.get("SLURM_JOB_ID", os.environ.get("HPCMASS_SLURM_JOB_ID")),
             since=time.time(),
             pid_namespace=pid_namespace(),
             slurm_restart=_restart_count(),

@@ -131,6 +131,10 @@ class RunFolder:
         """Where the output of a rank goes."""
         return self.path / "logs" / f"attempt-{attempt}-rank-{rank}.log"
 
+    def rank_file(self, attempt: int, rank: int) -> Path:
+        """Where a rank says on which host, cores and GPUs it runs."""
+        return self.path / "ranks" / f"attempt-{attempt}-rank-{rank}.json"
+
     # -- life -----------------------------------------------------------------------------------------
     def exists(self) -> bool:
         """Whether the run was created."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from hpcmass.config import Job, Project, load_site, read_run_job
 from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound, SlurmError
 from hpcmass.files import Owner
-from hpcmass.launch import Control, hpcmass_command
+from hpcmass.launch import Control, hpcmass_command, read_allocation
 from hpcmass.runs import (
     RankError,
     RunFolder,
@@ -220,6 +220,8 @@ class _Hop:
         os.environ["HPCMASS_SLURM_RESTART"] = str(self.place.restart)
         os.environ["HPCMASS_PATIENT"] = "1"
         ranks, threads = asked.layout.ranks, asked.layout.threads_per_rank
+        allocation = read_allocation(os.environ)
+        layout = None if allocation is None else asked.layout
         if self.job.command is not None:
             from hpcmass.train.script import fill_command, run_script
 
@@ -232,6 +234,8 @@ class _Hop:
                 cwd=self.project.root,
                 env_extra={"HPCMASS_IGNORE_USR1": "1"},
                 control=control,
+                layout=layout,
+                allocation=allocation,
             )
         from hpcmass.train.start import start_ranks
 
@@ -246,6 +250,8 @@ class _Hop:
             threads_per_rank=threads * ranks if per_shard else threads,
             backend="torch" if per_shard else self.job.train.backend,
             control=control,
+            layout=None if per_shard else layout,
+            allocation=None if per_shard else allocation,
         )
 
     def _free_the_lease(self, warden: Warden) -> None:
