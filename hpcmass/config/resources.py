@@ -70,6 +70,10 @@ class Target(BaseModel):
         exclusive: Whether jobs get whole nodes.
         requeue: Whether the site allows a job to be requeued; else the next hop is a job of its own.
         preemptible: Whether jobs may be ended at any time in favour of others.
+        block_time: Wall time of a pilot job (a block) in which sweeps and workflows run; None: `default_time`,
+            else `max_time`, else an hour.
+        block_nodes: Nodes a pilot job.
+        max_blocks: Pilot jobs at once; None: as many as `max_nodes` gives, else 1.
         price_per_node_hour: What a node costs an hour, in the site's own unit.
         modules: Loaded by `module load` at the start of a job, in this order.
         setup: Shell lines at the start of a job, as they stand: the site file's author writes them.
@@ -102,6 +106,9 @@ class Target(BaseModel):
     exclusive: bool = False
     requeue: bool = True
     preemptible: bool = False
+    block_time: Duration | None = None
+    block_nodes: int = Field(1, ge=1)
+    max_blocks: int | None = Field(None, ge=1)
     price_per_node_hour: float | None = Field(None, ge=0)
     modules: list[Word] = Field(default_factory=list)
     setup: list[Word] = Field(default_factory=list)
