@@ -8,7 +8,9 @@ from hpcmass.cli.options import project_option, site_option
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
-@click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Processes to start.")
+@click.option(
+    "--ranks", type=click.IntRange(1), help="Processes to start [default: 1; in a Slurm job those of sbatch]."
+)
 @click.option("--name", "run_name", metavar="NAME", help="Name of the run [default: the script's name].")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads a rank [default: the cores shared out].")
 @click.option("--quiet", is_flag=True, help="Do not show rank 0's output; it is in the run folder in any case.")
@@ -16,7 +18,7 @@ from hpcmass.cli.options import project_option, site_option
 @project_option
 @site_option
 def command(
-    ranks: int,
+    ranks: int | None,
     run_name: str | None,
     threads: int | None,
     quiet: bool,
@@ -27,7 +29,8 @@ def command(
     """Start a training script of your own on several ranks.
 
     RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set as torchrun sets them;
-    hpcmass.report(step=..., loss=...) is recorded; each rank's output has a file of its own.
+    hpcmass.report(step=..., loss=...) is recorded; each rank's output has a file of its own. In an sbatch
+    script all nodes of the job are used.
     """
     from hpcmass.cli.outcome import tell_run
     from hpcmass.workflow.projects import open_project

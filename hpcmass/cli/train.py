@@ -37,7 +37,8 @@ def command(
     """Train the model of a job file, alone or on several ranks.
 
     Started again, a run that was stopped or broken goes on from its last checkpoint, on any number of
-    ranks. Under your own `mpiexec -n N hpcmass train JOB` the ranks are those of mpiexec.
+    ranks. In an sbatch script all nodes of the job are used. Under your own `mpiexec -n N hpcmass train JOB`
+    the ranks are those of mpiexec.
     """
     from hpcmass.cli.outcome import tell_run
     from hpcmass.workflow.projects import open_project

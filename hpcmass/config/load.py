@@ -112,9 +112,15 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
         return Site.local()
     document = read_document(Path(file))
     try:
-        return Site.model_validate(document.values)
+        site = Site.model_validate(document.values)
     except ValidationError as error:
         raise explain(error, Site, document.where) from None
+    targets = dict(site.targets)
+    for name, target in site.targets.items():
+        if target.environment is not None:
+            archive = (Path(file).parent / target.environment).resolve()
+            targets[name] = target.model_copy(update={"environment": str(archive)})
+    return site.model_copy(update={"targets": targets})
 
 
 def site_to_toml(site: Site) -> str:

@@ -4,21 +4,27 @@ Standard library only: `launch.child` imports it in an interpreter without site-
 """
 
 from hpcmass.launch.abort import AbortReport, parse_abort
+from hpcmass.launch.allocation import Allocation, read_allocation
 from hpcmass.launch.command import hpcmass_command
+from hpcmass.launch.control import Control
 from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
+from hpcmass.launch.outcome import Outcome, RankExit
 from hpcmass.launch.plan import LaunchPlan, plan_ranks
-from hpcmass.launch.ranks import RankEnv, detect_ranks, promised_ranks
-from hpcmass.launch.supervise import Outcome, RankExit, supervise
+from hpcmass.launch.ranks import RankEnv, describe, detect_ranks, promised_ranks
+from hpcmass.launch.supervise import supervise
 
 __all__ = [
     "AbortReport",
+    "Allocation",
+    "Control",
     "LaunchPlan",
     "MpiFlavour",
     "Outcome",
     "RankEnv",
     "RankExit",
+    "describe",
     "detect_ranks",
     "find_mpiexec",
     "hpcmass_command",
@@ -26,6 +32,7 @@ __all__ = [
     "parse_abort",
     "plan_ranks",
     "promised_ranks",
+    "read_allocation",
     "supervise",
     "usable_cores",
 ]

@@ -3,7 +3,8 @@
 `child.py rank COMMAND…` runs COMMAND as the rank that the launcher's environment says: sets the variables
 that torchrun sets, sends its output to the rank's log, waits, and notes how it ended, because no mpiexec
 tells that for every rank. `child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when
-PARENT is gone.
+PARENT is gone. `child.py shield COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard that gives another
+signal shields too. `child.py port` prints a free port of this machine.
 
 Nothing outlives what started it: the command dies with its keeper (PR_SET_PDEATHSIG), and a keeper whose
 own parent is gone ends its whole process group, so also the data loader's workers of a rank.
@@ -20,7 +21,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_END = 5
@@ -31,25 +32,58 @@ def main(argv: list[str]) -> int:
     """Dispatch on the first word."""
     if argv[0] == "guard":
         _guard(int(argv[1]), int(argv[2]), argv[3:])
+    if argv[0] == "shield":
+        _shield(argv[1:])
+    if argv[0] == "port":
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            print(f"port {probe.getsockname()[1]}", flush=True)
+        return 0
     return _keep(argv[1:])
 
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:
+    if _patient():
+        # Slurm ends a job by SIGTERM to each of its processes, and an mpiexec that gets it kills the ranks at
+        # once: they could write no checkpoint. The ranks have their signals unblocked (see `_keep`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        number = signal.SIGHUP if number == signal.SIGTERM else number
     _die_with_parent(number)
     if os.getppid() != parent:
         sys.exit(128 + number)
+    if number == signal.SIGINT:
+        # Slurm's SIGTERM goes to every process of a job; Open MPI's launcher would kill its ranks at once.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _become(command, dict(os.environ))
 
 
+def _shield(command: list[str]) -> NoReturn:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if not os.access(command[0], os.X_OK):  # another installation keeps its daemon elsewhere
+        command = [os.path.basename(command[0]), *command[1:]]
+    _become(command, dict(os.environ))
+
+
+def _patient() -> bool:
+    """Whether this is a job of Slurm's whose batch process alone decides when ranks are ended."""
+    return os.environ.get("HPCMASS_PATIENT") == "1"
+
+
 def _keep(command: list[str]) -> int:
+    # The mask is inherited: whoever is shielded above must not make its ranks deaf.
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
     folder = Path(os.environ["HPCMASS_KEEPER"])
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     parent = os.getppid()
-    env = _rank_environment(settings)
+    env, record = _rank_environment(settings)
     rank = int(env["RANK"])
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    _note(folder, f"start-{rank}.json", {"rank": rank, "pid": os.getpid()})
+    _note(folder, f"start-{rank}.json", record)
+    if "HPCMASS_RUN_DIR" in env:  # a script of the user's own cannot write it down itself
+        place = Path(env["HPCMASS_RUN_DIR"], "ranks")
+        place.mkdir(exist_ok=True)
+        _note(place, f"attempt-{env.get('HPCMASS_ATTEMPT', '1')}-rank-{rank}.json", record)
     log = os.open(settings["logs"][rank], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -61,6 +95,9 @@ def _keep(command: list[str]) -> int:
         _die_with_parent(signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(128 + signal.SIGKILL)
+        if env.get("HPCMASS_IGNORE_USR1") == "1":
+            # A script that knows nothing of SIGUSR1 would die of it at once; one that does sets its handler.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)
     _drop_launcher_pipes(env)
     _, status = os.waitpid(child, 0)
@@ -73,8 +110,8 @@ def _keep(command: list[str]) -> int:
     return code if code is not None else 1
 
 
-def _rank_environment(settings: dict[str, object]) -> dict[str, str]:
-    """Torchrun's variables, out of what the launcher says; refuses a world of the wrong size."""
+def _rank_environment(settings: dict[str, Any]) -> tuple[dict[str, str], dict[str, object]]:
+    """Torchrun's variables, out of what the launcher says, and the rank's record; refuses a wrong size."""
     # Behind the standard library: a package folder must not shadow it. The module alone, not its package:
     # that takes four times as long, in every rank of every trial.
     sys.path.append(str(Path(__file__).resolve().parents[2]))
@@ -95,20 +132,37 @@ def _rank_environment(settings: dict[str, object]) -> dict[str, str]:
             f"hpcmass: {settings['ranks']} ranks were started, but this process is rank {place.rank} "
             f"of {place.size}: its launcher and its environment do not fit"
         )
+    nodes = settings.get("nodes", [])
+    here = env.get("SLURMD_NODENAME") or socket.gethostname()
+    node = nodes.index(here) if here in nodes else place.node
     numbers = {
         "RANK": place.rank,
         "LOCAL_RANK": place.local_rank,
         "WORLD_SIZE": place.size,
         "LOCAL_WORLD_SIZE": place.local_size,
-        "GROUP_RANK": 0,
-        "NODE_RANK": 0,
+        "GROUP_RANK": node,
+        "NODE_RANK": node,
+        "GROUP_WORLD_SIZE": max(1, len(nodes)),
         "HPCMASS_RANK": place.rank,
         "HPCMASS_SIZE": place.size,
         "HPCMASS_LOCAL_RANK": place.local_rank,
         "HPCMASS_LOCAL_SIZE": place.local_size,
     }
     env["HPCMASS_SOURCE"] = place.source
-    return {**env, **{name: str(number) for name, number in numbers.items()}}
+    env["HPCMASS_LAUNCHER"] = settings.get("launcher", place.source)
+    if ranks.in_slurm_step(env):
+        env["HPCMASS_SLURM_STEP"] = env["SLURM_STEP_ID"]
+    env.update({name: str(number) for name, number in numbers.items()})
+    try:
+        env.update(
+            ranks.gpu_share(env, place, settings.get("gpus_per_rank", 0), own=settings.get("own_gpus", False))
+        )
+    except ranks.LaunchError as error:
+        sys.exit(f"hpcmass: {error}")
+    cpus = len(os.sched_getaffinity(0))
+    return env, ranks.describe(
+        env, place, host=socket.gethostname(), pid=os.getpid(), cpus=cpus, at=time.time()
+    )
 
 
 def _become(command: list[str], env: dict[str, str]) -> NoReturn:

@@ -14,8 +14,13 @@ def hpcmass_command() -> list[str]:
     `python -m` would put the working folder first on the ranks' `sys.path`: a user's `datasets.py` in it would
     then stand in the way of an installed package, on several ranks and not on one (`-P` is new in Python 3.11).
     """
+    return module_command("hpcmass.__main__")
+
+
+def module_command(module: str) -> list[str]:
+    """As `hpcmass_command`, for the `main()` of one module of hpcmass, which ends the process itself."""
     start = (
         "import sys; sys.path[:] = [p for p in sys.path if p]; "
-        f"sys.path.append({_HOME!r}); from hpcmass.__main__ import main; main()"
+        f"sys.path.append({_HOME!r}); from {module} import main; main()"
     )
     return [sys.executable, "-c", start]

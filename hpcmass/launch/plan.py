@@ -9,39 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hpcmass.errors import LaunchError
+from hpcmass.launch.allocation import Allocation
 from hpcmass.launch.mpi import MpiFlavour
+from hpcmass.launch.nodes import hydra_words, openmpi_words, shield_agent, srun_words
+from hpcmass.launch.scrub import scrubbed
 
 if TYPE_CHECKING:  # pydantic is not there for launch.child
+    from hpcmass.config.layout import Layout
     from hpcmass.config.resources import Target
 
-# What a launcher around us (a Slurm step, an mpiexec, torchrun) left for *its* ranks: an mpiexec started
-# with it attaches to the outer job and fails, or hangs.
-_LAUNCHER_PREFIXES = ("SLURM_", "PMI", "OMPI_", "PRTE_", "HYDI_", "TORCHELASTIC_")
-_LAUNCHER_NAMES = {
-    "MPI_LOCALRANKID",
-    "MPI_LOCALNRANKS",
-    "HPCMASS_RANK",
-    "HPCMASS_RANKS",
-    "HPCMASS_SIZE",
-    "HPCMASS_LOCAL_RANK",
-    "HPCMASS_LOCAL_SIZE",
-    "HPCMASS_KEEPER",
-    "HPCMASS_SOURCE",
-    "HPCMASS_TTY",
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "NODE_RANK",
-    "ROLE_RANK",
-    "ROLE_WORLD_SIZE",
-    "ROLE_NAME",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-}
-_TUNING_PREFIXES = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_")
+Launcher = Literal["openmpi", "mpich", "spawn", "srun"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +26,27 @@ class LaunchPlan:
     """How N ranks are started.
 
     Attributes:
-        argv: The whole command: of mpiexec, or of one rank where the launcher is `spawn`.
+        argv: The whole command: of mpiexec or srun, or of one rank where the launcher is `spawn`.
         env: The environment of that command.
-        launcher: `openmpi`, `mpich` or `spawn`.
+        launcher: `openmpi`, `mpich`, `srun` or `spawn`.
         ranks: Processes, over all nodes.
+        nodes: The nodes of an allocation that they are started on, the first one's ranks first; () for
+            this machine alone, whatever it is called.
+        host: The node that plans, or "" where it is none of the allocation's.
+        pmi: What `srun --mpi=` was given; None where another launcher starts the ranks.
+        gpus_per_rank: GPUs that a rank is meant to have; 0 where nobody says.
+        own_gpus: Whether a rank is to see its own GPUs only, out of those that Slurm gave the node.
     """
 
     argv: list[str]
     env: dict[str, str]
-    launcher: Literal["openmpi", "mpich", "spawn"]
+    launcher: Launcher
     ranks: int
+    nodes: tuple[str, ...] = ()
+    host: str = ""
+    pmi: str | None = None
+    gpus_per_rank: int = 0
+    own_gpus: bool = False
 
 
 def plan_ranks(
@@ -71,8 +59,12 @@ def plan_ranks(
     launcher: Literal["auto", "mpiexec", "spawn"] = "auto",
     mpiexec: MpiFlavour | None,
     env: Mapping[str, str],
+    layout: Layout | None = None,
+    allocation: Allocation | None = None,
+    container: Sequence[str] | None = None,
+    own_gpus: bool = True,
 ) -> LaunchPlan:
-    """Plan the start of `argv` on `ranks` ranks of one machine.
+    """Plan the start of `argv` on `ranks` ranks: of this machine, or of the nodes of an allocation.
 
     Every rank runs under `hpcmass.launch.child`, which sets torchrun's variables, keeps the rank's output
     and notes how it ended.
@@ -80,62 +72,152 @@ def plan_ranks(
     Args:
         argv: The command of one rank; never read by a shell.
         ranks: Ranks to start.
-        target: The site's target; its `launcher` counts where `launcher` is `auto`, its `cores` before `cores`.
-        threads_per_rank: `OMP_NUM_THREADS` of a rank; None keeps the environment's own number, or shares
-            the cores out evenly.
+        target: The site's target; its `launcher` counts where `launcher` is `auto`, its `cores` before
+            `cores`, its `pmi` where srun starts MPI ranks.
+        threads_per_rank: `OMP_NUM_THREADS` of a rank; None keeps the environment's own number, or takes the
+            layout's, or shares the cores out evenly.
         cores: Cores of this machine that may be used.
-        launcher: `mpiexec`, `spawn` (plain processes), or `auto`: mpiexec for two ranks or more, where
-            there is one.
+        launcher: `mpiexec` (the ranks need MPI), `spawn` (plain processes), or `auto`: MPI for two ranks or
+            more, where there is one. Over several nodes srun starts plain processes, and MPI ranks where
+            the target says so.
         mpiexec: What `find_mpiexec` found.
         env: The environment to start from; variables that an outer launcher left for its own ranks are
             taken out.
+        layout: Nodes and ranks a node; needs `allocation`.
+        allocation: The Slurm job that this process is the batch script of. None: this machine alone.
+        container: Words put in front of the command of each rank, such as `apptainer exec IMAGE`.
+        own_gpus: Under srun, show each rank its own GPUs only. False: those of the node, as torchrun does.
 
     Raises:
-        LaunchError: Fewer than one rank, or mpiexec is asked for and there is none.
+        LaunchError: Fewer than one rank, mpiexec is asked for and there is none, the allocation is too
+            small, or its launcher cannot start such ranks.
     """
     if ranks < 1:
         raise LaunchError(f"{ranks} ranks cannot be started", where="ranks", hint="give 1 or more")
-    wanted = target.launcher if launcher == "auto" else launcher
-    if wanted == "mpiexec" and mpiexec is None:
-        raise LaunchError(
-            "there is no mpiexec beside this Python or on PATH",
-            hint="pip install 'hpcmass[mpi]', or load the site's MPI module, or use launcher = \"spawn\"",
-        )
-    clean = scrubbed(env)
+    nodes = _nodes(ranks, layout, allocation)
+    how, pmi = _choose(target, launcher, mpiexec, ranks, nodes, allocation)
+    local = how == "spawn" or (how == "mpiexec" and not nodes)
+    clean = scrubbed(env, in_allocation=not local)
     clean["HPCMASS_RANKS"] = str(ranks)
     if threads_per_rank is not None:
         clean["OMP_NUM_THREADS"] = str(threads_per_rank)
+    elif layout is not None:
+        clean.setdefault("OMP_NUM_THREADS", str(layout.threads_per_rank))
     else:
         clean.setdefault("OMP_NUM_THREADS", str(max(1, (target.cores or cores) // ranks)))
     # A rank that is killed loses nothing it has printed, and a crash in native code names the line.
     clean.setdefault("PYTHONUNBUFFERED", "1")
     clean.setdefault("PYTHONFAULTHANDLER", "1")
-    command = [*keeper(), *argv]
-    if mpiexec is None or wanted == "spawn" or (wanted == "auto" and ranks == 1):
-        return LaunchPlan(command, clean, "spawn", ranks)
+    command = [*keeper(), *(container or ()), *argv]
+    gpus = layout.gpus_per_node // layout.ranks_per_node if layout is not None else 0
+    host = allocation.host if allocation is not None else ""
+    if how == "spawn":
+        return LaunchPlan(command, clean, "spawn", ranks, gpus_per_rank=gpus)
+    if how == "srun":
+        assert layout is not None
+        assert allocation is not None
+        words = srun_words(ranks, layout, allocation, nodes, pmi)
+        sliced = own_gpus and gpus > 0
+        return LaunchPlan(
+            _in_groups(words, command), clean, "srun", ranks,
+            nodes=nodes or allocation.nodes[:1], host=host, pmi=pmi, gpus_per_rank=gpus, own_gpus=sliced,
+        )  # fmt: skip
+    assert mpiexec is not None
     if mpiexec.kind == "openmpi":
         # Containers and clusters' compute nodes run as root; Open MPI refuses that without these two.
         clean["OMPI_ALLOW_RUN_AS_ROOT"] = clean["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-        # Bound, each rank would have one core, whatever its number of threads.
-        options = ["-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
+        options = openmpi_words(ranks, layout, nodes)
+        if nodes:
+            for name, value in shield_agent(mpiexec, keeper()).items():
+                clean.setdefault(name, value)
     else:
-        options = ["-n", str(ranks), "-launcher", "fork", "-bind-to", "none"]
-    return LaunchPlan([mpiexec.path, *options, *command], clean, mpiexec.kind, ranks)
+        options = hydra_words(ranks, layout, nodes)
+    return LaunchPlan(
+        [mpiexec.path, *options, *command],
+        clean,
+        mpiexec.kind,
+        ranks,
+        nodes=nodes,
+        host=host,
+        gpus_per_rank=gpus,
+    )
+
+
+def _nodes(ranks: int, layout: Layout | None, allocation: Allocation | None) -> tuple[str, ...]:
+    """The nodes to start on; () where this machine alone is meant, and this process is on it."""
+    if allocation is None:
+        return ()
+    if layout is None:
+        raise LaunchError("ranks in an allocation need a layout", where="layout")
+    if layout.ranks != ranks:
+        raise LaunchError(f"{ranks} ranks do not fit a layout of {layout.ranks}", where="ranks")
+    if layout.nodes > len(allocation.nodes):
+        have = len(allocation.nodes)
+        raise LaunchError(
+            f"{ranks} ranks need {layout.nodes} nodes, but the Slurm job {allocation.job_id} has {have}",
+            where="allocation",
+            hint=f"sbatch --nodes={layout.nodes}, or fewer ranks (--ranks)",
+        )
+    nodes = allocation.nodes[: layout.nodes]
+    return () if nodes == (allocation.host,) else nodes
+
+
+def _choose(
+    target: Target,
+    launcher: str,
+    mpiexec: MpiFlavour | None,
+    ranks: int,
+    nodes: tuple[str, ...],
+    allocation: Allocation | None,
+) -> tuple[Literal["spawn", "mpiexec", "srun"], str | None]:
+    """Who starts the ranks, and srun's PMI."""
+    wanted: str = target.launcher if launcher == "auto" else launcher
+    if allocation is not None:
+        plain: Literal["spawn", "srun"] = "srun" if nodes else "spawn"
+        if launcher == "spawn" or target.launcher == "spawn":
+            if launcher != "mpiexec":
+                return plain, None
+        elif target.launcher == "srun" or (target.launcher == "auto" and target.pmi is not None):
+            if target.pmi is not None and (nodes or ranks > 1 or wanted == "srun"):
+                return "srun", target.pmi
+            if launcher == "mpiexec":
+                raise LaunchError(
+                    "ranks that need MPI are to be started by srun, but the target does not say with which PMI",
+                    where="pmi",
+                    hint='pmi = "pmix" (Open MPI) or "pmi2" (MPICH) in the site file\'s target (\'srun '
+                    '--mpi=list\' shows what this Slurm has), or launcher = "mpiexec"',
+                )
+            return plain, None
+        if allocation.groups and len({node in allocation.groups[0] for node in nodes}) > 1:
+            if launcher == "mpiexec" or target.launcher == "mpiexec":
+                raise LaunchError(
+                    "an mpiexec sees the first group of a heterogeneous job only",
+                    where="launcher",
+                    hint='use srun: pmi = "pmix" (Open MPI) or "pmi2" (MPICH) in the site file\'s target',
+                )
+            return "srun", None
+        if mpiexec is None and nodes and wanted in ("auto", "srun"):
+            return "srun", None
+    elif wanted == "srun":
+        wanted = "auto"  # outside of an allocation there is nothing for srun to start in
+    if wanted == "mpiexec" and mpiexec is None:
+        raise LaunchError(
+            "there is no mpiexec beside this Python or on PATH",
+            hint="pip install 'hpcmass[mpi]', or load the site's MPI module, or use launcher = \"spawn\"",
+        )
+    if wanted == "spawn" or mpiexec is None or (wanted == "auto" and ranks == 1 and not nodes):
+        return ("srun" if nodes else "spawn"), None
+    return "mpiexec", None
+
+
+def _in_groups(words: list[list[str]], command: list[str]) -> list[str]:
+    """One srun for all groups of a heterogeneous job: `srun … COMMAND : … COMMAND`."""
+    argv = ["srun"]
+    for number, options in enumerate(words):
+        argv += [*([":"] if number else []), *options, *command]
+    return argv
 
 
 def keeper() -> list[str]:
     """The words in front of a rank's command: `child.py` in an interpreter without site-packages (fast)."""
     return [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), "rank"]
-
-
-def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what an outer launcher left for its ranks; a user's MPI tuning stays."""
-    inside_mpi = "OMPI_COMM_WORLD_RANK" in env or "PMIX_RANK" in env
-    return {name: value for name, value in env.items() if not _from_launcher(name, inside_mpi)}
-
-
-def _from_launcher(name: str, inside_mpi: bool) -> bool:
-    # Inside a job of Open MPI, its launcher's own settings cannot be told from the user's.
-    if name.startswith(_TUNING_PREFIXES):
-        return inside_mpi
-    return name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES)

@@ -25,6 +25,8 @@ class RankEnv:
         size: Ranks over all nodes.
         local_rank: 0 to `local_size` - 1 on this node.
         local_size: Ranks on this node; where the launcher does not say, `size` (one node).
+        node: This node's number among the nodes, from 0; 0 where nothing says it.
+        nodes: Nodes of the ranks; 1 where nothing says it.
         source: Whose variables were read: `hpcmass`, `openmpi`, `pmi`, `pmix`, `slurm`, `torchrun`, or
             `none` (an ordinary process: rank 0 of 1). Ranks that hpcmass started say `openmpi` or `pmi`
             where it used an mpiexec, and `hpcmass` where they are plain processes.
@@ -35,6 +37,8 @@ class RankEnv:
     local_rank: int
     local_size: int
     source: str
+    node: int = 0
+    nodes: int = 1
 
 
 def detect_ranks(env: Mapping[str, str]) -> RankEnv:
@@ -109,9 +113,14 @@ def _torchrun(env: Mapping[str, str]) -> RankEnv | None:
     return _read(env, "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def _slurm(env: Mapping[str, str]) -> RankEnv | None:
+def in_slurm_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process; a batch script and an interactive shell are no such step."""
     step = env.get("SLURM_STEP_ID", "batch")
-    if not step.isdigit() or int(step) >= _SLURM_SPECIAL_STEPS:
+    return step.isdigit() and int(step) < _SLURM_SPECIAL_STEPS
+
+
+def _slurm(env: Mapping[str, str]) -> RankEnv | None:
+    if not in_slurm_step(env):
         return None
     size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
     found = _read(env, "slurm", "SLURM_PROCID", size)
@@ -129,8 +138,11 @@ def _with_slurm_local(env: Mapping[str, str], found: RankEnv) -> RankEnv:
             repeat = times.rstrip(") ")
             per_node += [int(count)] * (int(repeat) if repeat.isdigit() else 1)
     node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
-    local_size = per_node[node] if node < len(per_node) else found.size
-    return RankEnv(found.rank, found.size, _number(env, "SLURM_LOCALID"), local_size, found.source)
+    local_rank = _number(env, "SLURM_LOCALID")
+    # Of a heterogeneous step Slurm tells a group's part only; then all that is known is the own number.
+    local_size = per_node[node] if node < len(per_node) else max(found.size, local_rank + 1)
+    nodes = max(len(per_node), node + 1)
+    return RankEnv(found.rank, found.size, local_rank, local_size, found.source, node, nodes)
 
 
 def _read(
@@ -157,3 +169,77 @@ def _number(env: Mapping[str, str], name: str) -> int:
     if not text.strip().isdigit():
         raise LaunchError(f"is {text!r}, not a number", where=f"environment variable {name}")
     return int(text)
+
+
+# Variables by which a device's runtime is told what it may see; Slurm sets those that fit the node.
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+
+
+def gpu_share(env: Mapping[str, str], place: RankEnv, per_rank: int, *, own: bool) -> dict[str, str]:
+    """Variables that show a rank its own GPUs, out of those of the node.
+
+    Args:
+        env: The rank's environment, as Slurm left it.
+        place: The rank.
+        per_rank: GPUs a rank; 0 where nobody says.
+        own: Whether to narrow the view. Else nothing is changed, and the local rank picks.
+
+    Returns:
+        What to set; nothing where Slurm has given every rank its own already.
+
+    Raises:
+        LaunchError: The node's ranks see fewer GPUs than they are meant to have.
+    """
+    share: dict[str, str] = {}
+    for name in _VISIBLE:
+        seen = [word for word in env.get(name, "").split(",") if word.strip()]
+        if not seen or per_rank < 1:
+            continue
+        needed = place.local_size * per_rank
+        if len(seen) >= needed:
+            if own:
+                first = place.local_rank * per_rank
+                share |= {name: ",".join(seen[first : first + per_rank]), "HPCMASS_OWN_GPUS": str(per_rank)}
+        elif env.get("HPCMASS_LAUNCHER") != "srun":  # under srun each may have been given its own
+            raise LaunchError(
+                f"{len(seen)} GPUs are seen by the {place.local_size} ranks of this node, which need {needed}",
+                where=name,
+                hint="ask sbatch for GPUs a node (--gres=gpu:N), not a task: an mpiexec has one task a node",
+            )
+        elif len(seen) == per_rank:
+            share["HPCMASS_OWN_GPUS"] = str(per_rank)
+    return share
+
+
+def describe(
+    env: Mapping[str, str], place: RankEnv, *, host: str, pid: int, cpus: int, at: float
+) -> dict[str, object]:
+    """The record of where a rank runs, `RUN/ranks/attempt-A-rank-R.json`.
+
+    Args:
+        env: The rank's environment.
+        place: The rank.
+        host: The machine's name.
+        pid: The process.
+        cpus: CPUs that the process may use.
+        at: The time, in seconds since the epoch.
+    """
+    threads = env.get("OMP_NUM_THREADS", "")
+    visible = env.get("CUDA_VISIBLE_DEVICES", env.get("ROCR_VISIBLE_DEVICES"))
+    step = env.get("SLURM_STEP_ID") if in_slurm_step(env) else env.get("HPCMASS_SLURM_STEP")
+    job = env.get("SLURM_JOB_ID", env.get("HPCMASS_SLURM_JOB_ID"))
+    return {
+        "format": 1,
+        "rank": place.rank,
+        "local_rank": place.local_rank,
+        "size": place.size,
+        "host": host,
+        "node": env.get("SLURMD_NODENAME", host) if job else host,
+        "pid": pid,
+        "cuda_visible_devices": visible,
+        "cpus": int(threads) if threads.isdigit() else cpus,
+        "slurm_job_id": job,
+        "slurm_step": step or ("batch" if job else None),
+        "launcher": env.get("HPCMASS_LAUNCHER", place.source),
+        "time": at,
+    }

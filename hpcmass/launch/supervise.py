@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,83 +14,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hpcmass.errors import HpcmassError, LaunchError
+from hpcmass.errors import LaunchError
 from hpcmass.files import process_start, storage_errors
 from hpcmass.launch.abort import parse_abort
+from hpcmass.launch.console import Tail, terminal
+from hpcmass.launch.control import Control
 from hpcmass.launch.lastword import read_words
+from hpcmass.launch.meet import meeting_place
+from hpcmass.launch.outcome import Outcome, RankExit
 from hpcmass.launch.plan import LaunchPlan
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _POLL_S = 0.05
+_POLL_SHARED_S = 0.25  # every look is a listing of a folder on the shared file system
 # A rank that loses its peer says so in its own log, if it is given a moment.
 _LAST_WORDS_S = 1.0
+# srun waits for its step when told to end it; where slurmctld does not answer it may wait for ever.
+_SRUN_KILLS_S = 10.0
 _TAIL_BYTES = 16384
-
-
-@dataclass(frozen=True)
-class RankExit:
-    """How one rank ended.
-
-    Attributes:
-        exit_code: Its exit code, or None when a signal ended it.
-        signal: The signal that ended it, or None.
-        time: When, in seconds since the epoch.
-        ended_by_us: Whether the supervisor had begun to end the ranks by then.
-    """
-
-    rank: int
-    exit_code: int | None
-    signal: int | None
-    time: float = 0.0
-    host: str = ""
-    ended_by_us: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether it ended with exit code 0."""
-        return self.exit_code == 0
-
-    def text(self) -> str:
-        """Such as `rank 1 was killed by signal 9 (SIGKILL)`."""
-        if self.signal is None:
-            return f"rank {self.rank} ended with exit code {self.exit_code}"
-        with contextlib.suppress(ValueError):
-            return f"rank {self.rank} was killed by signal {self.signal} ({signal.Signals(self.signal).name})"
-        return f"rank {self.rank} was killed by signal {self.signal}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How all ranks ended.
-
-    Attributes:
-        exits: By rank; a rank is missing where nothing is known of its end.
-        first_failure: The first rank that ended badly, before the supervisor or mpiexec ended the others.
-        launcher_exit: The exit code of mpiexec (negative: a signal); of spawned ranks the first bad one.
-        launcher_tail: The last of what mpiexec itself said, or a rank before it had its log.
-        signalled: The first signal that was passed on to the ranks, or None.
-        words: Errors that ranks left by `leave_word`, by rank, the earliest first.
-    """
-
-    ranks: int
-    exits: dict[int, RankExit] = field(default_factory=dict)
-    first_failure: RankExit | None = None
-    launcher_exit: int = 0
-    launcher_tail: str = ""
-    signalled: int | None = None
-    words: dict[int, HpcmassError] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every rank is known to have ended with exit code 0."""
-        known = len(self.exits) == self.ranks and all(end.ok for end in self.exits.values())
-        return known and self.launcher_exit == 0
 
 
 def supervise(
@@ -100,7 +47,9 @@ def supervise(
     cwd: Path | None = None,
     each_poll: Callable[[], None] | None = None,
     grace_s: float = 5.0,
-    stop_grace_s: float = 30.0,
+    stop_grace_s: float | None = None,
+    shared: Path | None = None,
+    control: Control | None = None,
 ) -> Outcome:
     """Run all ranks to their end.
 
@@ -116,15 +65,23 @@ def supervise(
         cwd: Working folder of the ranks.
         each_poll: Called about twenty times a second while the ranks run.
         grace_s: Seconds between SIGTERM and SIGKILL after a failure.
-        stop_grace_s: Seconds that ranks have to end after being asked to.
+        stop_grace_s: Seconds that ranks have to end after being asked to. None: 30, or 600 in a Slurm job,
+            where Slurm itself knows how long it waits.
+        shared: A folder that all nodes see, for the ranks' notes; needed where the plan has nodes.
+        control: Owns the signals instead; then `stop_grace_s` means nothing.
 
     Raises:
-        LaunchError: The launcher could not be started.
+        LaunchError: The launcher could not be started, or a plan with nodes has no shared folder.
         StorageError: A log cannot be written.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hpcmass-launch-"))
-    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s)
-    tail: _Tail | None = None
+    if plan.nodes and shared is None:
+        raise LaunchError("ranks on several nodes need a folder that all of them see", where="shared")
+    if stop_grace_s is None:
+        stop_grace_s = 600.0 if "HPCMASS_SLURM_JOB_ID" in plan.env else 30.0
+    folder = _folder(shared if plan.nodes else None)
+    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s, control=control)
+    poll_s = _POLL_SHARED_S if plan.nodes else _POLL_S
+    tail: Tail | None = None
     try:
         logs = [log_file(rank).resolve() for rank in range(plan.ranks)]
         for log in logs:
@@ -132,13 +89,20 @@ def supervise(
                 log.parent.mkdir(parents=True, exist_ok=True)
                 log.touch()
         if console:
-            tail = _Tail(logs[0])
-        settings = {"ranks": plan.ranks, "logs": [str(log) for log in logs]}
+            tail = Tail(logs[0])
+        settings = {
+            "ranks": plan.ranks,
+            "logs": [str(log) for log in logs],
+            "nodes": list(plan.nodes),
+            "launcher": plan.launcher,
+            "gpus_per_rank": plan.gpus_per_rank,
+            "own_gpus": plan.own_gpus,
+        }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        with _forwarding(watch.on_signal):
-            watch.start(cwd, _terminal() if console else None)
+        with _forwarding(watch.on_signal) if control is None else contextlib.nullcontext():
+            watch.start(cwd, terminal() if console else None)
             while not watch.step():
-                time.sleep(_POLL_S)
+                time.sleep(poll_s)
                 if tail is not None:
                     tail.copy()
                 if each_poll is not None:
@@ -151,16 +115,37 @@ def supervise(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _folder(shared: Path | None) -> Path:
+    """A new folder for the notes of the keepers."""
+    if shared is None:
+        return Path(tempfile.mkdtemp(prefix="hpcmass-launch-"))
+    with storage_errors(shared, "write the ranks' notes"):
+        shared.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".launch-", dir=shared.resolve()))
+
+
 class _Watch:
     """The ranks of one plan while they run."""
 
-    def __init__(self, plan: LaunchPlan, folder: Path, *, grace_s: float, stop_grace_s: float) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        folder: Path,
+        *,
+        grace_s: float,
+        stop_grace_s: float,
+        control: Control | None = None,
+    ) -> None:
+        self.control = control
         self.plan = plan
         self.folder = folder
         self.grace_s = grace_s
         self.stop_grace_s = stop_grace_s
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.pids: dict[int, tuple[int, int | None]] = {}  # rank -> keeper (leads its group), its start
+        self.pids: dict[int, tuple[int, int | None]] = {}  # rank here -> keeper (leads its group), its start
+        self.begun: set[int] = set()  # ranks, also on other nodes
+        self.forwarded = 0  # signals of `pending` that the launcher was given to pass on
+        self.ended_launcher: float | None = None
         self.exits: dict[int, RankExit] = {}
         self.pending: list[int] = []
         self.delivered: dict[int, int] = {}  # rank -> signals of `pending` that it has had
@@ -173,7 +158,8 @@ class _Watch:
     def start(self, cwd: Path | None, terminal: str | None) -> None:
         """Start mpiexec, or every rank."""
         env = {**self.plan.env, "HPCMASS_KEEPER": str(self.folder)}
-        env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        env.update(meeting_place(self.plan, env))
+        env["HPCMASS_STOP_GRACE_S"] = f"{self.stop_grace_s:g}"
         if terminal is not None:
             # Rank 0's output is a file here; a progress line can still be drawn on the terminal itself.
             env["HPCMASS_TTY"] = terminal
@@ -198,8 +184,10 @@ class _Watch:
                     raise LaunchError(f"cannot start the ranks: {error.strerror}", where=argv[0]) from error
 
     def _guard(self) -> list[str]:
-        # Killed at once, Hydra's proxy ends the ranks; Open MPI's prterun does so when asked politely.
-        number = signal.SIGKILL if self.plan.launcher == "mpich" else signal.SIGTERM
+        # Killed at once, Hydra's proxy ends the ranks; Open MPI's prterun does so when asked politely, by
+        # SIGINT because it is deaf to SIGTERM; srun takes SIGTERM for an order to kill.
+        numbers = {"mpich": signal.SIGKILL, "openmpi": signal.SIGINT}
+        number = numbers.get(self.plan.launcher, signal.SIGTERM)
         child = str(Path(__file__).with_name("child.py"))
         return [sys.executable, "-I", "-S", child, "guard", str(int(number)), str(os.getpid())]
 
@@ -208,6 +196,9 @@ class _Watch:
         """Look once; True when everything has ended."""
         self._read_notes()
         self._note_lost()
+        if self.control is not None:
+            self.pending = self.control.sent
+            self.kill_now = self.control.killing
         self._deliver()
         running = [process for process in self.processes if process.poll() is None]
         if not running:
@@ -238,13 +229,14 @@ class _Watch:
         return since is not None and now - since >= seconds
 
     def _read_notes(self) -> None:
-        if len(self.pids) < self.plan.ranks:
-            for note in self._notes("start"):
-                pid = int(note["pid"])
+        if len(self.begun) < self.plan.ranks:
+            for note in self._notes("start", self.begun):
+                rank, pid = int(note["rank"]), int(note["pid"])
+                self.begun.add(rank)
                 if note["host"] == socket.gethostname():
-                    self.pids.setdefault(int(note["rank"]), (pid, process_start(pid)))
+                    self.pids.setdefault(rank, (pid, process_start(pid)))
         if len(self.exits) < self.plan.ranks:
-            for note in self._notes("exit"):
+            for note in self._notes("exit", self.exits):
                 rank, ended = int(note["rank"]), float(note["time"])
                 ours = self.ending_since is not None and ended >= self.ending_since
                 self.exits.setdefault(
@@ -264,10 +256,14 @@ class _Watch:
             now, ours = time.time(), self.ending_since is not None
             self.exits.setdefault(rank, RankExit(rank, exit_code, number, now, socket.gethostname(), ours))
 
-    def _notes(self, kind: str) -> Iterator[dict[str, Any]]:
-        for path in self.folder.glob(f"{kind}-*.json"):
+    def _notes(self, kind: str, known: Collection[int]) -> Iterator[dict[str, Any]]:
+        """The notes of ranks that are not among those known."""
+        for name in os.listdir(self.folder):
+            found = re.fullmatch(rf"{kind}-(\d+)\.json", name)
+            if found is None or int(found[1]) in known:
+                continue
             with contextlib.suppress(OSError, ValueError):
-                yield json.loads(path.read_text(encoding="utf-8"))
+                yield json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     def _deliver(self) -> None:
         """Pass signals on to the process group of every rank that has begun, each once."""
@@ -275,6 +271,19 @@ class _Watch:
             for number in self.pending[self.delivered.get(rank, 0) :]:
                 self._signal(rank, number)
             self.delivered[rank] = len(self.pending)
+        if self.plan.nodes and not self.pids and len(self.begun) == self.plan.ranks:
+            self._forward()
+
+    def _forward(self) -> None:
+        """Let the launcher pass a signal on, for no rank runs on this node.
+
+        Always SIGUSR1, which asks for a stop too; SIGTERM the launchers take for an order to kill.
+        """
+        while self.forwarded < len(self.pending):
+            self.forwarded += 1
+            for process in self.processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGUSR1)
 
     def _signal(self, rank: int, number: int) -> None:
         pid, start = self.pids[rank]
@@ -290,10 +299,14 @@ class _Watch:
             self.ending_since = time.time()
         for rank in self.pids:
             self._signal(rank, number)
-        if number == signal.SIGKILL:
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
+        if number != signal.SIGKILL:
+            return
+        self.ended_launcher = self.ended_launcher or time.monotonic()
+        # srun kills the step on all nodes at SIGTERM, and says so; killed itself, it leaves that to Slurm.
+        asked = self.plan.launcher == "srun" and time.monotonic() - self.ended_launcher < _SRUN_KILLS_S
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate() if asked else process.kill()
 
     def end_all(self) -> None:
         """Kill what is left, also what a rank has started and left behind, and reap it."""
@@ -301,7 +314,11 @@ class _Watch:
         self._end(signal.SIGKILL)
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+                process.wait(timeout=_SRUN_KILLS_S if self.plan.launcher == "srun" else 10)
+            if process.poll() is None:
+                process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=10)
 
     # -- outcome ----------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -312,7 +329,7 @@ class _Watch:
         bad = sorted((end for end in self.exits.values() if not end.ok), key=lambda end: end.time)
         blamed = parse_abort(tail) if self.plan.launcher != "spawn" else None
         if blamed and blamed.rank is not None and blamed.rank not in self.exits:
-            end = RankExit(blamed.rank, blamed.exit_code, blamed.signal)
+            end = RankExit(blamed.rank, blamed.exit_code, blamed.signal, host=blamed.host)
             self.exits[blamed.rank] = end
             bad.insert(0, end)
         codes = [process.returncode for process in self.processes]
@@ -348,38 +365,3 @@ def _forwarding(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-class _Tail:
-    """Copies what a growing file gains to standard output."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self.file.seek(0, os.SEEK_END)
-
-    def copy(self) -> None:
-        """Copy what is new."""
-        while block := self.file.read(1 << 16):
-            try:
-                # Rank 0 may be drawing a progress line on the same terminal: it is wiped, and drawn again.
-                wipe = "\r\x1b[2K" if sys.stdout.isatty() else ""
-                sys.stdout.write(wipe + block.decode(errors="replace"))
-                sys.stdout.flush()
-            except (OSError, ValueError):
-                return
-
-
-def _terminal() -> str | None:
-    """The device of the terminal that shows standard error, or None."""
-    try:
-        return os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else None
-    except (OSError, ValueError):
-        return None
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

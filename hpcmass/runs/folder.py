@@ -74,6 +74,7 @@ class RankError:
 
     Attributes:
         kind: `exception`, `signal` (ended from outside) or `exit` (a script's own exit code).
+        transient: Whether the error says of itself that it may pass (a full disk, a file system that lags).
     """
 
     attempt: int
@@ -87,6 +88,7 @@ class RankError:
     step: int | None = None
     time: float = 0.0
     host: str = ""
+    transient: bool = False
 
 
 class RunFolder:
@@ -128,6 +130,10 @@ class RunFolder:
     def log_file(self, attempt: int, rank: int) -> Path:
         """Where the output of a rank goes."""
         return self.path / "logs" / f"attempt-{attempt}-rank-{rank}.log"
+
+    def rank_file(self, attempt: int, rank: int) -> Path:
+        """Where a rank says on which host, cores and GPUs it runs."""
+        return self.path / "ranks" / f"attempt-{attempt}-rank-{rank}.json"
 
     # -- life -----------------------------------------------------------------------------------------
     def exists(self) -> bool:
@@ -267,6 +273,7 @@ class RunFolder:
                 step=step,
                 time=time.time(),
                 host=socket.gethostname(),
+                transient=isinstance(error, HpcmassError) and error.transient,
             )
         )
 

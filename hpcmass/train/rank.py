@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 import sys
 import time
 import traceback
@@ -19,8 +20,8 @@ import torch
 from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
-from hpcmass.files import Lease
-from hpcmass.launch import RankEnv, detect_ranks, leave_word, usable_cores
+from hpcmass.files import Lease, replace_json
+from hpcmass.launch import RankEnv, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle_writer import write_torch_bundle
@@ -35,7 +36,7 @@ from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
-from hpcmass.train.startup import Startup
+from hpcmass.train.startup import Startup, place_of, write_places
 
 
 def train_rank(
@@ -175,7 +176,11 @@ class _Rank:
     def _watched(
         self, task: Task | None, model: Any, recipe: Recipe, train: Dataset, valid: Dataset | None
     ) -> Status:
+        self._record_place()
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
+        places = self.comm.share_objects(place_of(self.comm.rank))
+        if self.comm.rank == 0:
+            write_places(self.run, self.attempt, places)
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
             try:
                 if task is None:
@@ -186,6 +191,19 @@ class _Rank:
             except BaseException as error:
                 self._last_words(error, watch)
                 raise
+
+    def _record_place(self) -> None:
+        """Write down where this rank runs, for whoever holds it against Slurm's books."""
+        if self.run.lost:
+            return
+        place = RankEnv(
+            self.comm.rank, self.comm.size, self.comm.local_rank, self.comm.local_size, self.comm.name
+        )
+        record = describe(
+            os.environ, place, host=socket.gethostname(), pid=os.getpid(), cpus=usable_cores(), at=time.time()
+        )
+        with contextlib.suppress(HpcmassError):
+            replace_json(self.run.rank_file(self.attempt, self.comm.rank), record)
 
     def _loop(self, task: Task, watch: Watch) -> tuple[State, str | None]:
         newest = on_root(self.comm, lambda: checkpoint.latest_step(self.run.checkpoints))

@@ -16,9 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcmass.config import Job, Site, Target, job_to_toml, nearest, site_to_toml
+from hpcmass.config import Job, Layout, Site, Target, job_to_toml, nearest, site_to_toml
 from hpcmass.errors import ConfigError, NotFound
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import (
+    Allocation,
+    Control,
+    Outcome,
+    RankExit,
+    find_mpiexec,
+    plan_ranks,
+    supervise,
+    usable_cores,
+)
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
 
@@ -75,6 +84,11 @@ def run_script(
     cwd: Path | None = None,
     env_extra: Mapping[str, str] | None = None,
     console: bool = True,
+    control: Control | None = None,
+    layout: Layout | None = None,
+    allocation: Allocation | None = None,
+    container: Sequence[str] | None = None,
+    stop_grace_s: float | None = None,
 ) -> Status:
     """Run a command on N ranks to its end, and keep what is known of it in a run folder.
 
@@ -89,6 +103,11 @@ def run_script(
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
+        layout: Nodes and ranks a node, in an allocation.
+        allocation: The Slurm job that this process is the script of; None: this machine alone.
+        container: Words put in front of each rank's command.
+        stop_grace_s: Seconds that ranks have after SIGTERM or SIGINT; None: see `supervise`.
 
     Returns:
         `COMPLETED`, `FAILED` (the first failing rank is among the run's errors), or `STOPPED`.
@@ -108,6 +127,10 @@ def run_script(
         cores=usable_cores(),
         mpiexec=find_mpiexec() if ranks > 1 or target.launcher == "mpiexec" else None,
         env={**os.environ, **(env_extra or {})},
+        layout=layout,
+        allocation=allocation,
+        container=container,
+        own_gpus=False,  # scripts written for torchrun take the GPU of their LOCAL_RANK
     )
     if not run.exists():
         job = job or Job(name=run.path.name, command=list(command))
@@ -139,6 +162,9 @@ def run_script(
                 console=console,
                 cwd=cwd,
                 each_poll=run.check_held,
+                control=control,
+                stop_grace_s=stop_grace_s,
+                shared=run.path,
             )
         except BaseException as error:
             run.record_exception(attempt, 0, error)

@@ -6,7 +6,13 @@ more; the byte that the interpreter's C handler writes to the wakeup descriptor 
 A signal asks for a stop: the ranks agree on a step, write a checkpoint, and end as STOPPED. When a rank dies,
 mpiexec sends SIGTERM too, and SIGKILL about a second later. The two are told apart by looking whether the
 other ranks of this node still live, and by whether steps go on: a rank that got no further half a second
-after SIGTERM writes down why it is about to end, and takes it back if a step is done after all.
+after SIGTERM writes down why it is about to end, and takes it back if a step is done after all. SIGUSR1 is
+sent by nobody but who wants a stop (hpcmass itself before a time limit, or a user), so no step is too long
+for it; and SIGTERM after it is Slurm's, which does not mean to end a checkpoint.
+
+Inside a Slurm job (`HPCMASS_PATIENT`) signals come twice and more by themselves: from Slurm to every process of
+the job, from the launcher, from the batch script's process. There a second one does not end a rank at once, and
+a rank is not given up for a slow step or a long checkpoint: Slurm, or the batch script's process, ends it.
 """
 
 from __future__ import annotations
@@ -73,9 +79,11 @@ class Watch:
         self._alone = len(peers) == 1
         self.requested: str | None = None
         self._step = 0
-        self._signalled = 0.0
+        self._signalled = 0.0  # the first SIGTERM or SIGINT
+        self._give_up_s = _give_up_s()
         self._step_when_signalled = 0
         self._provisional = False
+        self._patient = os.environ.get("HPCMASS_PATIENT") == "1"
         self._old: dict[int, Any] = {}
         self._old_fd = -1
         self._thread: threading.Thread | None = None
@@ -128,6 +136,8 @@ class Watch:
         name = signal.Signals(number).name
         if self.requested is None:
             self.requested = name
+        elif self._patient or number == signal.SIGUSR1:
+            return
         elif self._alone and self._signalled and time.monotonic() - self._signalled > SECOND_S:
             raise KeyboardInterrupt(name)
 
@@ -148,8 +158,12 @@ class Watch:
     def _on_signal(self, name: str) -> None:
         now = time.monotonic()
         self.requested = self.requested or name
+        if name == "SIGUSR1":
+            return
         if not self._signalled:
             self._signalled, self._step_when_signalled = now, self._step
+        elif self._patient:
+            return
         elif not self._alone and now - self._signalled > SECOND_S:
             self._finish(State.STOPPED, f"ended at once by a second signal ({name})", name)
 
@@ -172,14 +186,14 @@ class Watch:
         )
 
     def _look_at_steps(self) -> None:
-        if not self._signalled:
-            return
+        if not self._signalled or (self._patient and self.requested == "SIGUSR1"):
+            return  # SIGUSR1 comes from whoever wants a stop, never from a launcher whose rank died
         waited = time.monotonic() - self._signalled
         reason = f"ended by {self.requested}, probably because another rank died"
         if self._step != self._step_when_signalled:
             if self._provisional:
                 self._take_back()
-        elif waited > GIVE_UP_S:
+        elif waited > self._give_up_s and not self._patient:
             self._finish(State.FAILED, reason, self.requested or "")
         elif waited > PROVISIONAL_S and not self._provisional:
             self._provisional = True
@@ -212,6 +226,14 @@ class Watch:
                 step=self._step, time=time.time(), host=socket.gethostname(),
             )
         )  # fmt: skip
+
+
+def _give_up_s() -> float:
+    """How long a rank waits for the others after SIGTERM: as long as whoever started it will wait."""
+    try:
+        return max(GIVE_UP_S, float(os.environ.get("HPCMASS_STOP_GRACE_S", "0")))
+    except ValueError:
+        return GIVE_UP_S
 
 
 def fail_status(run: RunFolder, reason: str, state: State = State.FAILED, *, again: bool = False) -> None:

@@ -12,10 +12,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hpcmass.config import Target
+from hpcmass.config import Layout, Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
-from hpcmass.launch import Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import (
+    Allocation,
+    Control,
+    Outcome,
+    RankExit,
+    find_mpiexec,
+    plan_ranks,
+    supervise,
+    usable_cores,
+)
+from hpcmass.launch.advice import launcher_hint
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -32,6 +42,11 @@ def start_ranks(
     threads_per_rank: int | None = None,
     backend: str = "auto",
     console: bool = True,
+    control: Control | None = None,
+    layout: Layout | None = None,
+    allocation: Allocation | None = None,
+    container: Sequence[str] | None = None,
+    stop_grace_s: float | None = None,
 ) -> Status:
     """Start `argv` on N ranks, each of which trains its part of `run`, and wait.
 
@@ -46,6 +61,11 @@ def start_ranks(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         backend: `torch` needs plain processes; `mpi` and `horovod` need mpiexec; `auto` takes what is there.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
+        layout: Nodes and ranks a node, in an allocation.
+        allocation: The Slurm job that this process is the script of; None: this machine alone.
+        container: Words put in front of each rank's command.
+        stop_grace_s: Seconds that ranks have after SIGTERM or SIGINT; None: see `supervise`.
 
     Returns:
         The run's status. A rank that was killed is in it, and among the run's errors.
@@ -64,6 +84,9 @@ def start_ranks(
         launcher=_LAUNCHER.get(backend, "auto"),  # type: ignore[arg-type]
         mpiexec=find_mpiexec() if backend != "torch" else None,
         env=os.environ,
+        layout=layout,
+        allocation=allocation,
+        container=container,
     )
     before = _attempt(run)
     with _logs_beside(run) as waiting:
@@ -76,12 +99,18 @@ def start_ranks(
                 _move_logs(waiting, run, before + 1)
 
         outcome = supervise(
-            plan, log_file=lambda rank: waiting / f"{rank}.log", console=console, each_poll=adopt
+            plan,
+            log_file=lambda rank: waiting / f"{rank}.log",
+            console=console,
+            each_poll=adopt,
+            control=control,
+            stop_grace_s=stop_grace_s,
+            shared=waiting,
         )
         if _attempt(run) == before:
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
                 return run.status()  # It was completed before, and the ranks had nothing to do.
-            raise _refusal(outcome, waiting, console)
+            raise _refusal(outcome, waiting, console, plan.pmi)
         if _attempt(run) > before + 1:
             # Begun again by somebody else meanwhile: nothing in there is about our ranks.
             raise next(iter(outcome.words.values()), run.taken_over())
@@ -182,7 +211,7 @@ def _move_logs(waiting: Path, run: RunFolder, attempt: int, *, ended: bool = Fal
                 log.unlink()
 
 
-def _refusal(outcome: Outcome, waiting: Path, console: bool) -> Exception:
+def _refusal(outcome: Outcome, waiting: Path, console: bool, pmi: str | None) -> Exception:
     """The error of ranks that ended before their run began."""
     for error in outcome.words.values():
         return error
@@ -201,4 +230,5 @@ def _refusal(outcome: Outcome, waiting: Path, console: bool) -> Exception:
     shown = console and bool(log_tail(waiting / "0.log")) and plain is not None
     exit_code = failure.exit_code if failure is not None else None
     number = failure.signal if failure is not None else None
-    return RankFailed(message, told=shown, rank=rank, exit_code=exit_code, signal=number)
+    hint = None if plain is not None else launcher_hint(f"{outcome.launcher_tail}\n{said}", pmi)
+    return RankFailed(message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpcmass.config import (
@@ -22,8 +23,10 @@ from hpcmass.config import (
     site_to_toml,
 )
 from hpcmass.errors import ConfigError
+from hpcmass.files import make_dir
 from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
+from hpcmass.workflow.placed import Placed, place_ranks
 from hpcmass.workflow.targets import target_of
 
 
@@ -78,8 +81,9 @@ def train(
                 hint="run it without mpiexec",
             )
         return run, train_per_shard(job, run, project, site, fresh=fresh, console=console)
-    ranks = ranks or job.resources.ranks
-    if launched is not None or ranks == 1:
+    placed = place_ranks(job.resources, target_of(job, site), env=os.environ, asked=ranks)
+    ranks = placed.ranks
+    if launched is not None or (ranks == 1 and (placed.allocation is None or placed.allocation.host)):
         from hpcmass.train.rank import train_rank
 
         backend = job.train.backend
@@ -90,7 +94,7 @@ def train(
             where="--ranks",
             hint="fewer ranks, or a larger train.global_batch",
         )
-    return run, _start(job, run, project, site, ranks=ranks, fresh=fresh, console=console)
+    return run, _start(job, run, project, site, placed, fresh=fresh, console=console)
 
 
 def _launched(asked: int | None) -> int | None:
@@ -114,12 +118,12 @@ def _launched(asked: int | None) -> int | None:
 
 
 def _start(
-    job: Job, run: RunFolder, project: Project, site: Site, *, ranks: int, fresh: bool, console: bool
+    job: Job, run: RunFolder, project: Project, site: Site, placed: Placed, *, fresh: bool, console: bool
 ) -> Status:
     """Start the ranks: each is this command again, which then finds itself under a launcher."""
     from hpcmass.train.start import start_ranks
 
-    with tempfile.TemporaryDirectory(prefix="hpcmass-job-") as scratch:
+    with _scratch(run, placed) as scratch:
         job_file, site_file = Path(scratch) / "job.toml", Path(scratch) / "site.toml"
         job_file.write_text(job_to_toml(job), encoding="utf-8")
         site_file.write_text(site_to_toml(site), encoding="utf-8")
@@ -129,19 +133,40 @@ def _start(
         return start_ranks(
             argv,
             run=run,
-            ranks=ranks,
-            target=target_of(job, site),
+            ranks=placed.ranks,
+            target=placed.target,
             threads_per_rank=job.resources.threads_per_rank,
             backend=job.train.backend,
             console=console,
+            layout=placed.layout,
+            allocation=placed.allocation,
         )
+
+
+@contextlib.contextmanager
+def _scratch(run: RunFolder, placed: Placed) -> Iterator[str]:
+    """A folder for what the ranks are to read; on several nodes one that all of them see, beside the run."""
+    if placed.allocation is None:
+        with tempfile.TemporaryDirectory(prefix="hpcmass-job-") as folder:
+            yield folder
+        return
+    parent = run.path.absolute().parent
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    make_dir(parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{run.path.name}-job-", dir=parent) as folder:
+            yield folder
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
 
 
 def run_command(
     command: Sequence[str],
     project: Project,
     *,
-    ranks: int = 1,
+    ranks: int | None = None,
     run_name: str | None = None,
     threads_per_rank: int | None = None,
     quiet: bool = False,
@@ -152,7 +177,8 @@ def run_command(
     Args:
         command: Its words; `python` is the interpreter that runs hpcmass.
         project: Where its run lies.
-        ranks: Processes to start.
+        ranks: Processes to start; default: 1, or in a Slurm job those that sbatch was asked for (`--ntasks`),
+            else one a GPU, else one a node.
         run_name: Name of the run; default: the script's name, and a number where that is taken.
         threads_per_rank: CPU threads a rank; default: the cores shared out.
         quiet: Keep rank 0's output to its log file.
@@ -163,22 +189,27 @@ def run_command(
     """
     from hpcmass.train.script import run_script
 
-    resources = {"ranks": ranks, **({"threads_per_rank": threads_per_rank} if threads_per_rank else {})}
     run = RunFolder(project.run_path(run_name)) if run_name else _free_run(project, _script_name(command))
-    job = job_from_values({"name": run.path.name, "command": list(command), "resources": resources})
+    site = load_site(site_file, project.site_file)
+    threads = {"threads_per_rank": threads_per_rank} if threads_per_rank else {}
+    values = {"name": run.path.name, "command": list(command), "resources": threads}
+    job = job_from_values(values)
+    placed = place_ranks(job.resources, target_of(job, site), env=os.environ, asked=ranks, script=True)
+    job = job_from_values({**values, "resources": {"ranks": placed.ranks, **threads}})
     if run.exists():
         _check_same(run, job)
-    site = load_site(site_file, project.site_file)
     status = run_script(
         list(command),
         run=run,
         job=job,
         site=site,
-        ranks=ranks,
-        target=target_of(job, site),
+        ranks=placed.ranks,
+        target=placed.target,
         threads_per_rank=threads_per_rank,
         cwd=Path.cwd(),
         console=not quiet,
+        layout=placed.layout,
+        allocation=placed.allocation,
     )
     return run, status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Protocol
@@ -154,8 +155,16 @@ def narrow_float(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
+def gpu_index(local_rank: int, local_size: int) -> int | None:
+    """Which of the GPUs that this process sees is its own; None where there are not enough."""
+    if not torch.cuda.is_available():
+        return None
+    if os.environ.get("HPCMASS_OWN_GPUS"):  # it sees no other rank's
+        return 0
+    return local_rank if torch.cuda.device_count() >= local_size else None
+
+
 def local_device(local_rank: int, local_size: int) -> torch.device:
     """A GPU of its own for every rank of the node where there are enough, else the CPU."""
-    if torch.cuda.is_available() and torch.cuda.device_count() >= local_size:
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
+    index = gpu_index(local_rank, local_size)
+    return torch.device("cpu") if index is None else torch.device("cuda", index)

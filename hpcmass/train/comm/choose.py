@@ -6,11 +6,9 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 
-import torch
-
 from hpcmass.errors import ConfigError, LaunchError, MissingDependency
 from hpcmass.launch import RankEnv, promised_ranks
-from hpcmass.train.comm.base import Communicator
+from hpcmass.train.comm.base import Communicator, gpu_index
 from hpcmass.train.comm.single import SingleCommunicator
 from hpcmass.train.comm.size import check_size
 
@@ -34,7 +32,7 @@ def choose_backend(name: str, ranks: RankEnv) -> str:
         return name
     if ranks.size == 1:
         return "single"
-    if torch.cuda.is_available() and torch.cuda.device_count() >= ranks.local_size:
+    if gpu_index(ranks.local_rank, ranks.local_size) is not None:
         return "torch"
     if not any(name in os.environ for name in _MPI_LAUNCHED):
         return "torch"
@@ -87,8 +85,11 @@ def _open(name: str, ranks: RankEnv, promised: int) -> Communicator:
             hint='it was built for another MPI library or torch: install it again, or train.backend = "torch"',
         ) from error
     try:
-        check_size(promised, comm.size, name)
-    except LaunchError:
+        library = import_module("hpcmass.train.comm.mpi_start").mpi_library() if needed else ""
+        check_size(promised, comm.size, name, library=library)
+    except LaunchError as error:
+        if comm.size == 1:
+            error.data["told"] = ranks.rank != 0  # each thinks that it is alone: one of them says it
         comm.close()
         raise
     return comm

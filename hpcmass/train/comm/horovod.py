@@ -21,7 +21,7 @@ os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(16 << 20))
 os.environ.setdefault("HOROVOD_CYCLE_TIME", "1")
 # Without mpiexec hvd.init() aborts, or takes another libmpi, unless mpi4py has loaded the right one.
 if find_spec("mpi4py") is not None:
-    import_module("mpi4py.MPI")
+    import_module("hpcmass.train.comm.mpi_start").start_mpi()
 
 import horovod.torch as hvd
 

@@ -13,19 +13,16 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import mpi4py
 import numpy as np
 import torch
 from torch import Tensor
 
-mpi4py.rc.thread_level = "multiple"
+from hpcmass.errors import LaunchError, RankFailed
+from hpcmass.launch import RankEnv
+from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, narrow_float
+from hpcmass.train.comm.mpi_start import start_mpi
 
-from mpi4py import MPI  # noqa: E402
-
-from hpcmass.errors import LaunchError, RankFailed  # noqa: E402
-from hpcmass.launch import RankEnv  # noqa: E402
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, narrow_float  # noqa: E402
-
+MPI = start_mpi()
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from hpcmass.errors import LaunchError
+from hpcmass.launch.advice import size_hint
 
 
-def check_size(promised: int, found: int, name: str, *, asked: bool = False) -> None:
+def check_size(promised: int, found: int, name: str, *, asked: bool = False, library: str = "") -> None:
     """Refuse ranks that did not all find each other.
 
     Args:
@@ -13,6 +16,7 @@ def check_size(promised: int, found: int, name: str, *, asked: bool = False) -> 
         found: The communicator's real size.
         name: The backend.
         asked: Whether the user named the backend.
+        library: How the MPI library calls itself, where there is one.
 
     Raises:
         LaunchError: The numbers differ.
@@ -21,6 +25,8 @@ def check_size(promised: int, found: int, name: str, *, asked: bool = False) -> 
         return
     if name == "single" and asked:
         hint = 'train.backend = "single" is for one rank: leave it out, or start one rank'
+    elif library:
+        hint = size_hint(library, os.environ)
     else:
         hint = (
             "the mpiexec (or srun --mpi=...) is not the one of this Python's MPI library: use the mpiexec "

@@ -94,9 +94,11 @@ class TorchCommunicator(BaseCommunicator):
                 where="MASTER_ADDR, MASTER_PORT",
                 hint="set both, start with 'hpcmass train JOB --ranks N', or install mpi4py",
             )
-        mpi = import_module("mpi4py.MPI")
+        # Imported here, for mpi4py need not be installed.
+        start = import_module("hpcmass.train.comm.mpi_start")
+        mpi = start.start_mpi()
         self.rank, real = mpi.COMM_WORLD.Get_rank(), mpi.COMM_WORLD.Get_size()
-        check_size(self.size, real, self.name)
+        check_size(self.size, real, self.name, library=start.mpi_library())
         store, host = None, ""
         if self.rank == 0:
             host = socket.gethostname() if self.local_size < self.size else "127.0.0.1"

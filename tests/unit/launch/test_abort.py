@@ -52,16 +52,27 @@ MPICH_ABORT = (
 )
 
 
+SRUN_KILLED = """\
+srun: error: cn2: task 3: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=13.0
+slurmstepd-cn1: error: *** STEP 13.0 ON cn1 CANCELLED AT 2026-11-25T04:30:58 ***
+srun: error: cn1: tasks 0-1: Killed
+"""
+SRUN_EXIT = "srun: error: cn1: task 1: Exited with exit code 16\n"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (OPENMPI_KILLED, AbortReport(rank=1, signal=9)),
+        (OPENMPI_KILLED, AbortReport(rank=1, signal=9, host="vm")),
         (OPENMPI_EXIT, AbortReport(rank=1, exit_code=3)),
         (OPENMPI_ABORT, AbortReport(rank=1, exit_code=5)),
         (OPENMPI_ABORT + OPENMPI_KILLED, AbortReport(rank=1, exit_code=5)),
         (MPICH_KILLED, AbortReport(signal=11)),
         (MPICH_ABORT, AbortReport(rank=1, exit_code=5)),
         (MPICH_ABORT + MPICH_KILLED, AbortReport(rank=1, exit_code=5)),
+        (SRUN_KILLED, AbortReport(rank=3, signal=9, host="cn2")),
+        (SRUN_EXIT, AbortReport(rank=1, exit_code=16, host="cn1")),
         ("", None),
         ("epoch 1: signal 9, rank 3\n", None),
     ],

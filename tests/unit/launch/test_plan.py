@@ -119,7 +119,8 @@ def test_an_outer_launchers_variables_are_taken_out() -> None:
     }  # fmt: skip
     kept = {"HPCMASS_PROJECT": "/p", "HOME": "/h", "MPICH_TUNING": "1", "HOROVOD_CYCLE_TIME": "1"}
     made = plan(env={**outer, **kept})
-    assert made.env == {**kept, "HPCMASS_RANKS": "2", "OMP_NUM_THREADS": "4", **DEFAULTS}
+    where = {"HPCMASS_SLURM_JOB_ID": "7"}
+    assert made.env == {**kept, **where, "HPCMASS_RANKS": "2", "OMP_NUM_THREADS": "4", **DEFAULTS}
 
 
 def test_a_users_mpi_tuning_stays_outside_of_a_job() -> None:

@@ -1,0 +1,73 @@
+"""How ranks ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from dataclasses import dataclass, field
+
+from hpcmass.errors import HpcmassError
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """How one rank ended.
+
+    Attributes:
+        exit_code: Its exit code, or None when a signal ended it.
+        signal: The signal that ended it, or None.
+        time: When, in seconds since the epoch.
+        ended_by_us: Whether the supervisor had begun to end the ranks by then.
+    """
+
+    rank: int
+    exit_code: int | None
+    signal: int | None
+    time: float = 0.0
+    host: str = ""
+    ended_by_us: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with exit code 0."""
+        return self.exit_code == 0
+
+    def text(self) -> str:
+        """Such as `rank 3 on cn2 was killed by signal 9 (SIGKILL)`; this machine is not named."""
+        who = f"rank {self.rank}"
+        if self.host and self.host != socket.gethostname():
+            who += f" on {self.host}"
+        if self.signal is None:
+            return f"{who} ended with exit code {self.exit_code}"
+        with contextlib.suppress(ValueError):
+            return f"{who} was killed by signal {self.signal} ({signal.Signals(self.signal).name})"
+        return f"{who} was killed by signal {self.signal}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How all ranks ended.
+
+    Attributes:
+        exits: By rank; a rank is missing where nothing is known of its end.
+        first_failure: The first rank that ended badly, before the supervisor or mpiexec ended the others.
+        launcher_exit: The exit code of mpiexec (negative: a signal); of spawned ranks the first bad one.
+        launcher_tail: The last of what mpiexec itself said, or a rank before it had its log.
+        signalled: The first signal that was passed on to the ranks, or None.
+        words: Errors that ranks left by `leave_word`, by rank, the earliest first.
+    """
+
+    ranks: int
+    exits: dict[int, RankExit] = field(default_factory=dict)
+    first_failure: RankExit | None = None
+    launcher_exit: int = 0
+    launcher_tail: str = ""
+    signalled: int | None = None
+    words: dict[int, HpcmassError] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rank is known to have ended with exit code 0."""
+        known = len(self.exits) == self.ranks and all(end.ok for end in self.exits.values())
+        return known and self.launcher_exit == 0
