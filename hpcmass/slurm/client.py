@@ -375,7 +375,17 @@ def _merged(job_id: str, queued: JobInfo | None, past: JobInfo | None, reached: 
     if queued is not None:
         if past is None or not past.state.ended:  # sacct lags by seconds, or knows nothing.
             return queued
-        return replace(past, reason=queued.reason or past.reason)
+        # Accounting may not have heard yet what the job is called or was asked for: the controller has.
+        return replace(
+            queued,
+            state=past.state,
+            reason=queued.reason or past.reason,
+            ends=past.ends or queued.ends,
+            exit_code=past.exit_code,
+            signal=past.signal,
+            used=past.used,
+            source=past.source,
+        )
     if past is not None and past.state.ended:
         return past
     if past is not None and reached:
