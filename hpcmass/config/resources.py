@@ -73,6 +73,10 @@ class Target(BaseModel):
         exclusive: Whether jobs get whole nodes.
         requeue: Whether the site allows a job to be requeued; else the next hop is a job of its own.
         preemptible: Whether jobs may be ended at any time in favour of others.
+        block_time: Wall time of a pilot job (a block) in which sweeps and workflows run; None: `default_time`,
+            else `max_time`, else an hour.
+        block_nodes: Nodes a pilot job.
+        max_blocks: Pilot jobs at once; None: as many as `max_nodes` gives, else 1.
         price_per_node_hour: What a node costs an hour, in the site's own unit.
         modules: Loaded by `module load` at the start of a job, in this order.
         setup: Shell lines at the start of a job, as they stand: the site file's author writes them.
@@ -84,6 +88,8 @@ class Target(BaseModel):
         container_options: Further words of `apptainer exec`, such as `--no-privs`.
         gpu_vendor: `nvidia` or `amd`: whose driver a container gets (`--nv`, `--rocm`).
         scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
+        environment: An archive of `hpcmass env pack`, which each job unpacks once a node to `scratch`, and
+            whose Python it runs; a path relative to the site file.
         sbatch: Further options of sbatch by name, without the dashes.
     """
 
@@ -108,6 +114,9 @@ class Target(BaseModel):
     exclusive: bool = False
     requeue: bool = True
     preemptible: bool = False
+    block_time: Duration | None = None
+    block_nodes: int = Field(1, ge=1)
+    max_blocks: int | None = Field(None, ge=1)
     price_per_node_hour: float | None = Field(None, ge=0)
     modules: list[Word] = Field(default_factory=list)
     setup: list[Word] = Field(default_factory=list)
@@ -117,6 +126,7 @@ class Target(BaseModel):
     container_options: list[Word] = Field(default_factory=list)
     gpu_vendor: Literal["nvidia", "amd"] | None = None
     scratch: Word | None = None
+    environment: Word | None = None
     sbatch: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

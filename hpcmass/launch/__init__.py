@@ -7,6 +7,7 @@ from hpcmass.launch.abort import AbortReport, parse_abort
 from hpcmass.launch.allocation import Allocation, read_allocation
 from hpcmass.launch.command import hpcmass_command
 from hpcmass.launch.container import ContainerSpec, check_versions, container_words, inside_container
+from hpcmass.launch.control import Control
 from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
@@ -19,6 +20,7 @@ __all__ = [
     "AbortReport",
     "Allocation",
     "ContainerSpec",
+    "Control",
     "LaunchPlan",
     "MpiFlavour",
     "Outcome",

@@ -30,6 +30,8 @@ from hpcmass.slurm.parse import (
 from hpcmass.slurm.parse_jobs import JobRow, parse_sacct, parse_squeue, parse_start
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_QUIET_S = 3.0  # without an answer, after which the wait is told
+_SBATCH_S = 60.0  # sbatch itself waits for its controller, and ended early leaves open whether it was heard
 _CANCEL_AT_ONCE = 500
 
 
@@ -57,7 +59,7 @@ class Slurm:
             env: The environment of the commands; default: that of this process when a command is run.
             timeout_s: A command that has not ended by then is ended, and counts as no answer.
             patience_s: See the class; 0 tries once.
-            on_wait: Told, in one sentence, when a command is going to be tried again.
+            on_wait: Told, in one sentence, that a command waits or is going to be tried again.
         """
         self.calls = 0
         self.silent = ""
@@ -131,13 +133,13 @@ class Slurm:
                 f"'{argv[0]}' cannot be started: {error.strerror}",
                 **_facts(argv, None, "", "other", unsure=False),
             ) from error
+        limit_s = max(self.timeout_s, _SBATCH_S) if _is_sbatch(argv) else self.timeout_s
         try:
-            data = None if stdin is None else stdin.encode()
-            out_bytes, err_bytes = child.communicate(data, timeout=self.timeout_s)
+            out_bytes, err_bytes = self._answer(child, argv, stdin, limit_s)
         except subprocess.TimeoutExpired:
             _end(child)
             raise SlurmError(
-                f"{argv[0]} did not answer within {self.timeout_s:g} s and was ended",
+                f"{argv[0]} did not answer within {limit_s:g} s and was ended",
                 hint="Slurm's controller is busy or unreachable; try again later",
                 transient=True,
                 **_facts(argv, None, "", "timeout", unsure=True),
@@ -155,6 +157,19 @@ class Slurm:
                 **_facts(argv, child.returncode, err, trouble.kind, unsure=trouble.unsure),
             )
         return out, err
+
+    def _answer(
+        self, child: subprocess.Popen[bytes], argv: list[str], stdin: str | None, limit_s: float
+    ) -> tuple[bytes, bytes]:
+        """What a command writes until its end; Slurm's own wait for a controller that is away."""
+        data = None if stdin is None else stdin.encode()
+        if self._on_wait is not None and limit_s > _QUIET_S:
+            try:
+                return child.communicate(data, timeout=_QUIET_S)
+            except subprocess.TimeoutExpired:
+                self._on_wait(f"Slurm does not answer {argv[0]} yet; waiting")
+                return child.communicate(timeout=limit_s - _QUIET_S)
+        return child.communicate(data, timeout=limit_s)
 
     # -- jobs ------------------------------------------------------------------------------------------
     def jobs(self, ids: Sequence[str]) -> dict[str, JobInfo]:

@@ -37,7 +37,7 @@ from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
-from hpcmass.train.startup import Startup
+from hpcmass.train.startup import Startup, place_of, write_places
 
 
 def train_rank(
@@ -180,6 +180,9 @@ class _Rank:
     ) -> Status:
         self._record_place()
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
+        places = self.comm.share_objects(place_of(self.comm.rank))
+        if self.comm.rank == 0:
+            write_places(self.run, self.attempt, places)
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
             try:
                 if task is None:

@@ -18,7 +18,16 @@ from typing import Any
 
 from hpcmass.config import Job, Layout, Site, Target, job_to_toml, nearest, site_to_toml
 from hpcmass.errors import ConfigError, NotFound
-from hpcmass.launch import Allocation, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import (
+    Allocation,
+    Control,
+    Outcome,
+    RankExit,
+    find_mpiexec,
+    plan_ranks,
+    supervise,
+    usable_cores,
+)
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
 
@@ -75,6 +84,7 @@ def run_script(
     cwd: Path | None = None,
     env_extra: Mapping[str, str] | None = None,
     console: bool = True,
+    control: Control | None = None,
     layout: Layout | None = None,
     allocation: Allocation | None = None,
     container: Sequence[str] | None = None,
@@ -93,6 +103,7 @@ def run_script(
         cwd: Working folder of the ranks; default: this process's.
         env_extra: Further variables of their environment.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
         layout: Nodes and ranks a node, in an allocation.
         allocation: The Slurm job that this process is the script of; None: this machine alone.
         container: Words put in front of each rank's command; its `python` is the image's then.
@@ -151,6 +162,7 @@ def run_script(
                 console=console,
                 cwd=cwd,
                 each_poll=run.check_held,
+                control=control,
                 stop_grace_s=stop_grace_s,
                 shared=run.path,
             )

@@ -26,6 +26,7 @@ from hpcmass.slurm.send import Place, new_comment, pending, send, settle
 from hpcmass.train.begun import asks_for_more, set_aside
 from hpcmass.workflow.after import dependencies
 from hpcmass.workflow.asked import Asked, ask
+from hpcmass.workflow.env_pack import packed_of
 from hpcmass.workflow.plan import chosen_target
 
 PATIENCE_S = 120.0
@@ -214,6 +215,7 @@ def batch_script(
             comment=comment,
             cwd=project_root,
             title=title or f"run {name}",
+            packed=packed_of(target),
         )
     )
 
@@ -247,6 +249,7 @@ def _spec(asked: Asked, project: Project, after: Sequence[str], comment: str, in
         comment=comment,
         cwd=project.root,
         title=f"run {asked.name}{'-*' if asked.array else ''}, target {asked.target_name} of {asked.site.name}",
+        packed=packed_of(asked.target),
     )
 
 

@@ -194,3 +194,12 @@ def test_the_environment_is_cleaned(slurm: Slurm, command: Command, monkeypatch:
     assert slurm.run(["sbatch"]) == "//" + "/c\n"
     monkeypatch.setenv("HPCMASS_PROBE", "here")
     assert Slurm().env == dict(os.environ)
+
+
+def test_a_wait_is_told(slurm: Slurm, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_QUIET_S", 0.3)
+    command("squeue", "sleep 2; cat")
+    told: list[str] = []
+    slurm._on_wait = told.append
+    assert slurm.run(["squeue"], stdin="all of it\n") == "all of it\n"
+    assert told == ["Slurm does not answer squeue yet; waiting"]
