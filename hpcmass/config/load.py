@@ -14,6 +14,7 @@ from hpcmass.config.document import Document, Key, read_document
 from hpcmass.config.explain import explain
 from hpcmass.config.job import Job
 from hpcmass.config.overrides import apply, parse_sets
+from hpcmass.config.resources import Target
 from hpcmass.config.site import Site
 from hpcmass.errors import ConfigError, NameNotAllowed, NotFound
 from hpcmass.files import check_name
@@ -112,7 +113,7 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
         return Site.local()
     document = read_document(Path(file))
     try:
-        site = Site.model_validate(document.values)
+        site = _images_beside(Site.model_validate(document.values), Path(file).absolute().parent)
     except ValidationError as error:
         raise explain(error, Site, document.where) from None
     targets = dict(site.targets)
@@ -121,6 +122,19 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
             archive = (Path(file).parent / target.environment).resolve()
             targets[name] = target.model_copy(update={"environment": str(archive)})
     return site.model_copy(update={"targets": targets})
+
+
+def _images_beside(site: Site, folder: Path) -> Site:
+    """The site with container images that are given by a relative path made absolute, beside the site file."""
+
+    def absolute(target: Target) -> Target:
+        image = target.container
+        if image is None or image.startswith(("/", "$")) or "://" in image:
+            return target
+        place = Path(image).expanduser() if image.startswith("~") else folder / image
+        return target.model_copy(update={"container": os.path.normpath(place)})
+
+    return site.model_copy(update={"targets": {name: absolute(t) for name, t in site.targets.items()}})
 
 
 def site_to_toml(site: Site) -> str:

@@ -192,7 +192,7 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(cluster: Cluster, packed_
     for number in (1, 2):
         spec = ScriptSpec(
             name=f"unpack-{number}", target=target, layout=Layout(2, 2, 1, 1, 0, None, 300), out=tmp_path / f"{number}",
-            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target),
+            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target), cwd=tmp_path,
         )  # fmt: skip
         ids.append(submit_script(render_script(spec), tmp_path / f"{number}", slurm=slurm))
     until = time.monotonic() + 240
