@@ -331,7 +331,8 @@ def test_what_a_crash_left_is_cleared_and_the_cluster_comes_up_again(
     cluster_factory: Callable[..., Cluster],
 ) -> None:
     """All its processes die at once, as when the machine loses power; `down` and `up` then do their work."""
-    crashed = cluster_factory(accounting=False)
+    crashed = cluster_factory()
+    output(crashed, "srun", "true")
 
     def namespaces() -> list[str]:
         tag = json.loads((crashed.folder / "state.json").read_text())["settings"]["slot"]
@@ -344,5 +345,9 @@ def test_what_a_crash_left_is_cleared_and_the_cluster_comes_up_again(
     assert bool(namespaces()) == crashed.has_network
     Cluster.open(crashed.folder).down()
     assert namespaces() == []
-    again = Cluster.up(crashed.folder, accounting=False)
+    shutil.rmtree(crashed.folder / "database-tmp")
+    again = Cluster.up(crashed.folder)
     assert again.status().up
+    if again.has_accounting:
+        output(again, "sacct", "-X")
+    output(again, "srun", "true")
