@@ -113,7 +113,7 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
         return Site.local()
     document = read_document(Path(file))
     try:
-        site = _images_beside(Site.model_validate(document.values), Path(file).absolute().parent)
+        site = Site.model_validate(document.values)
     except ValidationError as error:
         raise explain(error, Site, document.where) from None
     targets = dict(site.targets)
@@ -121,20 +121,17 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
         if target.environment is not None:
             archive = (Path(file).parent / target.environment).resolve()
             targets[name] = target.model_copy(update={"environment": str(archive)})
+        targets[name] = _image_beside(targets[name], Path(file).absolute().parent)
     return site.model_copy(update={"targets": targets})
 
 
-def _images_beside(site: Site, folder: Path) -> Site:
-    """The site with container images that are given by a relative path made absolute, beside the site file."""
-
-    def absolute(target: Target) -> Target:
-        image = target.container
-        if image is None or image.startswith(("/", "$")) or "://" in image:
-            return target
-        place = Path(image).expanduser() if image.startswith("~") else folder / image
-        return target.model_copy(update={"container": os.path.normpath(place)})
-
-    return site.model_copy(update={"targets": {name: absolute(t) for name, t in site.targets.items()}})
+def _image_beside(target: Target, folder: Path) -> Target:
+    """The target with its container image, where that is a relative path, made absolute beside the site file."""
+    image = target.container
+    if image is None or image.startswith(("/", "$")) or "://" in image:
+        return target
+    place = Path(image).expanduser() if image.startswith("~") else folder / image
+    return target.model_copy(update={"container": os.path.normpath(place)})
 
 
 def site_to_toml(site: Site) -> str:

@@ -22,7 +22,5 @@ def hpcmass_command(*, in_container: bool = False) -> list[str]:
 def module_command(module: str, *, in_container: bool = False) -> list[str]:
     """As `hpcmass_command`, for the `main()` of one module of hpcmass, which ends the process itself."""
     home = "" if in_container else f"sys.path.append({_HOME!r}); "
-    start = (
-        f"import sys; sys.path[:] = [p for p in sys.path if p]; {home}from {module} import main; main()"
-    )
+    start = f"import sys; sys.path[:] = [p for p in sys.path if p]; {home}from {module} import main; main()"
     return ["python" if in_container else sys.executable, "-c", start]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hpcmass.launch.plan import scrubbed
+from hpcmass.launch.scrub import scrubbed
 
 TAG = "HPCMASS_BLOCK"
 BEGAN = "HPCMASS_BLOCK_BEGAN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ NAMES = st.text(st.characters(exclude_characters="\0\n\r/", codec="utf-8"), min_
 def bound(words: list[str]) -> dict[str, str]:
     """Source and destination of every bind, read as Apptainer reads them."""
     found = {}
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if option == "--bind":
             source, inside = value.split(":")[:2]
             found[source] = inside
@@ -80,7 +81,7 @@ def test_binds_and_options_of_the_site_file() -> None:
 
 def test_the_hosts_own_python_and_mpi_stay_outside_unless_the_site_sets_them() -> None:
     words = container_words(BOX)
-    dropped = {b for a, b in zip(words, words[1:], strict=False) if a == "-u"}
+    dropped = {b for a, b in itertools.pairwise(words) if a == "-u"}
     assert {"PYTHONHOME", "PYTHONPATH", "OPAL_PREFIX", "PMIX_PREFIX"} <= dropped
     kept = container_words(BOX.model_copy(update={"env": {"OPAL_PREFIX": "/opt/openmpi"}}))
     assert "OPAL_PREFIX" not in kept
