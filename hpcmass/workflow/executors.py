@@ -152,8 +152,6 @@ class BlockExecutor(HighThroughputExecutor):
         jobs = [self.blocks_to_job_id[one] for one in chosen]
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]
-            self.job_ids_to_block[one] for one in self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
-        ]
 
     def _live_blocks(self) -> list[str]:
         known = self._status.items()
