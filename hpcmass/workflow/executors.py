@@ -136,7 +136,7 @@ class BlockExecutor(HighThroughputExecutor):
             raise
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
-        """Give blocks back: any, at the end; with `max_idletime` (seconds) those that have been idle for so long.
+        """Give blocks back: any, at the end; with `max_idletime` (seconds) those that were idle for so long.
 
         Parsl's own, asked for none of them, takes all, and ends blocks that are just about to begin.
         """
@@ -146,7 +146,7 @@ class BlockExecutor(HighThroughputExecutor):
             return list(super().scale_in(blocks))
         chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
         for one in chosen:
-            self._hold_block(one)
+            self._hold_block(one)  # type: ignore[no-untyped-call]
         # What was sent to a block until it was held counts.
         chosen = [one for one in chosen if self._idle(one, max_idletime)]
         jobs = [self.blocks_to_job_id[one] for one in chosen]
@@ -158,11 +158,12 @@ class BlockExecutor(HighThroughputExecutor):
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
 
     def _idle(self, block: str, seconds: float) -> bool:
-        """Whether a block's workers have had nothing to do for so long, or it has waited for so long to begin."""
+        """Whether a block's workers have had nothing to do for so long, or it has waited so long to begin."""
         mine = [m for m in self.connected_managers() if m["block_id"] == block]
         if mine:
             # One that was held takes nothing more: once it is empty it may go.
-            return all(m["tasks"] == 0 and (m["idle_duration"] > seconds or not m["active"]) for m in mine)
+            empty = all(m["tasks"] == 0 for m in mine)
+            return empty and all(m["idle_duration"] > seconds or not m["active"] for m in mine)
         waits = self._status[block].state in (JobState.PENDING, JobState.HELD)
         return waits and time.monotonic() - self._asked[block] > seconds
 
