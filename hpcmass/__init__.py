@@ -10,11 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcmass.config import Job, Project, Site
+    from hpcmass.config import Job, Project
     from hpcmass.data import open_dataset
     from hpcmass.errors import HpcmassError
     from hpcmass.runs import report, should_stop
     from hpcmass.workflow.api import load, run_sweep, train_job
+    from hpcmass.workflow.site import Site
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,7 @@ _WHERE = {
     "HpcmassError": "hpcmass.errors",
     "Job": "hpcmass.config",
     "Project": "hpcmass.config",
-    "Site": "hpcmass.config",
+    "Site": "hpcmass.workflow.site",
     "load": "hpcmass.workflow.api",
     "open_dataset": "hpcmass.data",
     "report": "hpcmass.runs",

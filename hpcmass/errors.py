@@ -106,6 +106,10 @@ class RankFailed(LaunchError):
     """One or more ranks ended badly; the data carries `rank`, `exit_code` and `signal`."""
 
 
+class BlockLost(HpcmassError):
+    """The node or the pilot job under a piece of work is gone, or at its end: no fault of the work itself."""
+
+
 class MissingDependency(HpcmassError):
     """An optional package is needed and not installed."""
 

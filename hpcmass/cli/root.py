@@ -17,12 +17,17 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("hpcmass.cli.data", "Show or verify a dataset."),
     "train": ("hpcmass.cli.train", "Train the model of a job file, alone or on several ranks."),
     "run": ("hpcmass.cli.run", "Start a training script of your own on several ranks."),
+    "plan": ("hpcmass.cli.plan", "Show on which target a job would finish first, or cost least."),
     "submit": ("hpcmass.cli.submit", "Submit a job file to Slurm."),
     "rerun": ("hpcmass.cli.rerun", "Submit a run again, exactly as it was submitted last."),
     "sweep": ("hpcmass.cli.sweep", "Search hyperparameters; show or resume a study."),
+    "workflow": ("hpcmass.cli.workflow", "Go on with a sweep or a workflow by its folder."),
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
+    "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
+    "site": ("hpcmass.cli.site", "Draft, check and probe a site file: the targets of a supercomputer."),
+    "env": ("hpcmass.cli.env", "Build, check and pack a Python environment for the compute nodes."),
     "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
     "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
     "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),
@@ -34,6 +39,9 @@ VERBS: dict[str, tuple[str, str]] = {
         "Start a real Slurm of six small nodes on this machine, to learn and test with.",
     ),
 }
+
+# What scripts call and people do not.
+HIDDEN = {"hop"}
 
 
 class LazyGroup(click.Group):
@@ -65,7 +73,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items() if name not in HIDDEN])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -81,7 +81,8 @@ def slurm_for(needed: bool, *, patience_s: float = 3.0) -> Slurm | None:
         return None
     from hpcmass.slurm.client import Slurm
 
-    return Slurm(timeout_s=15.0, patience_s=patience_s)
+    # A controller that is down is noticed by squeue itself only after many seconds.
+    return Slurm(timeout_s=10.0, patience_s=patience_s)
 
 
 def lines_of(views: list[RunView]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +15,20 @@ from hpcmass.cli.options import project_option, set_option, site_option
 
 if TYPE_CHECKING:
     from hpcmass.config import Job, Project
+
+
+def driver_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--driver here|job` and `--driver-target NAME`."""
+    function = click.option(
+        "--driver-target", metavar="NAME", help="Where a driver's job runs [default: the site's target]."
+    )(function)
+    return click.option(
+        "--driver",
+        type=click.Choice(["here", "job"]),
+        default="here",
+        show_default=True,
+        help="Run the driver in this terminal, or as a Slurm job that goes on over its time limits.",
+    )(function)
 
 
 class SweepGroup(click.Group):
@@ -44,12 +60,19 @@ def command() -> None:
 @command.command("run")
 @click.argument("job_file", metavar="JOB")
 @click.option("--study", "study_name", metavar="NAME", help="Name of the study [default: the job's name].")
+@click.option(
+    "--targets", metavar="NAMES", help="Targets that take trials, parted by commas; 'all': every one that can."
+)
+@driver_options
 @set_option
 @project_option
 @site_option
 def run(
     job_file: str,
     study_name: str | None,
+    targets: str | None,
+    driver: str,
+    driver_target: str | None,
     sets: tuple[str, ...],
     project_root: str | None,
     site_file: str | None,
@@ -59,21 +82,31 @@ def run(
     from hpcmass.workflow.projects import open_project
 
     project = open_project(project_root, beside=job_file)
+    if targets is not None:
+        names = [name.strip() for name in targets.split(",") if name.strip()]
+        sets = (*sets, f"sweep.targets={json.dumps('all' if names == ['all'] else names)}")
     job = load_job(job_file, sets)
-    return _search(job, project, project.study_path(study_name or job.name), site_file)
+    folder = project.study_path(study_name or job.name)
+    if driver == "job":
+        return _submit(job, project, folder, site_file, driver_target)
+    return _search(job, project, folder, site_file)
 
 
 @command.command("resume")
 @click.argument("study")
+@driver_options
 @project_option
-def resume(study: str, project_root: str | None) -> int:
+def resume(study: str, driver: str, driver_target: str | None, project_root: str | None) -> int:
     """Go on with a study by its name; nothing that is done is run again."""
     from hpcmass.config import load_job
     from hpcmass.workflow.projects import find_study, open_project
 
     project = open_project(project_root)
     folder = find_study(study, project)
-    return _search(load_job(folder / "job.toml"), project, folder, str(folder / "site.toml"))
+    job, site_file = load_job(folder / "job.toml"), str(folder / "site.toml")
+    if driver == "job":
+        return _submit(job, project, folder, site_file, driver_target)
+    return _search(job, project, folder, site_file)
 
 
 @command.command("show")
@@ -108,6 +141,17 @@ def show(study: str, as_json: bool, project_root: str | None) -> None:
         [(r.number, r.state, r.value, r.params, r.steps, r.seconds, r.attempts, r.reason) for r in rows],
         ["trial", "state", summary.metric, "params", "steps", "seconds", "attempts", "reason"],
     )
+
+
+def _submit(job: Job, project: Project, folder: Path, site_file: str | None, target: str | None) -> int:
+    from hpcmass.config import load_site
+    from hpcmass.workflow.drive import submit_sweep
+
+    site = load_site(site_file, project.site_file)
+    job_id = submit_sweep(job, project, site, folder, target=target)
+    click.echo(f"the driver is job {job_id}; its output lies in {folder / 'driver'}")
+    click.echo(f"see: hpcmass sweep show {folder.name}")
+    return 0
 
 
 def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> int:

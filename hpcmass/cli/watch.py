@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
-    from hpcmass.cli.watch_view import Curves, Screen
+    from hpcmass.cli.watch_view import Curves, Rank, Screen
     from hpcmass.workflow.follow import Follower
     from hpcmass.workflow.state import RunView
     from hpcmass.workflow.usage import Sampler
@@ -116,6 +116,7 @@ def _screen(views: Sequence[RunView], follower: Follower, sampler: Sampler, *, a
         views=views,
         usage=usage,
         curves={one.name: _curves(one) for one in views},
+        ranks={one.name: _ranks(one) for one in views} if len(views) == 1 else {},
         notes=notes,
         now=time.time(),
     )
@@ -133,6 +134,27 @@ def _curves(one: RunView) -> Curves:
                 if isinstance(record.get(key), (int, float)):
                     values.append(float(record[key]))
     return Curves(loss, speed)
+
+
+def _ranks(one: RunView) -> list[Rank]:
+    """Where each rank of the newest attempt runs, with what it said before it ended badly."""
+    from hpcmass.cli.watch_view import Rank
+    from hpcmass.errors import HpcmassError
+    from hpcmass.files import read_json
+
+    run, attempt = one.reading.run, one.status.attempt
+    try:
+        places = read_json(run.path / "ranks" / f"attempt-{attempt}.json")["ranks"]
+    except (HpcmassError, KeyError, TypeError):
+        return []
+    errors = {error.rank: error.message for error in run.errors(attempt)}
+    ranks = []
+    for place in places:
+        gpus = f", GPU {place['gpus']}" if place.get("gpus") else ""
+        number = int(place["rank"])
+        where = f"{place['host']}{gpus}, process {place['pid']}"
+        ranks.append(Rank(number, where, one.status.step or None, errors.get(number, "")))
+    return ranks
 
 
 def _plain(follower: Follower) -> None:

@@ -158,6 +158,9 @@ class SweepTable(Table):
     seed: int = Field(0, ge=0)
     min_evaluations: int = Field(1, ge=1, description="evaluations before a trial may be pruned")
     retries: int = Field(2, ge=0, description="further attempts for a trial whose worker was lost")
+    targets: list[str] | Literal["all"] | None = Field(
+        None, description='targets of the site that take trials, whoever is free; "all": every one that can'
+    )
     space: dict[str, Dimension] = Field(min_length=1)
 
 

@@ -34,7 +34,7 @@ class Resources(BaseModel):
         gpus_per_rank: GPUs of one rank; None takes 1 on a target that has GPUs, else 0.
         memory_gb: Memory a node in GB (10^9 bytes); None takes what the target gives by itself.
         time: Wall time of one hop such as `90m` or `1-12:00:00`; a run may take many. None: the target's.
-        target: Name of a target of the site; None takes the site's default.
+        target: Name of a target of the site; None takes the site's default; `auto` has `hpcmass submit` choose.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -48,7 +48,10 @@ class Resources(BaseModel):
     target: str | None = None
 
 
-_OF_ANY_KIND = {"kind", "cores", "memory_gb", "gpus", "launcher"}
+_OF_ANY_KIND = {
+    "kind", "cores", "memory_gb", "gpus", "launcher",
+    "container", "container_binds", "container_options", "gpu_vendor",
+}  # fmt: skip
 
 
 class Target(BaseModel):
@@ -70,12 +73,23 @@ class Target(BaseModel):
         exclusive: Whether jobs get whole nodes.
         requeue: Whether the site allows a job to be requeued; else the next hop is a job of its own.
         preemptible: Whether jobs may be ended at any time in favour of others.
+        block_time: Wall time of a pilot job (a block) in which sweeps and workflows run; None: `default_time`,
+            else `max_time`, else an hour.
+        block_nodes: Nodes a pilot job.
+        max_blocks: Pilot jobs at once; None: as many as `max_nodes` gives, else 1.
         price_per_node_hour: What a node costs an hour, in the site's own unit.
         modules: Loaded by `module load` at the start of a job, in this order.
         setup: Shell lines at the start of a job, as they stand: the site file's author writes them.
         env: Variables of a job.
-        container: An Apptainer image in which every rank runs.
+        container: An Apptainer image in which every rank runs; may name variables. A path that is not absolute
+            is beside the site file.
+        container_binds: What of the host is seen inside beside the run's own folders, such as the host's MPI:
+            `FOLDER` or `FOLDER:INSIDE[:ro]`; may name variables.
+        container_options: Further words of `apptainer exec`, such as `--no-privs`.
+        gpu_vendor: `nvidia` or `amd`: whose driver a container gets (`--nv`, `--rocm`).
         scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
+        environment: An archive of `hpcmass env pack`, which each job unpacks once a node to `scratch`, and
+            whose Python it runs; a path relative to the site file.
         sbatch: Further options of sbatch by name, without the dashes.
     """
 
@@ -100,12 +114,19 @@ class Target(BaseModel):
     exclusive: bool = False
     requeue: bool = True
     preemptible: bool = False
+    block_time: Duration | None = None
+    block_nodes: int = Field(1, ge=1)
+    max_blocks: int | None = Field(None, ge=1)
     price_per_node_hour: float | None = Field(None, ge=0)
     modules: list[Word] = Field(default_factory=list)
     setup: list[Word] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     container: Word | None = None
+    container_binds: list[Word] = Field(default_factory=list)
+    container_options: list[Word] = Field(default_factory=list)
+    gpu_vendor: Literal["nvidia", "amd"] | None = None
     scratch: Word | None = None
+    environment: Word | None = None
     sbatch: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -32,7 +32,9 @@ def install(s: Settings, env: Mapping[str, str]) -> None:
         f"--user={s.user}",
         "--skip-test-db",
     ]
-    done = subprocess.run(argv, env=dict(env), capture_output=True, text=True, check=False)
+    # A server that starts clears temporary tables out of its temporary folder, also those of its neighbours.
+    own = {**env, "TMPDIR": str(s.folder / "database-tmp")}
+    done = subprocess.run(argv, env=own, capture_output=True, text=True, check=False)
     (s.folder / "log" / "mysql-install.log").write_text(done.stdout + done.stderr)
     if done.returncode != 0:
         raise LaunchError("mariadb-install-db failed", where=s.folder / "log" / "mysql-install.log")
@@ -45,6 +47,7 @@ def server_argv(s: Settings) -> list[str]:
         "--no-defaults",
         f"--socket={s.database_socket}",
         f"--datadir={s.folder}/mysql",
+        f"--tmpdir={s.folder}/database-tmp",
         f"--port={s.database_port}",
         "--bind-address=127.0.0.1",
         "--skip-name-resolve",

@@ -2,9 +2,10 @@
 
 The lease of generation n is the file `NAME.n.json`, claimed once. Its owner renews it by replacing
 `NAME.n.beat`. Taking over means claiming generation n + 1, allowed only when the owner of generation n
-has released it, is known to be dead (same host and boot, and its process is gone), or has not renewed
-for `ttl_s`. Two that take over at once race for one name, and one wins. A holder that slept for longer
-(a suspended machine) finds the newer generation at its next renewal, and its lease is `lost` from then on.
+has released it, is known to be dead (same host and boot, and its process is gone; or the caller can prove
+it, as by asking Slurm), or has not renewed for `ttl_s`. Two that take over at once race for one name, and
+one wins. A holder that slept for longer (a suspended machine), or that somebody holds for dead, finds the
+newer generation soon, and its lease is `lost` from then on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from hpcmass.errors import CorruptError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files.publish import claim, make_dir, read_json, replace_json
 
 DEFAULT_TTL_S = 60.0
+# How old the answer to "is it lost?" may be: a job that Slurm has begun again elsewhere takes the lease over at
+# once, while the old one, on a node that Slurm has given up, may still be running.
+_LOOK_EVERY_S = 1.0
 
 
 def boot_id() -> str:
@@ -53,7 +58,13 @@ def process_start(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease: enough to tell from outside whether it is alive."""
+    """Who holds a lease: enough to tell from outside whether it is alive.
+
+    Attributes:
+        slurm_job_id: The job it belongs to; ranks, whose environment is cleared of `SLURM_*`, have it by
+            `HPCMASS_SLURM_JOB`.
+        slurm_restart: How often Slurm had begun that job again by then (`SLURM_RESTART_COUNT`).
+    """
 
     host: str
     pid: int
@@ -62,6 +73,7 @@ class Owner:
     slurm_job_id: str | None
     since: float
     pid_namespace: str = ""
+    slurm_restart: int = 0
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -71,9 +83,11 @@ class Owner:
             pid=os.getpid(),
             start_ticks=process_start(os.getpid()) or 0,
             boot=boot_id(),
-            slurm_job_id=os.environ.get("SLURM_JOB_ID", os.environ.get("HPCMASS_SLURM_JOB_ID")),
+            slurm_job_id=os.environ.get("HPCMASS_SLURM_JOB")
+            or os.environ.get("SLURM_JOB_ID", os.environ.get("HPCMASS_SLURM_JOB_ID")),
             since=time.time(),
             pid_namespace=pid_namespace(),
+            slurm_restart=_restart_count(),
         )
 
     def alive(self) -> bool | None:
@@ -82,6 +96,11 @@ class Owner:
         if (self.host, self.boot, self.pid_namespace) != here:
             return None
         return process_start(self.pid) == self.start_ticks
+
+
+def _restart_count() -> int:
+    text = os.environ.get("HPCMASS_SLURM_RESTART") or os.environ.get("SLURM_RESTART_COUNT") or ""
+    return int(text) if text.isdigit() else 0
 
 
 class Lease:
@@ -98,19 +117,23 @@ class Lease:
         self._record: dict[str, Any] = {}
         self._lost = False
         self._renewed = 0.0
+        self._looked = 0.0
         self._lock = threading.Lock()  # of the files' place, which `rename_folder` changes
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, dead: Callable[[Owner], bool] | None = None) -> None:
         """Take the lease.
 
+        Args:
+            dead: Whether the caller knows by other means that an owner is dead, of whom this host cannot tell.
+
         Raises:
-            LeaseHeld: Its owner is alive, or may be and has renewed within `ttl_s`.
+            LeaseHeld: Its owner is alive, or may be and has renewed within `ttl_s`; the data carries `owner`.
         """
         make_dir(self.base.parent)
         last = self._last_generation()
-        if last is not None and self._held(last):
+        if last is not None and self._held(last, dead):
             owner = self._owner(last)
             who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
             raise LeaseHeld(
@@ -143,9 +166,9 @@ class Lease:
     def lost(self) -> bool:
         """Whether another process took the lease over while this one held it; it stays so.
 
-        Known at the latest when it is asked for, also right after a sleep, before the next renewal.
+        The folder is looked at when the last look is a second old, so also right after a sleep.
         """
-        if not self._lost and self._generation is not None and time.time() - self._renewed > self.ttl_s:
+        if not self._lost and self._generation is not None and time.time() - self._looked > _LOOK_EVERY_S:
             with self._lock:
                 self._look()
         return self._lost
@@ -213,7 +236,7 @@ class Lease:
         except (NotFound, CorruptError, TypeError):
             return None
 
-    def _held(self, generation: int) -> bool:
+    def _held(self, generation: int, dead: Callable[[Owner], bool] | None = None) -> bool:
         try:
             if read_json(self._beat_file(generation)).get("released"):
                 return False
@@ -223,6 +246,8 @@ class Lease:
         alive = owner.alive() if owner else None
         if alive is not None:
             return alive
+        if owner is not None and dead is not None and dead(owner):
+            return False
         return self._age_s(generation) < self.ttl_s
 
     def _age_s(self, generation: int) -> float:
@@ -247,6 +272,7 @@ class Lease:
             # By its content too: in a folder that was set aside and made anew, generations begin again.
             mine = self._last_generation() == self._generation
             self._lost = not mine or read_json(self._file(self._generation)) != self._record
+            self._looked = time.time()
         except NotFound:
             self._lost = True
         except (HpcmassError, OSError):

@@ -43,6 +43,11 @@ def main(argv: list[str]) -> int:
 
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:
+    if _patient():
+        # Slurm ends a job by SIGTERM to each of its processes, and an mpiexec that gets it kills the ranks at
+        # once: they could write no checkpoint. The ranks have their signals unblocked (see `_keep`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        number = signal.SIGHUP if number == signal.SIGTERM else number
     _die_with_parent(number)
     if os.getppid() != parent:
         sys.exit(128 + number)
@@ -57,6 +62,11 @@ def _shield(command: list[str]) -> NoReturn:
     if not os.access(command[0], os.X_OK):  # another installation keeps its daemon elsewhere
         command = [os.path.basename(command[0]), *command[1:]]
     _become(command, dict(os.environ))
+
+
+def _patient() -> bool:
+    """Whether this is a job of Slurm's whose batch process alone decides when ranks are ended."""
+    return os.environ.get("HPCMASS_PATIENT") == "1"
 
 
 def _keep(command: list[str]) -> int:
@@ -85,6 +95,9 @@ def _keep(command: list[str]) -> int:
         _die_with_parent(signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(128 + signal.SIGKILL)
+        if env.get("HPCMASS_IGNORE_USR1") == "1":
+            # A script that knows nothing of SIGUSR1 would die of it at once; one that does sets its handler.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)
     _drop_launcher_pipes(env)
     _, status = os.waitpid(child, 0)

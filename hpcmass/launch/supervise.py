@@ -23,6 +23,7 @@ from hpcmass.errors import LaunchError
 from hpcmass.files import process_start, storage_errors
 from hpcmass.launch.abort import parse_abort
 from hpcmass.launch.console import Tail, terminal
+from hpcmass.launch.control import Control
 from hpcmass.launch.lastword import read_words
 from hpcmass.launch.meet import meeting_place
 from hpcmass.launch.outcome import Outcome, RankExit
@@ -48,6 +49,7 @@ def supervise(
     grace_s: float = 5.0,
     stop_grace_s: float | None = None,
     shared: Path | None = None,
+    control: Control | None = None,
 ) -> Outcome:
     """Run all ranks to their end.
 
@@ -66,6 +68,7 @@ def supervise(
         stop_grace_s: Seconds that ranks have to end after being asked to. None: 30, or 600 in a Slurm job,
             where Slurm itself knows how long it waits.
         shared: A folder that all nodes see, for the ranks' notes; needed where the plan has nodes.
+        control: Owns the signals instead; then `stop_grace_s` means nothing.
 
     Raises:
         LaunchError: The launcher could not be started, or a plan with nodes has no shared folder.
@@ -76,7 +79,7 @@ def supervise(
     if stop_grace_s is None:
         stop_grace_s = 600.0 if "HPCMASS_SLURM_JOB_ID" in plan.env else 30.0
     folder = _folder(shared if plan.nodes else None)
-    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s)
+    watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s, control=control)
     poll_s = _POLL_SHARED_S if plan.nodes else _POLL_S
     tail: Tail | None = None
     try:
@@ -96,7 +99,7 @@ def supervise(
             "own_gpus": plan.own_gpus,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        with _forwarding(watch.on_signal):
+        with _forwarding(watch.on_signal) if control is None else contextlib.nullcontext():
             watch.start(cwd, terminal() if console else None)
             while not watch.step():
                 time.sleep(poll_s)
@@ -124,7 +127,16 @@ def _folder(shared: Path | None) -> Path:
 class _Watch:
     """The ranks of one plan while they run."""
 
-    def __init__(self, plan: LaunchPlan, folder: Path, *, grace_s: float, stop_grace_s: float) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        folder: Path,
+        *,
+        grace_s: float,
+        stop_grace_s: float,
+        control: Control | None = None,
+    ) -> None:
+        self.control = control
         self.plan = plan
         self.folder = folder
         self.grace_s = grace_s
@@ -184,6 +196,9 @@ class _Watch:
         """Look once; True when everything has ended."""
         self._read_notes()
         self._note_lost()
+        if self.control is not None:
+            self.pending = self.control.sent
+            self.kill_now = self.control.killing
         self._deliver()
         running = [process for process in self.processes if process.poll() is None]
         if not running:

@@ -1,11 +1,13 @@
 """Floor 2: the run folder, and what it proves."""
 
+from hpcmass.runs.commits import NewestCommit, newest_commit
 from hpcmass.runs.folder import RankError, RunFolder, State, Status
 from hpcmass.runs.report import ReportWriter, report, should_stop
 from hpcmass.runs.why import Explanation, explain, first_error, is_lost_peer, log_tail
 
 __all__ = [
     "Explanation",
+    "NewestCommit",
     "RankError",
     "ReportWriter",
     "RunFolder",
@@ -15,6 +17,7 @@ __all__ = [
     "first_error",
     "is_lost_peer",
     "log_tail",
+    "newest_commit",
     "report",
     "should_stop",
 ]

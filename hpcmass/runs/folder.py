@@ -74,6 +74,7 @@ class RankError:
 
     Attributes:
         kind: `exception`, `signal` (ended from outside) or `exit` (a script's own exit code).
+        transient: Whether the error says of itself that it may pass (a full disk, a file system that lags).
     """
 
     attempt: int
@@ -87,6 +88,7 @@ class RankError:
     step: int | None = None
     time: float = 0.0
     host: str = ""
+    transient: bool = False
 
 
 class RunFolder:
@@ -271,6 +273,7 @@ class RunFolder:
                 step=step,
                 time=time.time(),
                 host=socket.gethostname(),
+                transient=isinstance(error, HpcmassError) and error.transient,
             )
         )
 

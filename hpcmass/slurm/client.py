@@ -30,6 +30,8 @@ from hpcmass.slurm.parse import (
 from hpcmass.slurm.parse_jobs import JobRow, parse_sacct, parse_squeue, parse_start
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_QUIET_S = 3.0  # without an answer, after which the wait is told
+_SBATCH_S = 60.0  # sbatch itself waits for its controller, and ended early leaves open whether it was heard
 _CANCEL_AT_ONCE = 500
 
 
@@ -57,7 +59,7 @@ class Slurm:
             env: The environment of the commands; default: that of this process when a command is run.
             timeout_s: A command that has not ended by then is ended, and counts as no answer.
             patience_s: See the class; 0 tries once.
-            on_wait: Told, in one sentence, when a command is going to be tried again.
+            on_wait: Told, in one sentence, that a command waits or is going to be tried again.
         """
         self.calls = 0
         self.silent = ""
@@ -131,13 +133,13 @@ class Slurm:
                 f"'{argv[0]}' cannot be started: {error.strerror}",
                 **_facts(argv, None, "", "other", unsure=False),
             ) from error
+        limit_s = max(self.timeout_s, _SBATCH_S) if _is_sbatch(argv) else self.timeout_s
         try:
-            data = None if stdin is None else stdin.encode()
-            out_bytes, err_bytes = child.communicate(data, timeout=self.timeout_s)
+            out_bytes, err_bytes = self._answer(child, argv, stdin, limit_s)
         except subprocess.TimeoutExpired:
             _end(child)
             raise SlurmError(
-                f"{argv[0]} did not answer within {self.timeout_s:g} s and was ended",
+                f"{argv[0]} did not answer within {limit_s:g} s and was ended",
                 hint="Slurm's controller is busy or unreachable; try again later",
                 transient=True,
                 **_facts(argv, None, "", "timeout", unsure=True),
@@ -156,13 +158,27 @@ class Slurm:
             )
         return out, err
 
+    def _answer(
+        self, child: subprocess.Popen[bytes], argv: list[str], stdin: str | None, limit_s: float
+    ) -> tuple[bytes, bytes]:
+        """What a command writes until its end; Slurm's own wait for a controller that is away."""
+        data = None if stdin is None else stdin.encode()
+        if self._on_wait is not None and limit_s > _QUIET_S:
+            try:
+                return child.communicate(data, timeout=_QUIET_S)
+            except subprocess.TimeoutExpired:
+                self._on_wait(f"Slurm does not answer {argv[0]} yet; waiting")
+                return child.communicate(timeout=limit_s - _QUIET_S)
+        return child.communicate(data, timeout=limit_s)
+
     # -- jobs ------------------------------------------------------------------------------------------
     def jobs(self, ids: Sequence[str]) -> dict[str, JobInfo]:
         """What is known of jobs, by the ids asked for: one squeue, and at most one sacct, whatever the number.
 
         An id of a whole array stands for all its elements, that of a heterogeneous job for its first part.
         Of a job that is over, sacct adds exit code and usage. UNKNOWN, with the reason, is a job that neither
-        knows, or that Slurm does not answer about.
+        knows, or that Slurm does not answer about. Of an element that was cancelled alone while it was pending
+        Slurm keeps no record: where both answer and know its array only, that is what became of it.
         """
         wanted = list(dict.fromkeys(ids))
         if not wanted:
@@ -180,16 +196,22 @@ class Slurm:
         infos = {one: _find(one, queued) for one in wanted}
         missing = [one for one, info in infos.items() if info is None or info.state.ended]
         past: dict[str, JobRow] = {}
+        arrays: set[str] = set()
         if missing and self._accounting is not False:
             try:
                 past = _by_id(parse_sacct(self.run(commands.sacct_jobs(missing), patience_s=0.0)))
                 self._accounting = True
+                arrays = {row.base_id for row in (*queued.values(), *past.values()) if "_" in row.info.job_id}
             except SlurmError as error:
                 if error.data["kind"] in ("accounting", "no-slurm") and not error.data["unsure"]:
                     self._accounting = self._accounting or None
                     if "disabled" in error.data["stderr"]:
                         self._accounting = False
-        return {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
+        found = {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
+        for one, info in found.items():
+            if reached and not info.source and "_" in one and one.split("_")[0] in arrays:
+                found[one] = replace(info, state=JobState.CANCELLED, reason="cancelled before it started")
+        return found
 
     def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
         """Those of the jobs that are pending, running or otherwise not over; one squeue.
@@ -353,7 +375,17 @@ def _merged(job_id: str, queued: JobInfo | None, past: JobInfo | None, reached: 
     if queued is not None:
         if past is None or not past.state.ended:  # sacct lags by seconds, or knows nothing.
             return queued
-        return replace(past, reason=queued.reason or past.reason)
+        # Accounting may not have heard yet what the job is called or was asked for: the controller has.
+        return replace(
+            queued,
+            state=past.state,
+            reason=queued.reason or past.reason,
+            ends=past.ends or queued.ends,
+            exit_code=past.exit_code,
+            signal=past.signal,
+            used=past.used,
+            source=past.source,
+        )
     if past is not None and past.state.ended:
         return past
     if past is not None and reached:

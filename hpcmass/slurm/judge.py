@@ -177,7 +177,7 @@ _CAUSES = {
     "preempted": "a preemption",
     "signal": "a signal",
     "failed": "a failure",
-    "node-fail": "a node's failure",
+    "node-failure": "a node's failure",
 }
 
 

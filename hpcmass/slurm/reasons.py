@@ -112,8 +112,8 @@ _REASONS: dict[str, Plain] = {
 
 # QOSMaxCpuPerUserLimit, AssocGrpCPUMinutesLimit, MaxNodePerAccount …: whose limit, of what, for whom.
 _LIMIT = re.compile(
-    r"^(?P<whose>QOS|Assoc)?(?P<kind>Grp|Max|Min)(?P<what>[A-Za-z]+?)"
-    r"(?P<per>Per(User|Account|Job|Node|Job|QOS)|Minutes|RunMinutes)?(Limit)?$"
+    r"^(?P<whose>QOS|Assoc)?(?P<kind>Grp|Max|Min)(?P<what>[A-Za-z]+?)(?P<span>RunMinutes|Minutes)?"
+    r"(?P<per>Per(User|Account|Job|Node))?(Limit|NotSatisfied)?$"
 )
 _WHOSE = {"QOS": "the QOS", "Assoc": "your account", None: "Slurm"}
 _WHAT = {
@@ -124,18 +124,14 @@ _WHAT = {
     "memory": "memory",
     "gres": "GPUs or other generic resources",
     "jobs": "running jobs",
-    "job": "running jobs",
-    "jobspu": "running jobs",
     "submitjobs": "submitted jobs",
-    "submit": "submitted jobs",
     "wall": "wall time",
+    "wallduration": "wall time",
     "walldurationpj": "wall time",
-    "walldurationperjob": "wall time",
     "billing": "billing units",
     "bb": "burst buffer",
     "license": "licences",
     "energy": "energy",
-    "unknown": "a resource",
 }
 
 
@@ -150,30 +146,24 @@ def plain_reason(reason: str, job_id: str = "") -> Plain:
 
 def _limit(word: str) -> Plain | None:
     match = _LIMIT.match(word)
-    if match is None:
+    thing = None if match is None else _WHAT.get(match["what"].lower())
+    if match is None or thing is None:
         return None
-    what, per = match["what"].lower(), match["per"] or ""
-    for unit in ("runminutes", "minutes"):
-        if what.endswith(unit) or per.lower() == unit:
-            thing = _WHAT.get(what.removesuffix("minutes").removesuffix("run"), what)
-            budget = "minutes of jobs at once" if unit == "runminutes" else "minutes: the budget is used up"
-            return Plain(
-                f"{_WHOSE[match['whose']]} has no more {thing} {budget}",
-                "wait for jobs to end" if unit == "runminutes" else "ask for more, or name another account",
-            )
-    thing = _WHAT.get(what, what)
+    whose, per = _WHOSE[match["whose"]], match["per"] or ""
+    if match["span"]:
+        unit = thing.removesuffix("s")
+        if match["span"] == "Minutes":
+            text = f"{whose} has no {unit} minutes left: the budget is used up"
+            return Plain(text, "ask for more, or name another account")
+        return Plain(f"{whose} limits {unit} minutes of jobs at once", "wait for jobs to end")
     if match["kind"] == "Min":
-        return Plain(f"{_WHOSE[match['whose']]} wants more {thing} in a job", "name another target", True)
-    if "Job" in per or "Node" in per or what == "wall" or what.startswith("walldur"):
-        span = " of one node" if "Node" in per else " of one job"
-        return Plain(
-            f"it asks for more {thing} than {_WHOSE[match['whose']]} allows{span}", _ASK_LESS, hopeless=True
-        )
-    whom = {"PerUser": "you", "PerAccount": "your account"}.get(per, "its jobs together")
-    return Plain(
-        f"{_WHOSE[match['whose']]} limits {thing} for {whom}, and that much is in use",
-        "wait for jobs to end, or name another qos or target",
-    )
+        return Plain(f"{whose} wants more {thing} in a job", "name another target", hopeless=True)
+    if per in ("PerJob", "PerNode") or thing == "wall time":
+        span = "one node" if per == "PerNode" else "one job"
+        return Plain(f"it asks for more {thing} than {whose} allows {span}", _ASK_LESS, hopeless=True)
+    whom = {"PerUser": "you", "PerAccount": "your account"}.get(per, "all of its jobs")
+    advice = "wait for jobs to end, or name another qos or target"
+    return Plain(f"{whose} limits {thing} for {whom}, and that much is in use", advice)
 
 
 _ENDED = {

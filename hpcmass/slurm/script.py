@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hpcmass.config import Layout, Target, slurm_time
 from hpcmass.errors import ConfigError
+from hpcmass.launch.packed import PackedEnv, unpack_lines
 
 _SAFE = re.compile(r"[A-Za-z0-9_@%+:,./=-]+")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
@@ -60,6 +61,7 @@ class ScriptSpec:
         comment: What the job carries as its comment.
         cwd: The working folder; default: that of sbatch.
         title: What a person reads in the script's second line.
+        packed: An environment to unpack on each node first; the command's first word is then its Python.
     """
 
     name: str
@@ -74,6 +76,7 @@ class ScriptSpec:
     comment: str = ""
     cwd: Path | None = None
     title: str = ""
+    packed: PackedEnv | None = None
 
 
 def render_script(spec: ScriptSpec) -> str:
@@ -98,7 +101,11 @@ def render_script(spec: ScriptSpec) -> str:
                     hint="letters, digits and '_' may stand in it",
                 )
             lines.append(f"export {name}={quote(value, f'{key}.{name}')}")
-    lines.append(" ".join(["exec", *(_word(word) for word in spec.command)]))
+    words = [_word(word) for word in spec.command]
+    if spec.packed is not None:
+        lines += unpack_lines(spec.packed, spec.target.scratch, nodes=spec.layout.nodes)
+        words[0] = '"$HPCMASS_ENV/bin/python"'
+    lines.append(" ".join(["exec", *words]))
     return "\n".join(lines) + "\n"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpcmass.config import Job
-from hpcmass.errors import ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
+from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
 from hpcmass.runs import RunFolder
 from hpcmass.sweep.events import Event, StudyResult
@@ -26,13 +26,16 @@ from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
 _SAME_FAILURES = 3
+# Losses of a node or a pilot job under a trial that cost none of its retries; more of them are no accident.
+_FREE_LOSSES = 20
 
 
 class Submit(Protocol):
     """How trials are run: given by the floor above.
 
     The future ends when the trial is no longer run, however it ended; its result is not looked at, the run
-    folder is. It holds an exception only when the trial could not be run or its worker was lost.
+    folder is. It holds an exception only when the trial could not be run or its worker was lost: a `BlockLost`
+    where the node or the pilot job went, which costs the trial none of its retries.
     """
 
     def submit(self, trial: TrialSpec) -> Future[Any]:
@@ -49,6 +52,7 @@ class _Flight:
     future: Future[Any] | None = None
     reported: int = 0
     stopping: bool = False
+    free: bool = False  # what ran it was lost from outside
 
 
 def run_study(
@@ -117,6 +121,7 @@ class _Driver:
         self.flights: list[_Flight] = []
         self.starts: dict[int, int] = {}
         self.losses: dict[int, int] = {}
+        self.free_losses: dict[int, int] = {}
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
         self.ran = 0
         self.submit: Submit | None = None
@@ -236,12 +241,14 @@ class _Driver:
                 where=self.folder,
                 hint="start it again; unfinished trials go on where they stand",
             ) from error
+        flight.free = flight.free or isinstance(error, BlockLost)
         if is_running(run) and (error is not None or future is None):
             flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
             return None
         verdict = judge(run, flight.values)
         if verdict.kind == "lost" and error is not None:
-            return Verdict("lost", f"{type(error).__name__}: {error}")
+            plain = error.message if isinstance(error, BlockLost) else f"{type(error).__name__}: {error}"
+            return Verdict("lost", plain)
         return verdict
 
     def _settle(self, flight: _Flight, verdict: Verdict) -> None:
@@ -249,12 +256,13 @@ class _Driver:
             self._count(flight, verdict)
             return
         number = flight.spec.number
-        self.losses[number] = self.losses.get(number, 0) + 1
-        if self.losses[number] <= self.sweep.retries:
+        counted, most = (self.free_losses, _FREE_LOSSES) if flight.free else (self.losses, self.sweep.retries)
+        counted[number] = counted.get(number, 0) + 1
+        if counted[number] <= most:
             self._say("retried", flight, message=verdict.reason or "")
             self.again.insert(0, flight.spec)
         else:
-            self._count(flight, Verdict("failed", f"lost {self.losses[number]} times: {verdict.reason}"))
+            self._count(flight, Verdict("failed", f"lost {counted[number]} times: {verdict.reason}"))
 
     def _count(self, flight: _Flight, verdict: Verdict) -> None:
         """Write the outcome down once, tell the sampler, stop early when everything fails alike."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become a flag that a loop looks at, so that it can end in order."""
+"""Ctrl-C, SIGTERM and SIGUSR1 become a flag that a loop looks at, so that it can end in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interruption:
-    """While entered, SIGINT and SIGTERM set `signal`; a second one acts as it did before.
+    """While entered, SIGINT, SIGTERM and SIGUSR1 set `signal`; a second one acts as it did before.
 
     Outside the main thread it changes nothing, since only the main thread may set handlers.
     """
@@ -20,7 +20,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,15 @@ class Commit:
 
 
 def save(
-    folder: Path, state: dict[str, Any], *, step: int, epoch: int, position: int, keep: int, ranks: int
+    folder: Path,
+    state: dict[str, Any],
+    *,
+    step: int,
+    epoch: int,
+    position: int,
+    keep: int,
+    ranks: int,
+    step_s: float = 0.0,
 ) -> None:
     """Write a checkpoint, commit it, and remove all but the newest `keep`.
 
@@ -70,6 +79,8 @@ def save(
         position: Samples of that epoch done.
         keep: Checkpoints that stay.
         ranks: How many ranks wrote it (for the reader; any number may go on).
+        step_s: Seconds that a step takes; written down with the seconds that this checkpoint took, for
+            whoever has to know how long before a time limit the run must be asked to stop.
 
     Raises:
         StorageError: The file system refused; nothing half-written counts.
@@ -79,6 +90,7 @@ def save(
     path, json_path = folder / f"{name}.safetensors", folder / f"{name}.json"
     if json_path.exists():
         return
+    began = time.perf_counter()
     with contextlib.suppress(FileNotFoundError):
         path.unlink()  # of an attempt that ended before it could commit
     tensors: dict[str, Tensor] = {}
@@ -86,7 +98,8 @@ def save(
     with publishing(path) as temporary:
         nbytes, digest = write_safetensors(temporary, tensors, {"hpcmass": skeleton})
     record = {"format": FORMAT, "file": path.name, "bytes": nbytes, "sha256": digest, "ranks": ranks}
-    publish_json(json_path, {**record, "step": step, "epoch": epoch, "position": position})
+    pace = {"checkpoint_s": round(time.perf_counter() - began, 3), "step_s": round(step_s, 4)}
+    publish_json(json_path, {**record, "step": step, "epoch": epoch, "position": position, **pace})
     for old in commits(folder)[:-keep]:
         for file in (old.json_path, old.path):
             with contextlib.suppress(OSError):

@@ -126,6 +126,7 @@ class Loop:
         self._local_loss = 0.0
         self._window_started = time.perf_counter()
         self._window_timed = 0
+        self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
         self._ask: str | None = None
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
@@ -186,7 +187,7 @@ class Loop:
     # -- a step ---------------------------------------------------------------------------------------
     def _step(self) -> bool:
         """One optimiser step; True when any rank was asked to stop."""
-        at, task, job = self.at, self.task, self.task.job
+        at, task, job, began = self.at, self.task, self.task.job, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
         low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
         ids = epoch_ids(job.data.order, len(task.train), job.data.seed, at.epoch, low, high)
@@ -210,6 +211,7 @@ class Loop:
         self._window_timed += stop - start
         self._local_loss += loss_sum
         self.watch.advance(at.step)
+        self._step_s = max(0.9 * self._step_s, time.perf_counter() - began)
         if self.reporter is not None:
             self.reporter.step(at.step, at.epoch, at.samples)
         if at.step % self.job.log_every_steps == 0 or at.step == self.plan.total_steps:
@@ -355,7 +357,7 @@ class Loop:
             self._check_weights()
             checkpoint.save(
                 self.run_folder.checkpoints, self.state(), step=at.step, epoch=at.epoch, position=at.samples,
-                keep=self.job.keep_checkpoints, ranks=self.comm.size,
+                keep=self.job.keep_checkpoints, ranks=self.comm.size, step_s=self._step_s,
             )  # fmt: skip
             if self.reporter is not None:
                 self.reporter.status(at.step, at.epoch, at.samples)

@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from hpcmass import __version__
 from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease, replace_json
-from hpcmass.launch import RankEnv, describe, detect_ranks, leave_word, usable_cores
+from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle_writer import write_torch_bundle
@@ -36,7 +37,7 @@ from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
-from hpcmass.train.startup import Startup
+from hpcmass.train.startup import Startup, place_of, write_places
 
 
 def train_rank(
@@ -72,6 +73,7 @@ def train_rank(
             for rank 0 is the one to print it. What goes wrong on one rank only ends all processes instead.
     """
     try:
+        check_versions(__version__, os.environ)
         startup = Startup()
         startup.mark("imports")
         ranks = detect_ranks(os.environ)
@@ -178,6 +180,9 @@ class _Rank:
     ) -> Status:
         self._record_place()
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
+        places = self.comm.share_objects(place_of(self.comm.rank))
+        if self.comm.rank == 0:
+            write_places(self.run, self.attempt, places)
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
             try:
                 if task is None:

@@ -9,6 +9,10 @@ other ranks of this node still live, and by whether steps go on: a rank that got
 after SIGTERM writes down why it is about to end, and takes it back if a step is done after all. SIGUSR1 is
 sent by nobody but who wants a stop (hpcmass itself before a time limit, or a user), so no step is too long
 for it; and SIGTERM after it is Slurm's, which does not mean to end a checkpoint.
+
+Inside a Slurm job (`HPCMASS_PATIENT`) signals come twice and more by themselves: from Slurm to every process of
+the job, from the launcher, from the batch script's process. There a second one does not end a rank at once, and
+a rank is not given up for a slow step or a long checkpoint: Slurm, or the batch script's process, ends it.
 """
 
 from __future__ import annotations
@@ -79,6 +83,7 @@ class Watch:
         self._give_up_s = _give_up_s()
         self._step_when_signalled = 0
         self._provisional = False
+        self._patient = os.environ.get("HPCMASS_PATIENT") == "1"
         self._old: dict[int, Any] = {}
         self._old_fd = -1
         self._thread: threading.Thread | None = None
@@ -131,7 +136,7 @@ class Watch:
         name = signal.Signals(number).name
         if self.requested is None:
             self.requested = name
-        elif number == signal.SIGUSR1:
+        elif self._patient or number == signal.SIGUSR1:
             return
         elif self._alone and self._signalled and time.monotonic() - self._signalled > SECOND_S:
             raise KeyboardInterrupt(name)
@@ -157,6 +162,8 @@ class Watch:
             return
         if not self._signalled:
             self._signalled, self._step_when_signalled = now, self._step
+        elif self._patient:
+            return
         elif not self._alone and now - self._signalled > SECOND_S:
             self._finish(State.STOPPED, f"ended at once by a second signal ({name})", name)
 
@@ -179,14 +186,14 @@ class Watch:
         )
 
     def _look_at_steps(self) -> None:
-        if not self._signalled:
-            return
+        if not self._signalled or (self._patient and self.requested == "SIGUSR1"):
+            return  # SIGUSR1 comes from whoever wants a stop, never from a launcher whose rank died
         waited = time.monotonic() - self._signalled
         reason = f"ended by {self.requested}, probably because another rank died"
         if self._step != self._step_when_signalled:
             if self._provisional:
                 self._take_back()
-        elif waited > self._give_up_s:
+        elif waited > self._give_up_s and not self._patient:
             self._finish(State.FAILED, reason, self.requested or "")
         elif waited > PROVISIONAL_S and not self._provisional:
             self._provisional = True

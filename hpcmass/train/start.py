@@ -15,7 +15,16 @@ from pathlib import Path
 from hpcmass.config import Layout, Target
 from hpcmass.errors import CorruptError, LeaseHeld, NotFound, RankFailed
 from hpcmass.files import make_dir, replace_json, storage_errors
-from hpcmass.launch import Allocation, Outcome, RankExit, find_mpiexec, plan_ranks, supervise, usable_cores
+from hpcmass.launch import (
+    Allocation,
+    Control,
+    Outcome,
+    RankExit,
+    find_mpiexec,
+    plan_ranks,
+    supervise,
+    usable_cores,
+)
 from hpcmass.launch.advice import launcher_hint
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
@@ -33,6 +42,7 @@ def start_ranks(
     threads_per_rank: int | None = None,
     backend: str = "auto",
     console: bool = True,
+    control: Control | None = None,
     layout: Layout | None = None,
     allocation: Allocation | None = None,
     container: Sequence[str] | None = None,
@@ -51,6 +61,7 @@ def start_ranks(
         threads_per_rank: CPU threads a rank; None shares the cores out.
         backend: `torch` needs plain processes; `mpi` and `horovod` need mpiexec; `auto` takes what is there.
         console: Whether rank 0's output is shown.
+        control: Owns the signals to the ranks; default: those to this process are passed on.
         layout: Nodes and ranks a node, in an allocation.
         allocation: The Slurm job that this process is the script of; None: this machine alone.
         container: Words put in front of each rank's command.
@@ -92,6 +103,7 @@ def start_ranks(
             log_file=lambda rank: waiting / f"{rank}.log",
             console=console,
             each_poll=adopt,
+            control=control,
             stop_grace_s=stop_grace_s,
             shared=waiting,
         )

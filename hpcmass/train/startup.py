@@ -1,12 +1,19 @@
-"""How long a rank's start took, by part, so that a slow one can be put down to its cause."""
+"""What a rank says of its start: how long each part of it took, and where it runs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from hpcmass.files import process_start
+from hpcmass.errors import HpcmassError
+from hpcmass.files import process_start, replace_json
+from hpcmass.runs import RunFolder
+
+_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
 class Startup:
@@ -38,3 +45,19 @@ def _process_age_s() -> float:
         return 0.0
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return max(0.0, age)
+
+
+def place_of(rank: int) -> dict[str, Any]:
+    """Where this rank runs: host, process, the cores that it may use, and the GPUs that it sees."""
+    cores = sorted(os.sched_getaffinity(0))
+    devices = next((os.environ[name] for name in _DEVICES if os.environ.get(name)), "")
+    return {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "cores": cores, "gpus": devices}
+
+
+def write_places(run: RunFolder, attempt: int, places: Sequence[dict[str, Any]]) -> None:
+    """Write down where the ranks of an attempt run: for people only, so a full disk is no reason to end."""
+    with contextlib.suppress(HpcmassError):
+        replace_json(
+            run.path / "ranks" / f"attempt-{attempt}.json",
+            {"format": 1, "attempt": attempt, "ranks": list(places)},
+        )

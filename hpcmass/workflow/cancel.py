@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hpcmass.errors import HpcmassError, SlurmError
-from hpcmass.files import claim, make_dir, replace
+from hpcmass.files import claim, make_dir
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.records import read_submissions
-from hpcmass.workflow.state import Answer, Reading, ask_jobs, name_of, read_cancel, read_run, view
+from hpcmass.workflow.state import Answer, Reading, ask_jobs, name_of, read_run, view
 
 if TYPE_CHECKING:
     from hpcmass.slurm.client import Slurm
@@ -95,12 +95,7 @@ def _claim(reading: Reading, why: str) -> bool:
     """Put the cancel file into place; False where it was there already."""
     file = reading.run.path / "slurm" / "cancel"
     make_dir(file.parent)
-    if claim(file, _who(why) + "\n"):
-        return True
-    if read_cancel(reading.run, reading.submissions) is not None:
-        return False
-    replace(file, _who(why) + "\n")  # The old one was taken back by a later submission.
-    return True
+    return claim(file, _who(why) + "\n")
 
 
 def _end_jobs(claimed: Sequence[tuple[Reading, bool]], answer: Answer, slurm: Slurm | None) -> list[Cancelled]:

@@ -1,73 +1,96 @@
-"""A site's target as a Parsl configuration."""
+"""A site's targets as Parsl executors, and these as a Parsl configuration."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import parsl.executors.high_throughput
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.errors import ManagerLost
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider
 
-from hpcmass.config import Target
-from hpcmass.errors import ConfigError
+from hpcmass.config import Resources, Target
+from hpcmass.errors import BlockLost
+from hpcmass.workflow.block_script import render_block
+from hpcmass.workflow.block_shape import BlockShape, block_shape
+from hpcmass.workflow.blocks import BlockBook, BlockProvider, BlockScripts
+from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 
 LABEL = "trials"
 _HEARTBEAT_S = 2
 _LOST_AFTER_S = 60
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+# A block that has had nothing to do for so long is given back.
+IDLE_S = 60.0
+_FREE_LOSSES = 20
 
 
-def parsl_config(
-    target: Target, *, parallel: int, run_dir: Path, environment: Mapping[str, str], encrypted: bool = True
-) -> Config:
-    """The configuration under which trials of a study run on this target.
+def config_of(executors: Sequence[HighThroughputExecutor], run_dir: Path, *, retries: int = 0) -> Config:
+    """A configuration of executors, with scaling by the work and losses of blocks that cost no retry."""
+    return Config(
+        executors=list(executors),
+        run_dir=str(run_dir),
+        initialize_logging=False,
+        usage_tracking=0,
+        strategy="htex_auto_scale",
+        strategy_period=2,
+        max_idletime=IDLE_S,
+        retries=retries,
+        retry_handler=cost_of,
+    )
+
+
+def cost_of(error: Exception, task: Mapping[str, Any]) -> float:
+    """What a failure costs a task of its retries: nothing where its node or block was lost, up to a bound."""
+    lost = isinstance(error, (ManagerLost, BlockLost))
+    return 0.0 if lost and int(task.get("try_id", 0)) < _FREE_LOSSES else 1.0
+
+
+# -- this machine ---------------------------------------------------------------------------------------
+def shell_safe(path: Path) -> bool:
+    """Whether Parsl can be given a path: it hands the paths of local workers to a shell unquoted."""
+    return _SHELL_SAFE.fullmatch(str(path)) is not None
+
+
+def local_executor(
+    *, label: str, parallel: int, environment: Mapping[str, str], encrypted: bool = True
+) -> HighThroughputExecutor:
+    """Workers on this machine: one block, started at once.
 
     Args:
-        target: What the site offers; `local` is known.
-        parallel: Workers, that is trials at once.
-        run_dir: Where Parsl keeps its scripts and logs. Parsl hands this path to a shell unquoted, so
-            it must not hold anything that a shell reads as something else.
+        label: The executor's name.
+        parallel: Workers.
         environment: Set for the interchange, the workers, and all that they start.
         encrypted: Whether what goes over the loopback interface is encrypted (CurveZMQ).
-
-    Raises:
-        ConfigError: The kind of the target is not known, or the path would not pass a shell.
     """
-    if target.kind != "local":
-        raise ConfigError(f"trials cannot run on a target of kind '{target.kind}' yet", where="targets")
-    if not _SHELL_SAFE.fullmatch(str(run_dir)):
-        raise ConfigError("this path cannot be handed to Parsl, whose scripts do not quote it", where=run_dir)
     settings = [f"{name}={value}" for name, value in environment.items()]
-    executor = HighThroughputExecutor(
-        label=LABEL,
+    return HighThroughputExecutor(
+        label=label,
         address="127.0.0.1",
         encrypted=encrypted,
         max_workers_per_node=parallel,
         cores_per_worker=1e-6,  # `parallel` alone says how many; Parsl would else count the cores.
         heartbeat_period=_HEARTBEAT_S,
         heartbeat_threshold=_LOST_AFTER_S,
-        interchange_launch_cmd=["env", *settings, sys.executable, _program("interchange")],
+        interchange_launch_cmd=_interchange(environment),
         launch_cmd=_launch_command(settings),
         provider=LocalProvider(  # type: ignore[no-untyped-call]
             init_blocks=1, min_blocks=1, max_blocks=1, nodes_per_block=1, launcher=SimpleLauncher()
         ),
     )
-    return Config(
-        executors=[executor],
-        run_dir=str(run_dir),
-        initialize_logging=False,
-        usage_tracking=0,
-        strategy="simple",
-        strategy_period=2,
-        max_idletime=1e9,
-    )
+
+
+def _interchange(environment: Mapping[str, str]) -> list[str]:
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    return ["env", *settings, sys.executable, _program("interchange")]
 
 
 def _launch_command(settings: list[str]) -> str:
@@ -85,6 +108,86 @@ def _program(name: str) -> str:
     file = Path(sysconfig.get_path("scripts")) / f"{name}.py"
     if file.is_file():
         return str(file)
-    import parsl.executors.high_throughput
+    return str(Path(parsl.executors.high_throughput.__path__[0]) / f"{name}.py")
 
-    return str(Path(os.fspath(parsl.executors.high_throughput.__path__[0])) / f"{name}.py")
+
+# -- Slurm ----------------------------------------------------------------------------------------------
+def slurm_executor(
+    shape: BlockShape,
+    target: Target,
+    *,
+    book: BlockBook,
+    run_dir: Path,
+    environment: Mapping[str, str],
+    grace_s: float,
+    address: str | None = None,
+    encrypted: bool = True,
+    lost_after_s: int = LOST_AFTER_S,
+) -> BlockExecutor:
+    """Slots on one target, in blocks that come and go with the work.
+
+    Args:
+        shape: How blocks are cut.
+        target: What is asked of Slurm.
+        book: The driver's blocks.
+        run_dir: Where scripts and outputs of blocks go; on a file system that the nodes see.
+        environment: For the workers and all that they start.
+        grace_s: What a node's processes may take to end when a block is given back, in seconds.
+        address: This machine's address as the nodes see it; None: they try all that it has.
+        encrypted: Whether what goes over the network is encrypted (CurveZMQ).
+        lost_after_s: Seconds of silence after which a node's workers count as lost, and after which these end
+            when they do not hear of their driver.
+    """
+    folder = run_dir.absolute() / f"blocks-{book.driver[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def render(number: str, command: Sequence[str]) -> str:
+        return render_block(shape, target, number=number, command=command, out=folder, driver=book.driver)
+
+    scripts = BlockScripts(render, folder)
+    provider = BlockProvider(book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks)
+    return BlockExecutor(
+        shape,
+        provider,
+        pilot={
+            "driver": book.driver,
+            "target": shape.target,
+            "whole": shape.whole,
+            "slots": shape.slots,
+            "threads": shape.threads,
+            "gpus_per_slot": shape.gpus_per_slot,
+            "time_s": shape.time_s,
+            "drain_s": shape.drain_s,
+            "stop_s": shape.stop_s,
+            "grace_s": grace_s,
+            "pool": _program("process_worker_pool"),
+            "environment": dict(environment),
+        },
+        interchange=_interchange({**environment, "HPCMASS_DRIVER": book.driver, "SPT_NOENV": "1"}),
+        address=address,
+        encrypted=encrypted,
+        lost_after_s=lost_after_s,
+    )
+
+
+def both_shapes(
+    target: Target, name: str, item: Resources, nodes: int | None, parallel: int | None
+) -> list[BlockShape]:
+    """The packed form of a target, and the whole-node one where a job may have several nodes.
+
+    Args:
+        target: The target.
+        name: Its name.
+        item: What a packed item asks for.
+        nodes: Nodes of a whole-node item; None: all that one job may have.
+        parallel: Packed items at once.
+
+    Raises:
+        ConfigError: The target cannot give it.
+    """
+    shapes = [block_shape(item, target, name=name, parallel=parallel)]
+    most = nodes or target.max_nodes or 1
+    if shapes[0].whole or most == 1:
+        return shapes
+    whole = Resources(ranks=most, nodes=most, time=item.time, gpus_per_rank=target.gpus)
+    return [*shapes, block_shape(whole, target, name=name, whole=True)]

@@ -19,14 +19,14 @@ from typing import Any
 
 from hpcmass.config import Job, Project, Site, job_differences, read_run_job
 from hpcmass.data import Dataset
-from hpcmass.errors import ConfigError, HpcmassError, TrainError
+from hpcmass.errors import BlockLost, ConfigError, HpcmassError, TrainError
 from hpcmass.evaluate import Compared, compare, compare_table
 from hpcmass.evaluate.combine import combine
 from hpcmass.files import claim, make_dir, replace_json
 from hpcmass.launch import usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.sweep.interrupt import Interruption
-from hpcmass.sweep.watch import judge_run
+from hpcmass.sweep.watch import is_running, judge_run
 from hpcmass.train import opening
 from hpcmass.train.begun import MAY_DIFFER
 from hpcmass.train.datasets import open_all
@@ -37,6 +37,7 @@ from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
 
 _RETRIES = 2
+_FREE_LOSSES = 20  # of the node or block under a part
 _WHOLE = "whole"
 
 
@@ -180,9 +181,12 @@ def _train(
             todo.append(part)
     if not todo:
         return
-    parallel = min(len(todo), max(1, target.cores or usable_cores()))
+    here = target.kind == "local"
+    parallel = min(len(todo), max(1, target.cores or usable_cores())) if here else len(todo)
     threads = job.resources.threads_per_rank
-    with open_pool(target, parallel=parallel, folder=run.path, threads=threads) as pool:
+    item = job.resources.model_copy(update={"ranks": max(part.ranks for part in todo), "nodes": None})
+    named = {job.resources.target or site.default_target: target}
+    with open_pool(named, parallel=parallel, folder=run.path, threads=threads, item=item) as pool:
         _until_completed(pool, project, run, todo, interruption, say)
 
 
@@ -210,17 +214,25 @@ def _until_completed(
 
     running = {submit(part): part for part in parts}
     losses: dict[str, int] = {}
+    free_losses: dict[str, int] = {}
     while running and not interruption.signal:
         whole.check_held()
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        if done and all(is_running(running[future].run) for future in done):
+            time.sleep(0.5)  # Their workers were lost, and their leases are not over yet.
+            continue
         for future in done if not interruption.signal else ():
+            if is_running(running[future].run):
+                continue
             part = running.pop(future)
             verdict = judge_run(part.run)
             if verdict.kind == "complete":
                 say(f"part {part.name}: trained on {part.samples} samples")
                 continue
-            losses[part.name] = losses.get(part.name, 0) + 1
-            if verdict.kind == "failed" or losses[part.name] > _RETRIES:
+            free = isinstance(future.exception(), BlockLost)
+            counted, most = (free_losses, _FREE_LOSSES) if free else (losses, _RETRIES)
+            counted[part.name] = counted.get(part.name, 0) + 1
+            if verdict.kind == "failed" or counted[part.name] > most:
                 raise TrainError(
                     f"part {part.name} failed: {verdict.reason}",
                     where=part.run.path,

@@ -1,4 +1,4 @@
-"""Workers under Parsl: started, fed, and ended so that no process is left, however the driver ends."""
+"""Workers under Parsl: started, fed, and ended; no process and no block is left, however the driver ends."""
 
 from __future__ import annotations
 
@@ -9,133 +9,304 @@ import shutil
 import sysconfig
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import parsl
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.errors import ConfigurationError
+from parsl.executors.errors import BadStateException
+from parsl.executors.high_throughput.errors import ManagerLost
 
-from hpcmass.config import Target
-from hpcmass.errors import ConfigError, LaunchError
+from hpcmass.config import Resources, Target
+from hpcmass.errors import BlockLost, ConfigError, LaunchError
 from hpcmass.files import make_dir, storage_errors
 from hpcmass.launch import usable_cores
-from hpcmass.workflow.parsl_site import LABEL, parsl_config
+from hpcmass.workflow.block_shape import block_shape
+from hpcmass.workflow.blocks import POLL_S, BlockBook
+from hpcmass.workflow.blocks_left import end_blocks, past_drivers
+from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
+from hpcmass.workflow.parsl_site import LABEL, config_of, local_executor, shell_safe, slurm_executor
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
 
 GRACE_S = 15.0
+# How often it is asked which workers are there, and how far ahead items are bound to them, in seconds of work.
+_LOOK_S = 1.0
+_AHEAD_S = 0.5
+_BLOCKS_END_S = 90.0
+
+
+@dataclass(eq=False)
+class _Item:
+    """A call that waits for a worker, or has one."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    future: Future[Any] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class Lane:
+    """One executor: what is bound to it, and whether it can be used.
+
+    Attributes:
+        room: Slots of the workers that are there; None where an executor starts all its workers at once.
+        ended: Times at which its latest items ended, by which it is known how far ahead to bind.
+    """
+
+    label: str
+    executor: Any
+    bound: set[_Item] = field(default_factory=set)
+    room: int | None = None
+    ended: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+    broken: LaunchError | None = None
+
+    def free(self) -> float:
+        """Items that may be bound to it now."""
+        if self.broken is not None:
+            return 0
+        if self.room is None:
+            return float("inf")
+        since = time.monotonic() - 1.0
+        ahead = sum(1 for moment in self.ended if moment > since) * _AHEAD_S
+        return self.room + ahead - len(self.bound) if self.room else 0
 
 
 class Pool:
     """Workers that run functions; open one with `open_pool`.
 
+    Items are bound late: with several executors an item stays here until a worker is free for it, and whoever
+    is free takes the next one, while every executor's blocks come as the waiting items ask for them.
+
     Attributes:
         broken: Why no worker can be reached any more, or None.
+        lanes: The executors by label.
     """
 
-    def __init__(self, kernel: DataFlowKernel, tag: str) -> None:
+    def __init__(self, kernel: DataFlowKernel, tag: str, *, book: BlockBook | None = None) -> None:
         self._kernel = kernel
-        self._lock = threading.Lock()
-        self._waiting: set[Future[Any]] = set()
+        self._lock = threading.RLock()
+        self._queue: deque[_Item] = deque()
+        self._book = book
+        self._closed = False
         self.tag = tag
         self.broken: LaunchError | None = None
+        self.lanes = {
+            label: Lane(label, executor)
+            for label, executor in kernel.executors.items()
+            if not label.startswith("_")
+        }
+        blocks = [lane for lane in self.lanes.values() if isinstance(lane.executor, BlockExecutor)]
+        for lane in blocks:
+            lane.executor.demand = lambda lane=lane: len(lane.bound) + len(self._queue)
+            lane.room = 0 if len(self.lanes) > 1 else None  # A single one may queue its items itself.
 
+    # -- items ----------------------------------------------------------------------------------------
     def run(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Have a worker call a function of an importable module.
 
-        The future holds an exception when the worker was lost, or when the function raised, and a
-        `LaunchError` when no worker can be reached any more.
+        The future holds an exception when the worker was lost (`BlockLost` where its node or block was), or
+        when the function raised, and a `LaunchError` when no worker can be reached any more.
         """
-        future: Future[Any] = Future()
+        item = _Item(function, args)
         with self._lock:
             if self.broken is not None:
-                future.set_exception(self.broken)
-                return future
-            self._waiting.add(future)
-        app = parsl.python_app(function, data_flow_kernel=self._kernel, executors=[LABEL], cache=False)
-        app(*args).add_done_callback(lambda done: self._settle(future, done))
-        return future
+                item.future.set_exception(self.broken)
+                return item.future
+            self._queue.append(item)
+        self._bind()
+        return item.future
 
-    def _settle(self, future: Future[Any], done: Future[Any]) -> None:
-        with self._lock:
-            if future not in self._waiting:
-                return
-            self._waiting.discard(future)
+    def _bind(self) -> None:
+        """Hand waiting items to executors with room, the roomiest first."""
+        while True:
+            with self._lock:
+                lane = max(self.lanes.values(), key=Lane.free, default=None)
+                if self._closed or not self._queue or lane is None or lane.free() < 1:
+                    return
+                item = self._queue.popleft()
+                lane.bound.add(item)
+            app = parsl.python_app(
+                item.function, data_flow_kernel=self._kernel, executors=[lane.label], cache=False
+            )
+            app(*item.args).add_done_callback(lambda done, i=item, on=lane: self._done(i, on, done))
+
+    def _done(self, item: _Item, lane: Lane, done: Future[Any]) -> None:
         error = done.exception()
-        future.set_result(done.result()) if error is None else future.set_exception(error)
+        with self._lock:
+            if item not in lane.bound:
+                return  # Taken from this executor meanwhile.
+            lane.bound.discard(item)
+            lane.ended.append(time.monotonic())
+            reason = self._bad(lane, error)
+        if reason is not None:
+            with self._lock:
+                self._queue.appendleft(item)
+            self._give_up(lane, reason)
+        elif error is None:
+            item.future.set_result(done.result())
+        elif isinstance(error, ManagerLost):
+            lost = BlockLost(
+                f"the workers on {error.hostname} (target '{lane.label}') are gone", transient=True
+            )
+            item.future.set_exception(lost)
+        else:
+            item.future.set_exception(error)
+        self._bind()
 
+    @staticmethod
+    def _bad(lane: Lane, error: BaseException | None) -> LaunchError | None:
+        """Why an executor takes nothing any more, where that is what the error of an item means."""
+        known = getattr(lane.executor, "executor_exception", None)
+        if error is None or not (
+            isinstance(error, BadStateException) or (known is not None and error is known)
+        ):
+            return None
+        return known if isinstance(known, LaunchError) else LaunchError(str(known or error))
+
+    def _give_up(self, lane: Lane, reason: LaunchError) -> None:
+        """Use an executor no more: others take its items, or, where there is none, all fail."""
+        with self._lock:
+            lane.broken = lane.broken or reason
+            moved, lane.bound = lane.bound, set()
+            self._queue.extendleft(moved)
+            if any(other.broken is None for other in self.lanes.values()):
+                waiting: list[_Item] = []
+            else:
+                self.broken = reason
+                waiting = list(self._queue)
+                self._queue.clear()
+        for item in waiting:
+            item.future.set_exception(reason)
+
+    # -- watching -------------------------------------------------------------------------------------
     def watch(self, closing: threading.Event) -> None:
-        """Fail what is in flight when the interchange is gone; Parsl would wait for its word for ever."""
-        executor = cast(Any, self._kernel.executors[LABEL])
+        """Give up an executor whose interchange is gone; Parsl would wait for its word for ever."""
         while not closing.wait(1.0):
-            code = executor.interchange_proc.poll()
-            if code is not None:
-                with self._lock:
-                    self.broken = LaunchError(f"Parsl's interchange ended (exit code {code})")
-                    waiting, self._waiting = self._waiting, set()
-                for future in waiting:
-                    future.set_exception(self.broken)
+            for lane in self.lanes.values():
+                code = lane.executor.interchange_proc.poll()
+                if code is not None and lane.broken is None:
+                    self._give_up(lane, LaunchError(f"Parsl's interchange ended (exit code {code})"))
+                    self._bind()
+            if self.broken is not None:
                 return
 
-    def close(self, grace_s: float) -> None:
-        """End the workers and all that they started."""
+    def look(self, closing: threading.Event) -> None:
+        """Learn which workers are there, as long as it matters; in a thread of its own, for it may block."""
+        while not closing.wait(_LOOK_S):
+            for lane in self.lanes.values():
+                if lane.room is not None and lane.broken is None:
+                    lane.room = lane.executor.room()
+                known = getattr(lane.executor, "executor_exception", None)
+                if known is not None and lane.broken is None:
+                    self._give_up(lane, known if isinstance(known, LaunchError) else LaunchError(str(known)))
+            self._bind()
+
+    # -- the end --------------------------------------------------------------------------------------
+    def close(self, grace_s: float) -> bool:
+        """End the workers, all that they started, and all blocks; False where Slurm did not confirm it."""
         told: set[int] = set()
+        with self._lock:
+            self._closed = True
+        unreachable = any(lane.executor.interchange_proc.poll() is not None for lane in self.lanes.values())
         try:
-            if self.broken is None:
+            if not unreachable:
                 told = _process_groups(self._kernel)
-                self._kernel.cleanup()  # Sends TERM to the workers' process group.
+                self._kernel.cleanup()  # Sends TERM to local workers' process group, and cancels blocks.
             else:
                 # Parsl's own way out would ask the interchange, and wait for its answer.
                 atexit.unregister(self._kernel.atexit_cleanup)
         finally:
+            ended = self._book is None or not self._book.submitted or self._book.end(within_s=_BLOCKS_END_S)
             end_tagged(self.tag, grace_s=grace_s, told=told)
+        return ended
 
 
 @contextlib.contextmanager
 def open_pool(
-    target: Target, *, parallel: int, folder: Path, threads: int | None = None, grace_s: float = GRACE_S
+    targets: Target | Mapping[str, Target],
+    *,
+    parallel: int,
+    folder: Path,
+    threads: int | None = None,
+    item: Resources | None = None,
+    grace_s: float = GRACE_S,
+    poll_s: float = POLL_S,
+    lost_after_s: int = LOST_AFTER_S,
 ) -> Iterator[Pool]:
-    """Start `parallel` workers on a target; end them and all that they started when the body ends.
+    """Start workers on one target or several; end them and all that they started when the body ends.
+
+    On a local target there are `parallel` workers at once. On those of Slurm blocks come and go with the work,
+    each with as many slots as its nodes hold of `item`.
 
     Args:
-        target: What the site offers.
-        parallel: Workers.
-        folder: Parsl's scripts and logs go to `folder/parsl`.
-        threads: CPU threads a worker may use; by default its share of the cores.
+        targets: What the site offers: one, or several by name.
+        parallel: Items at once.
+        folder: Parsl's scripts and logs go to `folder/parsl`, and there to `blocks.jsonl` what is in Slurm.
+        threads: CPU threads a local worker may use; by default its share of the cores.
+        item: What one item asks for; default: one rank.
         grace_s: How long what runs may take to end by itself (to write a checkpoint, say), in seconds.
+        poll_s: Seconds between two looks at the blocks.
+        lost_after_s: Seconds of silence after which a node's workers count as lost.
 
     Raises:
-        ConfigError: The target's kind is not known.
+        ConfigError: A target cannot take the items, or the folder's path cannot be handed on.
     """
+    named = {LABEL: targets} if isinstance(targets, Target) else dict(targets)
     tag = uuid.uuid4().hex
-    environment = worker_environment(target, parallel, threads, tag)
-    with _parsl_dir(folder) as run_dir, Watchdog(tag, grace_s=grace_s):
-        config = parsl_config(target, parallel=parallel, run_dir=run_dir, environment=environment)
+    with contextlib.ExitStack() as stack:
+        run_dir = stack.enter_context(_parsl_dir(folder, local=any(t.kind == "local" for t in named.values())))
+        book = BlockBook(folder / "parsl", tag, poll_s=poll_s)
+        executors = []
+        for name, target in named.items():
+            if target.kind == "local":
+                environment = worker_environment(target, parallel, threads, tag)
+                executors.append(local_executor(label=name, parallel=parallel, environment=environment))
+                continue
+            shape = block_shape(item or Resources(), target, name=name, parallel=parallel)
+            executors.append(
+                slurm_executor(
+                    shape, target, book=book, run_dir=run_dir, environment=slurm_environment(target),
+                    grace_s=grace_s, lost_after_s=lost_after_s,
+                )
+            )  # fmt: skip
+        in_slurm = any(target.kind == "slurm" for target in named.values())
+        if in_slurm:
+            for driver in past_drivers(book.journal):
+                end_blocks(book.slurm, driver, [], within_s=_BLOCKS_END_S)
+        dog = stack.enter_context(Watchdog(tag, grace_s=grace_s, journal=book.journal if in_slurm else None))
         try:
-            kernel = DataFlowKernel(config)
+            kernel = DataFlowKernel(config_of(executors, run_dir))
         except ConfigurationError as error:
             raise ConfigError(f"Parsl refuses its configuration: {error}") from error
         except BaseException:
             end_tagged(tag, grace_s=0)
             raise
-        pool = Pool(kernel, tag)
+        pool = Pool(kernel, tag, book=book)
         closing = threading.Event()
         threading.Thread(target=pool.watch, args=(closing,), daemon=True).start()
+        threading.Thread(target=pool.look, args=(closing,), daemon=True).start()
         try:
             yield pool
         finally:
             closing.set()
-            pool.close(grace_s)
+            if not pool.close(grace_s):
+                dog.keep()  # It goes on trying when this process is gone.
 
 
 def _process_groups(kernel: DataFlowKernel) -> set[int]:
     groups = set()
-    for resource in cast(Any, kernel.executors[LABEL]).provider.resources.values():
-        with contextlib.suppress(ProcessLookupError):
-            groups.add(os.getpgid(resource["remote_pid"]))
+    for executor in kernel.executors.values():
+        provider = getattr(executor, "provider", None)
+        for resource in cast(Any, provider).resources.values() if provider is not None else ():
+            with contextlib.suppress(ProcessLookupError, KeyError):
+                groups.add(os.getpgid(resource["remote_pid"]))
     return groups
 
 
@@ -152,12 +323,17 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
     return environment
 
 
+def slurm_environment(target: Target) -> dict[str, str]:
+    """The same for workers on nodes, where the pilot adds the threads and a tag of its own."""
+    environment = worker_environment(target, 1, 1, "")
+    threads = [name for name in environment if name.endswith("_NUM_THREADS")]
+    return {name: value for name, value in environment.items() if name not in (TAG, *threads)}
+
+
 @contextlib.contextmanager
-def _parsl_dir(folder: Path) -> Iterator[Path]:
+def _parsl_dir(folder: Path, *, local: bool) -> Iterator[Path]:
     """`folder/parsl`, or a temporary folder where a shell would read that path as something else."""
-    try:
-        parsl_config(Target(), parallel=1, run_dir=folder, environment={})
-    except ConfigError:
+    if local and not shell_safe(folder):
         temporary = Path(tempfile.mkdtemp(prefix="hpcmass-parsl-"))
         try:
             yield temporary

@@ -74,7 +74,7 @@ def _matching(pattern: str, project: Project | None) -> list[RunFolder]:
         return []
     study, slash, numbers = pattern.rpartition("/")
     if not slash:
-        return [run for run in all_runs(project) if fnmatch.fnmatchcase(run.path.name, pattern)]
+        return [run for run in _below(project.runs) if fnmatch.fnmatchcase(run.path.name, pattern)]
     found = []
     for folder in _folders(project.studies):
         if fnmatch.fnmatchcase(folder.name, study):

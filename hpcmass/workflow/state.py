@@ -203,7 +203,7 @@ def read_run(run: RunFolder) -> Reading:
         submissions=submissions,
         hops=hops,
         jobs=tuple(dict.fromkeys(jobs)),
-        cancelled=read_cancel(run, submissions),
+        cancelled=read_cancel(run),
         intent=bool(pending) and max(pending) > max((one.number for one in submissions), default=0),
         loss=loss,
         samples_per_s=samples,
@@ -211,17 +211,14 @@ def read_run(run: RunFolder) -> Reading:
     )
 
 
-def read_cancel(run: RunFolder, submissions: Sequence[SubmissionRecord] = ()) -> str | None:
-    """Who cancelled a run and why, or None; a submission that came later takes it back."""
-    file = run.path / "slurm" / "cancel"
+def read_cancel(run: RunFolder) -> str | None:
+    """Who cancelled a run and why, or None; starting it again takes it back."""
     try:
-        text = file.read_text(encoding="utf-8").strip()
-        since = file.stat().st_mtime
+        text = (run.path / "slurm" / "cancel").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         said = run.asked_to_stop()
         return said if said is not None and said.startswith("cancelled by ") else None
-    later = [one for one in submissions if one.by != "successor" and one.submitted > since + 1]
-    return None if later else text or "cancelled"
+    return text or "cancelled"
 
 
 def _speed(run: RunFolder) -> tuple[float | None, float | None, float | None]:
@@ -294,7 +291,8 @@ def view(reading: Reading, answer: Answer, *, last: RunView | None = None) -> Ru
     if at_work:
         ends = job.ends if job is not None and job.ends else hop.ends if hop and hop.ended is None else None
     left = None
-    if at_work and reading.steps_per_s and status.total_steps > status.step:
+    starting = hop is not None and (hop.began or 0.0) > (status.updated or 0.0)
+    if at_work and not starting and reading.steps_per_s and status.total_steps > status.step:
         left = (status.total_steps - status.step) / reading.steps_per_s
     expected = job.started if job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED) else None
     return RunView(

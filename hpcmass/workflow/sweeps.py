@@ -12,6 +12,7 @@ from hpcmass.config import (
     Job,
     Project,
     Site,
+    Target,
     job_differences,
     job_to_toml,
     job_with,
@@ -27,7 +28,7 @@ from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
 from hpcmass.train.script import fill_command
 from hpcmass.workflow.pool import Pool, open_pool
-from hpcmass.workflow.targets import target_of
+from hpcmass.workflow.targets import trial_resources, trial_targets
 from hpcmass.workflow.trials import run_trial
 
 # What may differ between the job of a study and the job with which it goes on.
@@ -36,6 +37,7 @@ _MAY_CHANGE = (
     "sweep.trials",
     "sweep.parallel",
     "sweep.retries",
+    "sweep.targets",
     "resources",
     "per_shard",
     "data.verify",
@@ -72,19 +74,14 @@ def sweep(
     folder = folder or project.study_path(job.name)
     if resume and not (folder / "job.toml").is_file():
         raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
-    target = target_of(job, site)
-    if job.command is not None:
-        # A name that nothing gives a value would fail every trial.
-        searched = (name.removeprefix("params.") for name in job.sweep.space)
-        fill_command(job.command, {**job.params, **dict.fromkeys(searched, "")})
-    if job.sweep.sampler == "grid":
-        Space(job.sweep.space).grid()  # Refused, where it is impossible, before anything is written.
+    targets = check_study(job, site)
     ranks = job.sweep.ranks
     parallel = job.sweep.parallel
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
-        with open_pool(target, parallel=parallel, folder=folder, threads=worker_threads(job, ranks)) as pool:
+        threads, item = worker_threads(job, ranks), trial_resources(job)
+        with open_pool(targets, parallel=parallel, folder=folder, threads=threads, item=item) as pool:
             yield _PoolSubmit(pool, project.root, ranks)
 
     def prepare(trial: TrialSpec) -> None:
@@ -104,6 +101,24 @@ def sweep(
         prepare=prepare,
         on_event=on_event or (lambda _: None),
     )
+
+
+def check_study(job: Job, site: Site) -> dict[str, Target]:
+    """Refuse a study that cannot be run, before anything is written; gives the targets of its trials.
+
+    Raises:
+        ConfigError: It has no `[sweep]`, a target cannot take a trial, or the space is impossible.
+    """
+    if job.sweep is None:
+        raise ConfigError("the job has no [sweep] table", where=f"job '{job.name}'")
+    targets = trial_targets(job, site)
+    if job.command is not None:
+        # A name that nothing gives a value would fail every trial.
+        searched = (name.removeprefix("params.") for name in job.sweep.space)
+        fill_command(job.command, {**job.params, **dict.fromkeys(searched, "")})
+    if job.sweep.sampler == "grid":
+        Space(job.sweep.space).grid()
+    return targets
 
 
 class _PoolSubmit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpcmass.config import Job, Site, Target
+from hpcmass.config import Job, Resources, Site, Target, layout_of
 from hpcmass.errors import ConfigError
 
 
@@ -13,10 +13,69 @@ def target_of(job: Job, site: Site) -> Target:
         ConfigError: The site has no target of that name.
     """
     name = job.resources.target or site.default_target
+    if name == "auto" and site.targets[site.default_target].kind == "local":
+        name = site.default_target  # Without a scheduler there is nothing to choose between.
+    if name == "auto":
+        raise ConfigError(
+            "a target is chosen when a job is submitted, not when it runs",
+            where="resources.target",
+            hint="hpcmass submit JOB, or name a target",
+        )
+    return named_target(name, site, "resources.target")
+
+
+def named_target(name: str, site: Site, where: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        ConfigError: The site has no target of that name.
+    """
     if name not in site.targets:
         raise ConfigError(
             f"site '{site.name}' has no target '{name}'",
-            where="resources.target",
+            where=where,
             hint=f"its targets: {', '.join(sorted(site.targets))}",
         )
     return site.targets[name]
+
+
+def trial_targets(job: Job, site: Site) -> dict[str, Target]:
+    """The targets on which the trials of a job's study run, by name.
+
+    Raises:
+        ConfigError: One does not exist, none is named, or one cannot take a trial.
+    """
+    assert job.sweep is not None
+    item = trial_resources(job)
+    if job.sweep.targets is None:
+        name = job.resources.target or site.default_target
+        found = {name: target_of(job, site)}
+    elif job.sweep.targets == "all":
+        found = {name: target for name, target in site.targets.items() if _takes(item, target, name)}
+        if not found:
+            raise ConfigError(f"no target of site '{site.name}' can take a trial", where="sweep.targets")
+    else:
+        found = {name: named_target(name, site, "sweep.targets") for name in job.sweep.targets}
+        if not found:
+            raise ConfigError("names no target", where="sweep.targets", hint='leave it out, or say "all"')
+    for name, target in found.items():
+        if target.kind == "slurm":
+            layout_of(item, target, name=name)
+    return found
+
+
+def trial_resources(job: Job) -> Resources:
+    """What one trial of a job's study asks for."""
+    assert job.sweep is not None
+    nodes = job.resources.nodes if job.resources.nodes and job.resources.nodes <= job.sweep.ranks else None
+    return job.resources.model_copy(update={"ranks": job.sweep.ranks, "nodes": nodes})
+
+
+def _takes(item: Resources, target: Target, name: str) -> bool:
+    if target.kind != "slurm":
+        return True
+    try:
+        layout_of(item, target, name=name)
+    except ConfigError:
+        return False
+    return True

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpcmass.config import Job, Project, load_job, load_site
-from hpcmass.errors import HpcmassError, LeaseHeld, RecipeError
+from hpcmass.errors import BlockLost, HpcmassError, LeaseHeld, RecipeError
 from hpcmass.files import make_dir
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
-from hpcmass.workflow.targets import target_of
+from hpcmass.workflow import pilot
+from hpcmass.workflow.containers import needs_container, rank_prefix
+from hpcmass.workflow.slots import Ending, Slot
+from hpcmass.workflow.targets import named_target, target_of
 
 
 def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
@@ -29,13 +32,15 @@ def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
 
     Raises:
         LeaseHeld: Somebody else runs it.
+        BlockLost: It was stopped because its block comes to its end; it goes on elsewhere.
     """
     run = RunFolder(run_dir)
     if run.status().state is State.COMPLETED:
         return run_dir
     attempt = run.status().attempt + 1
+    ending = Ending.of_this_block()
     try:
-        with _output_to(run.log_file(attempt, 0)):
+        with Slot.here().held(run, attempt), ending, _output_to(run.log_file(attempt, 0)):
             _run(load_job(run.job_file), run, Project(Path(project_root)), ranks)
     except LeaseHeld:
         raise
@@ -43,13 +48,19 @@ def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
         _failed(run, attempt, RecipeError(f"the recipe ended its process (exit {error.code})", where=run_dir))
     except Exception as error:
         _failed(run, attempt, error)
+    if ending.asked and run.status().state not in (State.COMPLETED, State.FAILED):
+        raise BlockLost("its block came to the end of its time", where=run_dir, transient=True)
     return run_dir
 
 
 def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
     # The imports are here because torch takes seconds, and a worker imports only what its runs need.
     threads = job.resources.threads_per_rank
-    target = target_of(job, load_site(run.path / "site.toml"))
+    site = load_site(run.path / "site.toml")
+    here = os.environ.get(pilot.TARGET)  # Which target has room is known only now.
+    target = named_target(here, site, "targets") if here else target_of(job, site)
+    if here and ranks == 1:
+        target = target.model_copy(update={"launcher": "auto"})  # A process; no mpiexec for one.
     if job.command is not None:
         from hpcmass.train.script import fill_command, run_script
 
@@ -60,12 +71,14 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             target=target,
             threads_per_rank=threads or _threads(ranks),
             cwd=project.root,
+            container=rank_prefix(target, job, project, run.path, cwd=project.root),
             console=False,
         )
-    elif ranks > 1:
+    elif ranks > 1 or needs_container(target):
         from hpcmass.train.start import start_ranks
 
-        argv = [*hpcmass_command(), "train", str(run.job_file)]
+        container = rank_prefix(target, job, project, run.path)
+        argv = [*hpcmass_command(in_container=bool(container)), "train", str(run.job_file)]
         argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
         start_ranks(
             argv,
@@ -75,6 +88,7 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             threads_per_rank=threads or _threads(ranks),
             backend=job.train.backend,
             console=False,
+            container=container,
         )
     else:
         from hpcmass.train.rank import train_rank

@@ -5,6 +5,7 @@ first moment, and hands it on to what it starts. So what belongs to a driver can
 without guessing from names, even when the driver was killed with -9.
 
 Run as a program it waits for its driver to be gone, in a session of its own so that no Ctrl-C reaches it.
+Blocks that the driver had in Slurm are cancelled then, by the ids in its journal and by their comment.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -25,46 +27,48 @@ TAG = "HPCMASS_DRIVER"
 _LOOK_S = 0.5
 _QUIET_S = 3.0
 _UNKILLABLE_S = 20.0
+_BLOCKS_S = 1800.0
 
 
-def tagged(tag: str) -> list[int]:
+def tagged(tag: str, *, name: str = TAG) -> list[int]:
     """Process ids of this user's live processes that carry the tag, this process left out."""
-    wanted = f"{TAG}={tag}".encode()
+    wanted = f"{name}={tag}".encode()
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
-            if os.stat(f"/proc/{name}").st_uid != os.getuid():
+            if os.stat(f"/proc/{entry}").st_uid != os.getuid():
                 continue
-            environment = Path(f"/proc/{name}/environ").read_bytes()
+            environment = Path(f"/proc/{entry}/environ").read_bytes()
         except OSError:
             continue  # Gone meanwhile, or not ours to read.
-        if wanted in environment.split(b"\0") and process_start(int(name)) is not None:
-            found.append(int(name))
+        if wanted in environment.split(b"\0") and process_start(int(entry)) is not None:
+            found.append(int(entry))
     return found
 
 
-def end_tagged(tag: str, *, grace_s: float, told: Collection[int] = ()) -> int:
+def end_tagged(tag: str, *, grace_s: float, told: Collection[int] = (), name: str = TAG) -> int:
     """End every process that carries the tag: TERM, and KILL for those that are there `grace_s` later.
 
     Args:
         tag: The driver's tag.
         grace_s: Seconds between the two.
         told: Process groups that had their TERM already; many programs take a second one for "at once".
+        name: The variable that carries it.
 
     Returns:
         How many had to be killed.
     """
-    _signal([pid for pid in tagged(tag) if _group(pid) not in told], signal.SIGTERM)
+    _signal([pid for pid in tagged(tag, name=name) if _group(pid) not in told], signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline:
-        if not tagged(tag):
+        if not tagged(tag, name=name):
             return 0
         time.sleep(0.05)
     killed: set[int] = set()
     deadline = time.monotonic() + _UNKILLABLE_S
-    while left := tagged(tag):  # A process may have been born between two looks.
+    while left := tagged(tag, name=name):  # A process may have been born between two looks.
         killed.update(left)
         if time.monotonic() > deadline:
             break  # It hangs in the kernel (a file system that does not answer), and dies when it returns.
@@ -93,15 +97,37 @@ class Watchdog:
     process id where something else inherited the pipe.
     """
 
-    def __init__(self, tag: str, *, grace_s: float) -> None:
+    def __init__(self, tag: str, *, grace_s: float, journal: Path | None = None) -> None:
+        """Make one.
+
+        Args:
+            tag: The driver's tag.
+            grace_s: Seconds between TERM and KILL.
+            journal: The journal of the driver's blocks, where it may have some in Slurm.
+        """
         self._tag = tag
         self._grace_s = grace_s
+        self._journal = journal
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watchdog:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it; nothing where it runs already."""
+        if self._process is not None:
+            return
         started = process_start(os.getpid()) or 0
+        words = [str(os.getpid()), str(started), self._tag, str(self._grace_s)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(os.getpid()), str(started), self._tag, str(self._grace_s)],
+            [
+                sys.executable,
+                "-m",
+                "hpcmass.workflow.watchdog",
+                *words,
+                *([str(self._journal.absolute())] if self._journal else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -109,25 +135,33 @@ class Watchdog:
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Let it go: nothing is left to be ended."""
-        assert self._process is not None
+        if self._process is None:
+            return
         try:
             self._process.communicate(b"done", timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
+        self._process = None
+
+    def keep(self) -> None:
+        """Leave it at its post: something is left that it is to end when the driver is gone."""
+        self._process = None
 
 
-def _watch(driver: int, started: int, tag: str, grace_s: float) -> None:
+def _watch(driver: int, started: int, tag: str, grace_s: float, journal: Path | None = None) -> None:
     while process_start(driver) == started:
         ready, _, _ = select.select([0], [], [], _LOOK_S)
         if ready and os.read(0, 16) == b"done":
             return
         if ready:
             break
+    if journal is not None:
+        # First, and beside the rest: blocks cost node-hours, and Slurm may take its time.
+        threading.Thread(target=_end_blocks, args=(tag, journal)).start()
     # The driver's last children may be starting only now: look until it has been quiet for a while.
     quiet_since = time.monotonic()
     while time.monotonic() - quiet_since < _QUIET_S:
@@ -137,7 +171,19 @@ def _watch(driver: int, started: int, tag: str, grace_s: float) -> None:
         time.sleep(0.1)
 
 
+def _end_blocks(driver: str, journal: Path) -> None:
+    from hpcmass.slurm.client import Slurm
+    from hpcmass.workflow.blocks_left import end_blocks, journaled
+
+    slurm = Slurm(patience_s=30.0)
+    end_blocks(slurm, driver, journaled(journal, driver), within_s=_BLOCKS_S)
+    # One that sbatch was just taking while the driver died shows up a moment later.
+    time.sleep(_QUIET_S)
+    end_blocks(slurm, driver, journaled(journal, driver), within_s=60.0)
+
+
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    _watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    words = sys.argv[1:]
+    _watch(int(words[0]), int(words[1]), words[2], float(words[3]), Path(words[4]) if len(words) > 4 else None)

@@ -47,7 +47,9 @@ def lay(project: Path, name: str) -> RunFolder:
     return RunFolder(project / "runs" / name)
 
 
-def submit(cluster: Cluster, runs: RunFolder | list[RunFolder], body: str, *options: str, nodes: int = 1) -> str:
+def submit(
+    cluster: Cluster, runs: RunFolder | list[RunFolder], body: str, *options: str, nodes: int = 1
+) -> str:
     """Submit a script for a run, or for several as the elements of an array, and write it down as submit does."""
     listed = runs if isinstance(runs, list) else [runs]
     folder = listed[0].path.parent
@@ -58,7 +60,9 @@ def submit(cluster: Cluster, runs: RunFolder | list[RunFolder], body: str, *opti
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.strip()
     for index, run in enumerate(listed):
-        number = 1 + len(list((run.path / "slurm").glob("submission-*"))) if (run.path / "slurm").is_dir() else 1
+        number = (
+            1 + len(list((run.path / "slurm").glob("submission-*"))) if (run.path / "slurm").is_dir() else 1
+        )
         element = index if isinstance(runs, list) else None
         record = SubmissionRecord(number, job_id, element, target="cpu", submitted=time.time())
         publish_submission(run.path, record)
@@ -82,7 +86,11 @@ def phase(*wanted: Phase) -> Callable[[RunView], bool]:
 
 def cli(project: Path, *words: str, code: int | None = 0) -> str:
     done = subprocess.run(
-        [*HPCMASS, *words, "--project", str(project)], capture_output=True, text=True, timeout=120, env=os.environ
+        [*HPCMASS, *words, "--project", str(project)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ,
     )
     assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr)
     return done.stdout + done.stderr

@@ -35,7 +35,7 @@ print("GOT " + json.dumps([sys.argv[1:], keep]), flush=True)
 
 @pytest.fixture
 def words(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what the scripts run in place of hpcmass: this is about what reaches the node, not about training."""
+    """Sets what the scripts run in place of hpcmass: this is about what reaches a node, not training."""
 
     def put(*argv: str) -> None:
         monkeypatch.setattr(submit_module, "hpcmass_command", lambda: list(argv))
@@ -531,7 +531,7 @@ def test_the_controller_is_away_for_some_seconds(
     back.join()
     assert ended(slurm, str(done.job_id)).state is JobState.COMPLETED
     assert told
-    assert "cannot be reached" in told[0]
+    assert "does not answer" in told[0] or "cannot be reached" in told[0]
     assert len(read_submissions(proj.runs / "job")) == 1
 
 
@@ -545,16 +545,11 @@ def test_a_controller_that_stays_away_is_a_plain_error(
     slurm.patience_s = 1.0
     cluster.stop_controller()
     try:
-        for name in ("new", "earlier"):
-            with pytest.raises(SlurmError) as caught:
-                go(run_name=name)
-            assert "cannot be reached" in caught.value.message
-            assert caught.value.transient
-            assert snapshot(proj.runs) == before
-        infos = slurm.jobs([str(done.job_id)])
-        assert infos[str(done.job_id)].state in (JobState.UNKNOWN, JobState.COMPLETED)
-        if not cluster.has_accounting:
-            assert infos[str(done.job_id)].state is JobState.UNKNOWN
+        with pytest.raises(SlurmError) as caught:
+            go(run_name="new")
+        assert "cannot be reached" in caught.value.message
+        assert caught.value.transient
+        assert snapshot(proj.runs) == before
     finally:
         cluster.start_controller()
 
@@ -673,3 +668,17 @@ def test_the_command_line(proj: Project, slurm_env: dict[str, str]) -> None:
     lost = call("rerun", "nope")
     assert lost.returncode == 2
     assert "there is no run 'nope'" in lost.stderr
+
+
+def test_from_submit_to_a_model(proj: Project, slurm: Slurm) -> None:
+    """With the command that really stands in the script: it trains, and says so in the run folder."""
+    done = submit(proj.root / "job.toml", proj, sets=["resources.ranks=2"], slurm=slurm)
+    info = ended(slurm, str(done.job_id))
+    run = RunFolder(done.runs[0])
+    text = output(run.path, str(done.job_id))
+    assert info.state is JobState.COMPLETED, text
+    status = run.status()
+    assert (status.state, status.ranks) == (State.COMPLETED, 2), text
+    assert run.model.is_dir()
+    with pytest.raises(ConfigError, match="has completed already"):
+        submit(proj.root / "job.toml", proj, sets=["resources.ranks=2"], slurm=slurm)

@@ -218,3 +218,56 @@ def test_old_generations_are_cleared_away(tmp_path: Path) -> None:
         with Lease(tmp_path / "lease"):
             pass
     assert sorted(os.listdir(tmp_path)) == ["lease.5.beat", "lease.5.json"]
+
+
+def remote_owner(base: Path, **changes: object) -> None:
+    """Make the lease's holder one of another machine, of whom this host cannot tell."""
+    file = next(base.parent.glob("lease.*.json"))
+    replace_json(file, {**read_json(file), "host": "elsewhere", "boot": "another", **changes})
+
+
+def test_an_owner_that_is_proved_dead_is_taken_over_from_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCMASS_SLURM_JOB", "12")
+    monkeypatch.setenv("HPCMASS_SLURM_RESTART", "1")
+    old = Lease(tmp_path / "lease")
+    old.acquire()
+    remote_owner(tmp_path / "lease")
+    asked: list[Owner] = []
+
+    def dead(owner: Owner) -> bool:
+        asked.append(owner)
+        return owner.slurm_job_id == "12" and owner.slurm_restart < 2
+
+    new = Lease(tmp_path / "lease")
+    with pytest.raises(LeaseHeld):
+        new.acquire(dead=lambda owner: False)
+    new.acquire(dead=dead)
+    assert [(owner.slurm_job_id, owner.slurm_restart) for owner in asked] == [("12", 1)]
+    new.release()
+
+
+def test_an_owner_that_lives_here_is_never_proved_dead(tmp_path: Path) -> None:
+    lease = Lease(tmp_path / "lease")
+    lease.acquire()
+    with pytest.raises(LeaseHeld):
+        Lease(tmp_path / "lease").acquire(dead=lambda owner: True)
+    assert not lease.lost
+    lease.release()
+
+
+def test_a_holder_that_was_taken_for_dead_learns_it_within_a_second_or_two(tmp_path: Path) -> None:
+    """Its node was given up by Slurm, but it runs on, and its beats are fresh."""
+    old = Lease(tmp_path / "lease", ttl_s=600)
+    old.acquire()
+    remote_owner(tmp_path / "lease")
+    new = Lease(tmp_path / "lease")
+    new.acquire(dead=lambda owner: True)
+    until = time.monotonic() + 60
+    while not old.lost:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    old.release()
+    assert not new.lost
+    new.release()

@@ -1,0 +1,54 @@
+"""The text of a block's batch script. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcmass.config import Target
+from hpcmass.slurm.script import ScriptSpec, render_script
+from hpcmass.workflow.block_shape import BlockShape
+from hpcmass.workflow.blocks_left import comment_of
+from hpcmass.workflow.pilot import BEGAN
+
+
+def render_block(
+    shape: BlockShape, target: Target, *, number: str, command: Sequence[str], out: Path, driver: str
+) -> str:
+    """A block's script: one pilot a node, or one for the whole block where items take whole nodes.
+
+    Blocks are not requeued by Slurm: their driver replaces them. Of a packed block over several nodes, the
+    others live on when one node fails.
+
+    Args:
+        shape: How the block is cut.
+        target: What is asked of Slurm.
+        number: The block's number, from 0.
+        command: The words of the pilot's command.
+        out: The folder of Slurm's output file.
+        driver: The driver's uuid, which the block carries in its comment.
+
+    Raises:
+        ConfigError: A value cannot stand in a script.
+    """
+    several = shape.nodes > 1 and not shape.whole
+    srun = ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1", "--no-kill"]
+    asked = target.model_copy(
+        update={
+            "requeue": False,
+            "sbatch": {**target.sbatch, **({"no-kill": ""} if several else {})},
+            "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
+        }
+    )
+    return render_script(
+        ScriptSpec(
+            name=f"hpcmass-{shape.label}-{number}",
+            target=asked,
+            layout=shape.layout(),
+            command=(*((*srun, "--kill-on-bad-exit=0", "--mpi=none") if several else ()), *command),
+            out=out,
+            signal_s=0,
+            comment=comment_of(driver),
+            title=f"block {number} of target {shape.target}",
+        )
+    )

@@ -1,0 +1,203 @@
+"""The blocks (pilot jobs) of one driver: submitted, written down, looked at all at once, and ended.
+
+What a block's state says is never the truth about work, only about room for it: a block that Slurm does not
+answer about stays what it was, and one that has gone in any way is replaced while there is work.
+"""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from parsl.jobs.states import JobState as BlockState
+from parsl.jobs.states import JobStatus
+from parsl.providers.base import ExecutionProvider
+
+from hpcmass.errors import SlurmError
+from hpcmass.files import append_record
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.commands import sbatch
+from hpcmass.slurm.jobs import JobInfo, JobState
+from hpcmass.workflow.blocks_left import end_blocks, forgotten
+
+POLL_S = 10.0
+JOURNAL = "blocks.jsonl"
+# Slurm's state -> Parsl's. What the machine did to a block is TIMEOUT, Parsl's word for an end that is no fault
+# of the configuration; a completing block runs nothing any more and is replaced at once.
+_STATES = {
+    JobState.PENDING: BlockState.PENDING,
+    JobState.REQUEUED: BlockState.PENDING,
+    JobState.RUNNING: BlockState.RUNNING,
+    JobState.SUSPENDED: BlockState.HELD,
+    JobState.COMPLETING: BlockState.TIMEOUT,
+    JobState.COMPLETED: BlockState.COMPLETED,
+    JobState.CANCELLED: BlockState.CANCELLED,
+    JobState.FAILED: BlockState.FAILED,
+    JobState.BOOT_FAIL: BlockState.FAILED,
+    JobState.OUT_OF_MEMORY: BlockState.FAILED,
+    JobState.NODE_FAIL: BlockState.TIMEOUT,
+    JobState.TIMEOUT: BlockState.TIMEOUT,
+    JobState.PREEMPTED: BlockState.TIMEOUT,
+    JobState.DEADLINE: BlockState.TIMEOUT,
+}
+# So long after Slurm first did not know a block any more (while it answers), the block counts as gone.
+_FORGOTTEN_S = 120.0
+
+
+class BlockBook:
+    """All blocks of one driver, over all its executors.
+
+    Attributes:
+        driver: The driver's uuid.
+        journal: `blocks.jsonl`: one record for every block that was submitted.
+    """
+
+    def __init__(
+        self, folder: Path, driver: str, *, slurm: Slurm | None = None, poll_s: float = POLL_S
+    ) -> None:
+        self.driver = driver
+        self.journal = folder / JOURNAL
+        self.slurm = slurm or Slurm(patience_s=5.0)
+        self.poll_s = poll_s
+        self.on_first: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+        self._live: dict[str, JobInfo] = {}
+        self._unknown_since: dict[str, float] = {}
+        self._looked = 0.0
+        self.submitted: list[str] = []
+
+    def submit(self, script: Path, label: str) -> str:
+        """Submit a block's script; gives its job id.
+
+        Raises:
+            SlurmError: Slurm refused, or does not answer.
+        """
+        if not self.submitted:
+            self.on_first()
+        job_id = self.slurm.run(sbatch(script)).strip().split(";")[0]
+        record = {"kind": "block", "job_id": job_id, "driver": self.driver, "executor": label}
+        append_record(self.journal, {**record, "script": script.name, "time": time.time()})
+        with self._lock:
+            self.submitted.append(job_id)
+            self._live[job_id] = JobInfo(job_id, JobState.PENDING)
+        return job_id
+
+    def look(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
+        """What is known of blocks: one squeue for all live blocks of all executors, at most one a `poll_s`."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked >= 0.9 * self.poll_s:
+                self._looked = now
+                live = [one for one, info in self._live.items() if not info.state.ended]
+                for one, info in self.slurm.jobs(live).items() if live else ():
+                    self._live[one] = self._judge(one, info, now)
+            return {one: self._live.get(one, JobInfo(one, JobState.UNKNOWN)) for one in job_ids}
+
+    def _judge(self, job_id: str, info: JobInfo, now: float) -> JobInfo:
+        """The last that was known where Slurm says nothing; gone where it has forgotten the job for long."""
+        if info.state is not JobState.UNKNOWN:
+            self._unknown_since.pop(job_id, None)
+            return info
+        since = self._unknown_since.setdefault(job_id, now)
+        if forgotten(info) and now - since > _FORGOTTEN_S:
+            return JobInfo(job_id, JobState.NODE_FAIL, reason=info.reason)
+        return self._live[job_id]
+
+    def cancel(self, job_ids: Sequence[str]) -> bool:
+        """Cancel blocks; False where Slurm did not take it (the next look shows what became of them)."""
+        try:
+            self.slurm.cancel(job_ids)
+        except SlurmError:
+            return False
+        return True
+
+    def end(self, *, within_s: float) -> bool:
+        """Cancel every block of this driver, also one whose id nobody learnt, and wait until none is left.
+
+        Returns:
+            Whether Slurm confirmed it.
+        """
+        return end_blocks(self.slurm, self.driver, self.submitted, within_s=within_s)
+
+
+@dataclass(frozen=True)
+class BlockScripts:
+    """How the batch script of a block is made: `render(number, command)` gives its text."""
+
+    render: Callable[[str, Sequence[str]], str]
+    folder: Path
+
+
+class BlockProvider(ExecutionProvider):
+    """Parsl's way to blocks in Slurm, in place of its `SlurmProvider`.
+
+    That one takes an empty answer for COMPLETED, turns FAILED into COMPLETED at the next look, asks Slurm once
+    an executor, and hands paths to a shell unquoted.
+    """
+
+    def __init__(
+        self,
+        book: BlockBook,
+        scripts: BlockScripts,
+        *,
+        label: str,
+        nodes: int,
+        max_blocks: int,
+        init_blocks: int = 0,
+        parallelism: float = 1.0,
+    ) -> None:
+        self.book, self.scripts = book, scripts
+        self.nodes_per_block, self.max_blocks = nodes, max_blocks
+        self.init_blocks, self.min_blocks, self.parallelism = init_blocks, 0, parallelism
+        self.cores_per_node = None
+        self.mem_per_node = None
+        self.resources: dict[object, dict[str, JobStatus]] = {}
+        self._label = label
+
+    def submit(self, command: str, tasks_per_node: int, job_name: str = "block") -> str:
+        """Submit one block; `command` is the pilot's, quoted for a shell."""
+        number = job_name.rpartition("-")[2]
+        script = self.scripts.folder / f"{self._label}-{number}.sbatch"
+        script.write_text(self.scripts.render(number, shlex.split(command)), encoding="utf-8")
+        job_id = self.book.submit(script, self._label)
+        self.resources[job_id] = {"status": self._status_of(job_id, BlockState.PENDING)}
+        return job_id
+
+    def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
+        """The state of blocks; one that ended stays ended, one that is not known stays what it was."""
+        ids = [str(one) for one in job_ids]
+        live = [one for one in ids if not self.resources[one]["status"].terminal]
+        for one, info in self.book.look(live).items() if live else ():
+            state = _STATES.get(info.state)
+            if state is not None:
+                self.resources[one]["status"] = self._status_of(one, state, info.reason)
+        return [self.resources[one]["status"] for one in ids]
+
+    def _status_of(self, job_id: str, state: BlockState, reason: str = "") -> JobStatus:
+        output = str(self.scripts.folder / f"out-{job_id}.log")
+        message = f"Slurm job {job_id}: {reason}" if reason and reason != "None" else None
+        return JobStatus(state, message, stdout_path=output)
+
+    def cancel(self, job_ids: Sequence[object]) -> list[bool]:
+        """Cancel blocks."""
+        ids = [str(one) for one in job_ids]
+        if not ids:
+            return []
+        done = self.book.cancel(ids)
+        for one in ids if done else ():
+            self.resources[one]["status"] = self._status_of(one, BlockState.CANCELLED)
+        return [done] * len(ids)
+
+    @property
+    def label(self) -> str:
+        """Name of the executor that it serves."""
+        return self._label
+
+    @property
+    def status_polling_interval(self) -> int:
+        """Seconds between two looks."""
+        return max(1, round(self.book.poll_s))

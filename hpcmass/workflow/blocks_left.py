@@ -1,0 +1,65 @@
+"""Blocks that a driver left in Slurm: found, and ended. Loads no Parsl, so that a watchdog stays small."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcmass.errors import HpcmassError, SlurmError
+from hpcmass.files import read_records
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.jobs import JobInfo, JobState
+
+
+def comment_of(driver: str) -> str:
+    """What every block of a driver carries as `--comment`, by which it is found again."""
+    return f"hpcmass:{driver}"
+
+
+def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> list[str] | None:
+    """Blocks of a driver that are not over, by their ids and by their comment; None where nobody can tell."""
+    try:
+        found = dict.fromkeys([*known, *slurm.find_comment(comment_of(driver))])
+        infos = slurm.jobs(list(found))
+    except SlurmError:
+        return None
+    if any(info.state is JobState.UNKNOWN and not forgotten(info) for info in infos.values()):
+        return None
+    return [one for one, info in infos.items() if info.state.ended is False]
+
+
+def forgotten(info: JobInfo) -> bool:
+    """Whether Slurm answers, and has no such job any more (or not yet)."""
+    return info.state is JobState.UNKNOWN and " know" in info.reason
+
+
+def end_blocks(slurm: Slurm, driver: str, known: Sequence[str], *, within_s: float) -> bool:
+    """Cancel the blocks of a driver, by their ids and by their comment, and wait until none is left.
+
+    Returns:
+        Whether Slurm confirmed it.
+    """
+    until = time.monotonic() + within_s
+    while True:
+        left = live_blocks(slurm, driver, known)
+        if left == []:
+            return True
+        if left:
+            with contextlib.suppress(HpcmassError):
+                slurm.cancel(left)
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+
+
+def journaled(journal: Path, driver: str) -> list[str]:
+    """Ids of the blocks that a driver wrote down."""
+    records = read_records(journal)
+    return [str(r["job_id"]) for r in records if r.get("driver") == driver and r.get("job_id")]
+
+
+def past_drivers(journal: Path) -> list[str]:
+    """The drivers that wrote into a journal, oldest first."""
+    return list(dict.fromkeys(str(r["driver"]) for r in read_records(journal) if r.get("driver")))

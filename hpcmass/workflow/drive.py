@@ -1,0 +1,273 @@
+"""A driver as a Slurm job of its own: for sites whose login nodes end long processes.
+
+`FOLDER/driver/` holds `driver.json` (the command that is the driver), its batch script, its output, and
+`hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and goes
+on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
+folders, so nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from hpcmass.config import Job, Layout, Project, Site, Target, parse_duration
+from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound
+from hpcmass.files import Lease, append_record, make_dir, read_json, read_records, replace_json
+from hpcmass.launch import hpcmass_command
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.script import ScriptSpec, render_script
+from hpcmass.slurm.submission import submit_script
+from hpcmass.workflow.block_shape import DEFAULT_TIME_S
+from hpcmass.workflow.submit import signal_s
+from hpcmass.workflow.targets import named_target
+
+MEMORY_GB = 2.0
+_LEASE_S = 150.0
+_MAX_HOPS = 500
+
+
+@dataclass(frozen=True)
+class DriverFile:
+    """What `driver.json` says.
+
+    Attributes:
+        command: The driver's words.
+        cwd: Its working folder.
+        requeue: Whether the job goes on by requeue; else by a successor.
+        leases: Leases (paths without suffix) that the driver takes: of a driver that is gone with its node they
+            are held for a while.
+    """
+
+    command: tuple[str, ...]
+    cwd: str
+    requeue: bool
+    leases: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> DriverFile:
+        """That of a folder.
+
+        Raises:
+            NotFound: Its driver was never a job.
+        """
+        file = driver_folder(folder) / "driver.json"
+        raw = read_json(file)
+        try:
+            return cls(tuple(raw["command"]), raw["cwd"], bool(raw["requeue"]), tuple(raw["leases"]))
+        except (KeyError, TypeError) as error:
+            raise CorruptError(f"is not a driver's record ({error})", where=file) from error
+
+
+def driver_folder(folder: Path) -> Path:
+    """Where a driver that is a job keeps what is its own."""
+    return folder / "driver"
+
+
+def submit_driver(
+    folder: Path,
+    command: Sequence[str],
+    *,
+    site: Site,
+    target: str | None = None,
+    leases: Sequence[Path] = (),
+    name: str = "driver",
+    cwd: Path | None = None,
+    slurm: Slurm | None = None,
+) -> str:
+    """Submit a command as a driver; gives the job's id.
+
+    Args:
+        folder: What it works in (a study's folder, a project's), on a file system that the nodes see.
+        command: The driver: a command that goes on with what its folders say when it is started again, ends in
+            order at SIGTERM, and ends with 0 when everything is done.
+        site: The site.
+        target: Where it runs, on one core; default: the site's own.
+        leases: See `DriverFile`.
+        name: The job's name.
+        cwd: Its working folder; default: this process's.
+        slurm: The way to Slurm.
+
+    Raises:
+        ConfigError: The target is not one of Slurm's.
+        SlurmError: Slurm refused, or does not answer.
+    """
+    target_name = target or site.default_target
+    chosen = named_target(target_name, site, "--driver-target")
+    if chosen.kind != "slurm":
+        raise ConfigError(
+            f"the target '{target_name}' is not one of Slurm's, so that no driver can be a job there",
+            where="--driver",
+            hint="leave --driver job out, or name a target with --driver-target",
+        )
+    place = make_dir(driver_folder(folder.absolute()))
+    record = {
+        "format": 1,
+        "command": list(command),
+        "cwd": str((cwd or Path.cwd()).absolute()),
+        "requeue": chosen.requeue,
+        "leases": [str(path.absolute()) for path in leases],
+    }
+    replace_json(place / "driver.json", record)
+    comment = f"hpcmass:{uuid.uuid4().hex}"
+    text = _script(folder.absolute(), chosen, name, comment)
+    number = 1 + sum(1 for file in place.glob("job-*.sbatch"))
+    slurm = slurm or Slurm(patience_s=120.0)
+    job_id = submit_script(text, place, slurm=slurm, name=f"job-{number:04d}.sbatch", comment=comment)
+    append_record(place / "hops.jsonl", {"kind": "submitted", "job_id": job_id, "time": time.time()})
+    return job_id
+
+
+def _script(folder: Path, target: Target, name: str, comment: str, after: Sequence[str] = ()) -> str:
+    text = target.max_time or target.block_time or target.default_time
+    time_s = round(parse_duration(text)) if text else DEFAULT_TIME_S
+    memory_gb = min(MEMORY_GB, target.memory_gb or MEMORY_GB)
+    # One core is asked for and no accelerator, whatever a run gets there.
+    asked = target.model_copy(update={"exclusive": False, "gres": {}})
+    return render_script(
+        ScriptSpec(
+            name=name,
+            target=asked,
+            layout=Layout(1, 1, 1, 1, 0, memory_gb, time_s),
+            command=(*hpcmass_command(), "workflow", "drive", str(folder)),
+            out=driver_folder(folder),
+            after=tuple(after),
+            signal_s=signal_s(time_s),
+            comment=comment,
+            title=f"driver of {folder.name}",
+        )
+    )
+
+
+def submit_sweep(
+    job: Job,
+    project: Project,
+    site: Site,
+    folder: Path,
+    *,
+    target: str | None = None,
+    slurm: Slurm | None = None,
+) -> str:
+    """Lay a study down and submit its driver as a job; gives the job's id.
+
+    Raises:
+        ConfigError, LeaseHeld, SlurmError: As for `sweep`, and for `submit_driver`.
+    """
+    from hpcmass.workflow.sweeps import check_study, lay_down
+
+    check_study(job, site)
+    make_dir(folder)
+    with Lease(folder / "lease"):
+        lay_down(job, site, folder)
+    words = [*hpcmass_command(), "sweep", "resume", str(folder), "--project", str(project.root)]
+    return submit_driver(
+        folder, words, site=site, target=target, leases=[folder / "lease"],
+        name=f"hpcmass-sweep-{job.name}", cwd=project.root, slurm=slurm,
+    )  # fmt: skip
+
+
+# -- the job's process ----------------------------------------------------------------------------------
+class _Child:
+    """The driver's command, and the signals of its job."""
+
+    def __init__(self, file: DriverFile) -> None:
+        self.cut = False  # the time limit is near
+        self.ended: int | None = None  # told to end, by this signal
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._file = file
+
+    def run(self) -> int:
+        """Run it to its end; a signal from before is not forgotten."""
+        self._process = subprocess.Popen(self._file.command, cwd=self._file.cwd, stdin=subprocess.DEVNULL)
+        if self.cut or self.ended:
+            self._process.terminate()
+        return self._process.wait()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.cut = True
+        else:
+            self.ended = number
+        process = self._process
+        if process is not None and process.poll() is None:
+            # In a thread: a signal handler must not meet the lock that `wait` holds.
+            threading.Thread(target=process.terminate, daemon=True).start()
+
+
+def drive(folder: Path, *, slurm: Slurm | None = None) -> int:
+    """Be one hop of a driver: the process of its batch script. Gives its exit code.
+
+    Raises:
+        NotFound: The folder has no driver.
+    """
+    file = DriverFile.read(folder)
+    child = _Child(file)
+    slurm = slurm or Slurm(patience_s=300.0)
+    job_id, journal = os.environ.get("SLURM_JOB_ID", ""), driver_folder(folder) / "hops.jsonl"
+    begins = sum(1 for record in read_records(journal) if record.get("kind") == "begin")
+    append_record(journal, {"kind": "begin", "job_id": job_id, "hop": begins + 1, "time": time.time()})
+    _wait_for(file.leases, child)
+    code = child.run()
+    going_on = child.cut and code != 0 and bool(job_id) and begins + 1 < _MAX_HOPS
+    how = ("requeue" if file.requeue else "successor") if going_on else "none"
+    cause = "time-limit" if child.cut else "signal" if child.ended else "completed" if code == 0 else "failed"
+    record = {
+        "kind": "end",
+        "job_id": job_id,
+        "hop": begins + 1,
+        "exit_code": code,
+        "cause": cause,
+        "next": how,
+    }
+    append_record(journal, {**record, "time": time.time()})
+    if how == "requeue":
+        slurm.requeue(job_id)
+    elif how == "successor":
+        _successor(folder, job_id, slurm)
+    return 0 if going_on else code
+
+
+def _wait_for(leases: Sequence[str], child: _Child) -> None:
+    """Wait for leases of a driver whose node is gone; one that is alive keeps them, and the command says so."""
+    until = time.monotonic() + _LEASE_S
+    while time.monotonic() < until and not child.cut and not child.ended:
+        if all(Lease(Path(one)).owner() is None for one in leases):
+            return
+        time.sleep(1.0)
+
+
+def _successor(folder: Path, job_id: str, slurm: Slurm) -> None:
+    place = driver_folder(folder)
+    scripts = sorted(place.glob("job-*.sbatch"))
+    if not scripts:
+        raise NotFound("has no batch script", where=place)
+    comment = f"hpcmass:{uuid.uuid4().hex}"
+    options = [f"--dependency=afterany:{job_id}"]
+    text = scripts[-1].read_text(encoding="utf-8")
+    new = submit_script(text, place, slurm=slurm, name=scripts[-1].name, options=options, comment=comment)
+    append_record(place / "hops.jsonl", {"kind": "submitted", "job_id": new, "time": time.time()})
+
+
+def run_here(folder: Path) -> NoReturn:
+    """Become a folder's driver.
+
+    Raises:
+        NotFound: The folder has none.
+    """
+    file = DriverFile.read(folder)
+    os.chdir(file.cwd)
+    try:
+        os.execvp(file.command[0], list(file.command))
+    except OSError as error:
+        raise HpcmassError(f"cannot start {file.command[0]!r}: {error.strerror}", where=folder) from error

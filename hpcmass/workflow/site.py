@@ -1,0 +1,93 @@
+"""A site as a user's own Parsl script sees it: `hpcmass.Site.load(FILE).parsl_config(run_dir=…)`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpcmass import config
+from hpcmass.config import Resources, load_site
+from hpcmass.errors import ConfigError
+
+if TYPE_CHECKING:
+    from parsl.config import Config
+
+
+class Site(config.Site):
+    """A site file's content, with the way to Parsl."""
+
+    @classmethod
+    def load(cls, file: Path | str | None = None) -> Site:
+        """The site of a file, else of `HPCMASS_SITE`, else this machine.
+
+        Raises:
+            NotFound: The file does not exist.
+            ConfigError: It is wrong.
+        """
+        return cls.model_validate(load_site(file).model_dump())
+
+    def parsl_config(
+        self,
+        *,
+        run_dir: Path | str,
+        targets: Sequence[str] | None = None,
+        item: Resources | None = None,
+        nodes: int | None = None,
+        parallel: int | None = None,
+        retries: int = 1,
+        encrypted: bool = True,
+        poll_s: float = 10.0,
+    ) -> Config:
+        """The site's targets as Parsl executors, two for every target of Slurm.
+
+        The executor `NAME` packs items: as many side by side on a node as its cores and GPUs give.
+        `NAME-nodes` gives an item all nodes of a block. Blocks come and go with the work; a node or block that
+        is lost costs no retry. When this process is gone, however it ended, a watchdog ends the blocks.
+
+        Args:
+            run_dir: For Parsl's logs, the blocks' scripts and outputs; on a file system that the nodes see.
+            targets: Names of targets; default: all.
+            item: What one packed item asks for; default: a rank on a core, and a GPU where there are some.
+            nodes: Nodes of an item on `NAME-nodes`; default: all that one job may have.
+            parallel: Items that will run at once, so that few items on a large node get all its cores.
+            retries: How often an app that failed is run again.
+            encrypted: Whether Parsl's traffic is encrypted.
+            poll_s: Seconds between two looks at the blocks.
+
+        Raises:
+            ConfigError: There is no such target, or it cannot take the item.
+        """
+        from hpcmass.workflow import parsl_site
+        from hpcmass.workflow.blocks import BlockBook
+        from hpcmass.workflow.pool import GRACE_S, slurm_environment, worker_environment
+        from hpcmass.workflow.watchdog import Watchdog
+
+        run_dir, driver = Path(run_dir).absolute(), uuid.uuid4().hex
+        book = BlockBook(run_dir, driver, poll_s=poll_s)
+        # It waits beside this process; that it has nothing left to do, it sees itself.
+        dog = Watchdog(driver, grace_s=GRACE_S, journal=book.journal)
+        book.on_first = dog.start
+        executors = []
+        for name in list(self.targets) if targets is None else targets:
+            if name not in self.targets:
+                known = ", ".join(sorted(self.targets))
+                raise ConfigError(f"site '{self.name}' has no target '{name}'", hint=f"its targets: {known}")
+            target = self.targets[name]
+            if target.kind == "local":
+                environment = worker_environment(target, parallel or 1, None, driver)
+                executors.append(
+                    parsl_site.local_executor(
+                        label=name, parallel=parallel or 1, environment=environment, encrypted=encrypted
+                    )
+                )
+                continue
+            for shape in parsl_site.both_shapes(target, name, item or Resources(), nodes, parallel):
+                executors.append(
+                    parsl_site.slurm_executor(
+                        shape, target, book=book, run_dir=run_dir, environment=slurm_environment(target),
+                        grace_s=GRACE_S, encrypted=encrypted,
+                    )
+                )  # fmt: skip
+        return parsl_site.config_of(executors, run_dir, retries=retries)

@@ -1,0 +1,153 @@
+"""Site files and the Slurm that they describe: check one, draft one."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from hpcmass.config import Site, load_site
+from hpcmass.errors import AlreadyExists, SlurmError
+from hpcmass.files import publish
+from hpcmass.launch import find_mpiexec
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.site_check import Finding, check_site
+from hpcmass.slurm.site_draft import draft_site
+from hpcmass.slurm.site_facts import (
+    ASSOC_FIELDS,
+    Association,
+    SlurmFacts,
+    parse_associations,
+    parse_pmi,
+    parse_reservations,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What `site check` found.
+
+    Attributes:
+        site: The site as read.
+        findings: Differences from what Slurm says.
+        unknown: What could not be held against anything, and why.
+        asked: Whether a Slurm answered at all.
+    """
+
+    site: Site
+    findings: tuple[Finding, ...]
+    unknown: tuple[str, ...]
+    asked: bool
+
+    @property
+    def wrong(self) -> int:
+        """Findings that are errors."""
+        return sum(finding.wrong for finding in self.findings)
+
+
+def check_site_file(file: Path | str | None, slurm: Slurm | None = None) -> SiteReport:
+    """Validate a site file, and hold it against the Slurm of this machine where there is one.
+
+    Raises:
+        NotFound, ConfigError: The file is not there, or is no site file.
+    """
+    site = load_site(file)
+    wanted = any(target.kind == "slurm" for target in site.targets.values())
+    if not wanted:
+        return SiteReport(site, (), ("no target is of kind 'slurm': there is nothing to ask Slurm",), False)
+    facts = gather(slurm or Slurm(patience_s=5.0))
+    asked = bool(facts.partitions) or facts.config is not None
+    return SiteReport(site, tuple(check_site(site, facts)), facts.unknown, asked)
+
+
+def gather(slurm: Slurm) -> SlurmFacts:
+    """Ask Slurm for all that a site file says; what it does not answer is named in `unknown`."""
+    unknown: list[str] = []
+
+    def ask(what: str, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except SlurmError as error:
+            unknown.append(f"{what}: {error.message}")
+            return None
+
+    config = ask("MaxArraySize and the rest of the configuration", slurm.config)
+    if config is None and unknown[-1].endswith("on this machine"):
+        everything = "partitions, nodes, limits, MaxArraySize, QOS, accounts and PMI"
+        reason = "Slurm's commands are not on this machine (go to a login node)"
+        return SlurmFacts(unknown=(f"{everything}: {reason}",))
+    facts = SlurmFacts(
+        partitions=tuple(ask("partitions", slurm.partitions) or ()),
+        nodes=tuple(ask("nodes: cores, memory, Gres, features", slurm.nodes) or ()),
+        config=config,
+        pmi=ask("PMI", lambda: parse_pmi(slurm.run(["srun", "--mpi=list"]))),
+        reservations=ask(
+            "reservations",
+            lambda: parse_reservations(slurm.run(["scontrol", "show", "reservation", "--oneliner"])),
+        ),
+    )
+    if config is not None and not slurm.has_accounting():
+        unknown.append("QOS limits and accounts: this Slurm has no accounting (slurmdbd)")
+    elif config is not None:
+        associations, account = _user(slurm, ask)
+        facts = replace(
+            facts,
+            qos=_tuple(ask("QOS limits", slurm.qos)),
+            associations=associations,
+            default_account=account,
+        )
+    return replace(facts, unknown=tuple(unknown))
+
+
+def _tuple(found: list[T] | None) -> tuple[T, ...] | None:
+    return None if found is None else tuple(found)
+
+
+def _user(
+    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]
+) -> tuple[tuple[Association, ...] | None, str]:
+    user = getpass.getuser()
+    words = ["sacctmgr", "--noheader", "--parsable2", "show"]
+    rows = ask(
+        "accounts",
+        lambda: slurm.run([*words, "assoc", f"user={user}", f"format={','.join(ASSOC_FIELDS)}"]),
+    )
+    default = ask("default account", lambda: slurm.run([*words, "user", user, "format=DefaultAccount"]))
+    return None if rows is None else parse_associations(rows), (default or "").strip()
+
+
+def init_site(file: Path | None, slurm: Slurm | None = None) -> str:
+    """Draft a site file from what Slurm says.
+
+    Args:
+        file: Where to write it, if anywhere; never over a file that is there.
+        slurm: The Slurm to ask.
+
+    Returns:
+        Its text.
+
+    Raises:
+        SlurmError: Slurm does not answer, or has no partition that can be used.
+        AlreadyExists: The file is there.
+    """
+    if file is not None and os.path.lexists(file):
+        raise AlreadyExists("is there already", where=file, hint="name another file, or move it away")
+    slurm = slurm or Slurm(patience_s=5.0)
+    slurm.partitions()  # The reason why a draft cannot be made, in Slurm's words.
+    facts = gather(slurm)
+    if not any(facts.nodes_in(partition) for partition in facts.partitions):
+        raise SlurmError("Slurm shows no partition with nodes to this user: there is nothing to draft")
+    by = f"for {getpass.getuser()} on {time.strftime('%Y-%m-%d')}"
+    mpiexec = find_mpiexec()
+    beside = mpiexec is not None and Path(mpiexec.path).parent == Path(sys.executable).parent
+    text = draft_site(facts, by=by, has_mpiexec=beside)
+    if file is not None:
+        publish(file, text)
+    return text

@@ -1,0 +1,148 @@
+"""Runs outlive their jobs on a real Slurm: requeue, SIGTERM, successors, time limits, crash loops, scancel.
+
+Every run logs its sample ids itself; those that count, and the weights, are held against an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcmass.devcluster import Cluster
+from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.records import read_hops, read_submissions
+
+sys.path.append(str(Path(__file__).parent))
+from outliving_tools import (
+    Bench,
+    committed_samples,
+    ended,
+    hop_ended,
+    job_of,
+    steps_begun,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A project for all tests, submitted to from this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, cluster.env[name])
+        yield Bench(cluster, tmp_path_factory.mktemp("outliving") / "project")
+
+
+def signal_batch(bench: Bench, run: RunFolder, number: signal.Signals) -> None:
+    """A signal to the batch script's process alone."""
+    bench.cluster.run("scancel", "--batch", f"--signal={number.name[3:]}", job_of(run))
+
+
+def test_requeued_by_an_operator_it_goes_on_with_exactly_the_samples_left(bench: Bench) -> None:
+    run = bench.submit("requeued")
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    bench.cluster.run("scontrol", "requeue", job_of(run))
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next) == ("signal", "requeue")
+    assert (last.hop, last.cause, last.restart) == (2, "completed", 1)
+    assert last.from_step == first.step > 10  # not an epoch's end: it wrote a checkpoint when SIGTERM came
+    assert len(read_submissions(run.path)) == 1
+    bench.check_same(run)
+
+
+def test_only_sigterm_to_the_batch_script_checkpoints_and_requeues(bench: Bench) -> None:
+    run = bench.submit("term", resources={"ranks": 1})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    signal_batch(bench, run, signal.SIGTERM)
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.state, first.next) == ("signal", "STOPPED", "requeue")
+    assert (last.cause, last.restart, last.from_step) == ("completed", 1, first.step)
+    bench.check_same(run, ranks=1)
+
+
+def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench: Bench) -> None:
+    run = bench.submit("succeeded", resources={"target": "norequeue", "ranks": 1})
+    (run.path / "slurm" / "resize.json").write_text(json.dumps({"format": 1, "resources": {"ranks": 2}}))
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    before = job_of(run)
+    signal_batch(bench, run, signal.SIGUSR1)
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next, first.ranks) == ("signal", "successor", 1)
+    records = read_submissions(run.path)
+    assert [record.by for record in records] == ["submit", "successor"]
+    assert records[1].after == (f"afterany:{before}",)
+    assert (last.job_id, last.ranks, last.cause) == (records[1].job_id, 2, "completed")
+    assert not (run.path / "slurm" / "resize.json").exists()
+    # On another number of ranks sums are rounded otherwise: the samples are the same, the last bits are not.
+    assert committed_samples(run) == committed_samples(bench.undisturbed())
+
+
+@pytest.mark.parametrize("way", ["scancel", "hpcmass cancel"])
+def test_a_cancelled_run_does_not_come_back(bench: Bench, way: str) -> None:
+    run = bench.submit(f"cancelled-{way.partition(' ')[0]}", resources={"ranks": 1})
+    wait_until(lambda: steps_begun(run) > 5, "5 steps")
+    if way != "scancel":
+        (run.path / "slurm" / "cancel").write_text("cancelled by a test\n")
+    job_id = job_of(run)
+    bench.cluster.run("scancel", job_id)
+    wait_until(lambda: not bench.job_state(job_id), "the job's end")
+    hops = read_hops(run.path)
+    assert (hops[-1].cause, hops[-1].next) == ("cancelled", "none")
+    assert len(hops) == len(read_submissions(run.path)) == 1
+
+
+def test_two_failures_at_the_same_step_stop_it(bench: Bench) -> None:
+    """A rank that is killed, again and again at one step: once may be chance, twice is not."""
+    run = bench.submit("loop", resources={"ranks": 1})
+    breaks = "if len((folder / f'{name}.jsonl').read_text().splitlines()) == 5: os.kill(os.getpid(), 9)"
+    (run.path / "break.py").write_text(breaks)
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next, first.state) == ("failed", "requeue", "FAILED")
+    assert (last.hop, last.cause, last.step) == (2, "no-progress", 0)
+    assert "twice at step 0" in last.reason
+    assert "SIGKILL" in last.reason
+    assert run.status().state is State.FAILED
+
+
+def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
+    run = bench.submit("own", resources={"ranks": 1})
+    (run.path / "break.py").write_text("raise ValueError('a defect of the recipe')")
+    last = wait_until(lambda: ended(run), "the run's end")
+    assert (last.hop, last.cause, last.next) == (1, "failed", "none")
+    assert "a defect of the recipe" in last.reason
+    wait_until(lambda: not bench.job_state(job_of(run)), "the job's end")
+
+
+def test_it_outlives_its_time_limit(bench: Bench) -> None:
+    """A job of one minute, Slurm's shortest, for a run that takes longer."""
+    run = bench.submit("limited", pause=0.7, resources={"time": "1m"})
+    first = wait_until(lambda: hop_ended(run, 1), "the first hop's end")
+    assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")
+    assert first.step > 0
+    last = wait_until(lambda: ended(run), "the run's end")
+    # Two hops on an idle machine; on a busy one the ranks' start takes more of a minute.
+    assert last.cause == "completed"
+    assert {hop.cause for hop in read_hops(run.path)[:-1]} == {"time-limit"}
+    bench.check_same(run)
+
+
+def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_path: Path) -> None:
+    run = bench.submit("done", epochs=1, resources={"ranks": 1})
+    wait_until(lambda: ended(run), "the run's end")
+    job_id = job_of(run)
+    bench.cluster.run("scontrol", "requeue", job_id)
+    wait_until(lambda: len(read_hops(run.path)) == 2 and ended(run), "the second hop's end")
+    last = read_hops(run.path)[-1]
+    assert (last.cause, last.next, last.restart) == ("completed", "none", 1)
+    assert run.status().attempt == 1

@@ -1,0 +1,144 @@
+"""What a study survives on a real Slurm: a node, a block's time limit, a cancelled block, its own driver."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parsl_toys import Driver, blocks, check_slots, places, site_of, slots, until, write_job
+
+from hpcmass.files import read_records
+from hpcmass.sweep.records import read_trials
+
+pytestmark = pytest.mark.slurm
+
+
+def states(study):
+    return [outcome.state if outcome else None for _, outcome in read_trials(study)]
+
+
+def seen(study, step=1):
+    """Trials that have done a step."""
+    return {record["trial"] for record in places(study) if record["step"] >= step} if study.exists() else set()
+
+
+def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, project):
+    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, pause_s=0.5)
+    study = project / "studies" / "where"
+    driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
+    driver.until(lambda: len(seen(study, 2)) >= 2)
+    assert blocks(cluster)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    before = {(record["trial"], record["step"]) for record in places(study)}
+    until(lambda: blocks(cluster) == [], 60, "blocks are left")
+    again = Driver(project, "workflow", "resume", str(study), env=cluster.env, inside=False)
+    assert again.wait(200) == 0, again.output
+    assert states(study) == ["complete"] * 4
+    assert blocks(cluster) == []
+    done = [(record["trial"], record["step"]) for record in places(study)]
+    assert before <= set(done)
+    assert len(done) == 4 * 6  # Each step once: what was checkpointed is not run again.
+
+
+@pytest.mark.timeout(400)
+def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, project):
+    job = write_job(project, trials=2, parallel=2, targets=["cpu"], steps=30, pause_s=0.5, retries=0)
+    study = project / "studies" / "where"
+    site = site_of(cluster, project, cores=1, max_blocks=2)
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    driver.until(lambda: len(seen(study, 3)) == 2)
+    (victim,) = [record["host"] for record in places(study) if record["trial"] == 0][:1]
+    others = {record["host"] for record in places(study)} - {victim}
+    assert others, "both trials ran on one node"
+    cluster.kill_node(victim)
+    try:
+        assert driver.wait(300) == 0, driver.output
+    finally:
+        cluster.start_node(victim)
+    assert states(study) == ["complete"] * 2, driver.output
+    outcome = read_trials(study)[0][1]
+    assert outcome.attempts == 2
+    assert len([line for line in driver.output.splitlines() if "complete" in line and "trial   0" in line]) == 1
+    steps = [record["step"] for record in places(study) if record["trial"] == 0]
+    assert sorted(set(steps)) == list(range(1, 31))
+    assert len({record["host"] for record in places(study) if record["trial"] == 0}) == 2
+    assert "lost" not in (outcome.reason or "")
+    assert blocks(cluster) == []
+
+
+@pytest.mark.timeout(400)
+def test_blocks_are_left_before_their_time_limit_and_trials_go_on_in_others(cluster, project):
+    # A block of a minute takes trials for 45 s and asks them to stop 7 s before its end: each trial needs 70 s.
+    job = write_job(project, trials=1, parallel=1, targets=["cpu"], steps=70, pause_s=1.0, retries=0)
+    study = project / "studies" / "where"
+    site = site_of(cluster, project, block_time="1m")
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    assert driver.wait(350) == 0, driver.output
+    assert states(study) == ["complete"]
+    held = slots(study)
+    assert len(held) >= 2
+    assert all(each["end"] for each in held)  # Every one was left in order.
+    assert len({each["job_id"] for each in held}) == len(held)
+    assert len(places(study)) == 70  # No step is lost or done twice: it stopped at a checkpoint.
+    check_slots(study, cluster)
+    assert blocks(cluster) == []
+
+
+def test_cancelled_blocks_are_replaced_and_cost_no_retry(cluster, project):
+    job = write_job(project, trials=2, parallel=2, targets=["gpu"], steps=10, pause_s=0.5, retries=0)
+    study = project / "studies" / "where"
+    driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
+    driver.until(lambda: len(seen(study, 2)) == 2)
+    cluster.run("scancel", *blocks(cluster))
+    assert driver.wait(280) == 0, driver.output
+    assert states(study) == ["complete"] * 2
+    assert sum(record["kind"] == "block" for record in read_records(study / "parsl" / "blocks.jsonl")) == 2
+    assert blocks(cluster) == []
+
+
+def test_an_interrupted_driver_leaves_neither_process_nor_block(cluster, project):
+    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=100, pause_s=0.5)
+    study = project / "studies" / "where"
+    driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
+    driver.until(lambda: len(seen(study)) >= 1)
+    pids = {record["pid"] for record in places(study)}
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait(120) == 130, driver.output
+    assert blocks(cluster) == []
+    assert not any(alive_in(pid, study) for pid in host_pids(study, pids))
+    assert None in states(study)
+
+
+def host_pids(study, _pids):
+    """Processes of this machine (and of the nodes' namespaces) that work in the study's run folders."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and str(study).encode() in Path(f"/proc/{entry}/environ").read_bytes():
+                found.append(int(entry))
+        except OSError:
+            continue
+    return found
+
+
+def alive_in(pid, study):
+    end = time.monotonic() + 10
+    while time.monotonic() < end and pid in host_pids(study, ()):
+        time.sleep(0.2)
+    return pid in host_pids(study, ())
+
+
+def test_a_target_that_cannot_work_is_given_up_with_its_words(cluster, project):
+    job = write_job(project, trials=2, parallel=2, targets=["cpu"])
+    site = site_of(cluster, project, setup=["echo no such module; exit 1"])
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    assert driver.wait(120) != 0
+    assert "no such module" in driver.output, driver.output
+    assert "blocks in a row" in driver.output
+    assert blocks(cluster) == []

@@ -1,0 +1,33 @@
+"""A study on CPU and GPU targets of a real Slurm at once, held against what is seen from outside."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parsl_toys import Driver, blocks, check_slots, places, site_of, slots, write_job
+
+from hpcmass.sweep.records import read_trials
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project):
+    site = site_of(cluster, project)
+    job = write_job(project, trials=14, parallel=10, targets=["cpu", "gpu"], meet=True)
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    assert driver.wait(200) == 0, driver.output
+    study = project / "studies" / "where"
+    assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 14, driver.output
+    held = slots(study)
+    assert {each["target"] for each in held} == {"cpu", "gpu"}
+    for each in held:
+        assert (each["host"][:2], each["gpus"] is not None) == (("cn", False), ("gn", True))[
+            each["target"] == "gpu"
+        ]
+    assert {s["gpus"] for s in held if s["target"] == "gpu"} <= {"0", "1"}
+    assert len(places(study)) == 14 * 3
+    check_slots(study, cluster)
+    assert blocks(cluster) == []

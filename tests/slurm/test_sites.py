@@ -1,0 +1,231 @@
+"""Site files and environments on a real Slurm: drafted, checked, probed; an environment checked and unpacked there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmass import __version__
+from hpcmass.cli.root import run
+from hpcmass.config import Layout, Target, load_site
+from hpcmass.devcluster import Cluster
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.script import ScriptSpec, render_script
+from hpcmass.slurm.submission import submit_script
+from hpcmass.workflow.env_pack import pack
+from hpcmass.workflow.sites import check_site_file, init_site
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_drafted_site_file_agrees_with_its_slurm(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    init_site(file)
+    report = check_site_file(file)
+    assert report.asked
+    assert [finding for finding in report.findings if finding.wrong] == []
+    assert bool(report.unknown) is not cluster.has_accounting
+    targets = report.site.targets
+    assert {"cpu", "gpu", "fpga"} < set(targets)
+    assert (targets["gpu"].cores, targets["gpu"].gpus, targets["gpu"].max_nodes) == (8, 2, 2)
+    assert targets["fpga"].gres == {"fpga": 1}
+    assert {target.constraint for name, target in targets.items() if name.startswith("preempt")} == {
+        "cpu",
+        "gpu",
+    }
+    assert all(target.preemptible == name.startswith("preempt") for name, target in targets.items())
+    assert run(["site", "check", str(file)]) == 0
+    assert run(["site", "init", str(file)]) == 2  # never over a file that is there
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_the_clusters_own_site_file_is_right_and_planted_errors_are_found(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["site", "check", str(cluster.site_file)]) == 0
+    text = cluster.site_file.read_text()
+    planted = tmp_path / "planted.toml"
+    planted.write_text(
+        text.replace("cores = 8", "cores = 9")
+        .replace('partition = "fpga"', 'partition = "fpgas"')
+        .replace("max_nodes = 3", "max_nodes = 4")
+        .replace("max_array_size = 5001", "max_array_size = 99999")
+        .replace("preemptible = true", "preemptible = false")
+    )
+    capsys.readouterr()
+    assert run(["site", "check", "--json", str(planted)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    wrong = {(one["target"], one["key"], one["slurm"]) for one in found["findings"] if one["wrong"]}
+    assert wrong == {
+        ("", "max_array_size", "MaxArraySize=5001"),
+        ("cpu", "max_nodes", "3 nodes of this kind in cpu"),
+        ("gpu", "cores", "8 cores on gn1"),
+        ("fpga", "partition", "no such partition; did you mean fpga?"),
+        ("preempt", "preemptible", "PreemptMode=REQUEUE: jobs give way to those of cpu, gpu"),
+    }
+
+
+@pytest.mark.mpi
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_targets_are_probed_and_what_was_found_is_written(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "site.toml"
+    text = cluster.site_file.read_text()
+    file.write_text(text.replace('launcher = "mpiexec"', 'launcher = "auto"'))
+    words = ["site", "probe", str(file), "--target", "cpu", "--target", "gpu", "--ranks-per-node", "1"]
+    code = run([*words, "--out", str(tmp_path / "probes"), "--write", "--json"])
+    out = capsys.readouterr().out
+    reports = {one["target"]: one["report"] for one in json.loads(out)}
+    assert code == 0, out
+    for name, nodes in (("cpu", {"cn1", "cn2", "cn3"}), ("gpu", {"gn1", "gn2"})):
+        _is_whole(reports[name], nodes)
+    (gpu,) = [one for one in reports["gpu"]["starts"] if one["launcher"] == "mpiexec"]
+    assert all(place["visible"].get("CUDA_VISIBLE_DEVICES") for place in gpu["binding"])
+    targets = load_site(file).targets
+    for name in ("cpu", "gpu"):
+        chosen = reports[name]["chosen"]
+        assert (targets[name].launcher, targets[name].pmi) == (chosen["launcher"], chosen["pmi"])
+    assert targets["fpga"].launcher == "auto"  # which was not probed
+    assert file.read_text().count("#") == text.count("#")
+
+
+def _is_whole(report: dict[str, Any], nodes: set[str]) -> None:
+    assert report["complete"]
+    seen = {facts["node"] for facts in report["topology"]}
+    assert len(seen) == 2
+    assert seen < nodes or seen == nodes
+    assert all(facts["cores"] >= 1 and facts["memory_gb"] > 0 for facts in report["topology"])
+    starts = {one["name"].split(" (")[0]: one for one in report["starts"]}
+    assert {"srun --mpi=none", "mpiexec"} <= set(starts)
+    assert starts["mpiexec"]["right"], starts["mpiexec"]["verdict"]
+    none = starts["srun --mpi=none"]
+    assert (none["right"], none["verdict"]) == (False, "2 runs of one rank")
+    speed = starts["mpiexec"]["measured"]["between nodes"]
+    assert speed["latency_us"] > 0
+    assert speed["bandwidth_gb_s"] > 0
+    assert {place["node"] for place in starts["mpiexec"]["binding"]} == seen
+    assert set(report["files"]) == {"shared folder", "node-local folder"}
+    assert all(found["write_mb_s"] > 0 and found["creates_s"] > 0 for found in report["files"].values())
+    assert report["torch"]["works"], report["torch"]
+    assert report["torch"]["import_s"]["slowest"] >= report["torch"]["import_s"]["median"] > 0
+    if find_spec("horovod") is not None:
+        assert report["horovod"]["works"], report["horovod"]
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_target_that_cannot_be_probed_says_why_and_the_next_goes_on(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "site.toml"
+    text = cluster.site_file.read_text()
+    file.write_text(text + '\n[targets.nowhere]\nkind = "slurm"\npartition = "nowhere"\ncores = 1\n')
+    assert cluster.run("scontrol", "update", "partitionname=fpga", "state=down").returncode == 0
+    try:
+        words = ["site", "probe", str(file), "--target", "nowhere", "--target", "fpga", "--json"]
+        assert run([*words, "--out", str(tmp_path / "probes"), "--write"]) == 1
+    finally:
+        cluster.run("scontrol", "update", "partitionname=fpga", "state=up")
+    found = {one["target"]: one["why"] for one in json.loads(capsys.readouterr().out)}
+    assert "partition" in found["nowhere"]
+    assert "PartitionDown" in found["fpga"]
+    assert cluster.run("squeue", "-h").stdout.strip() == ""
+    assert "nowhere" in file.read_text()  # and nothing was written
+    assert file.read_text().startswith(text)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_the_environment_is_checked_on_a_compute_node(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "env",
+        "check",
+        "--site",
+        str(cluster.site_file),
+        "--target",
+        "gpu",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    code = run(words)
+    lines = json.loads(capsys.readouterr().out)
+    assert code == 0, lines
+    assert {"ok"} <= {line["verdict"] for line in lines} <= {"ok", "note"}
+    (paths,) = [line["found"] for line in lines if line["what"] == "paths"]
+    assert "on gn" in paths
+
+
+@pytest.fixture(scope="module")
+def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small environment with hpcmass in it, packed; the environment itself is gone."""
+    root = tmp_path_factory.mktemp("packed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "env")], check=True)
+    (site,) = (root / "env").glob("lib/python*/site-packages")
+    source = Path(__file__).parents[2]
+    info = site / "hpcmass-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hpcmass\nVersion: {__version__}\n")
+    (info / "top_level.txt").write_text("hpcmass\n")
+    (info / "direct_url.json").write_text(
+        json.dumps({"url": f"file://{source}", "dir_info": {"editable": True}})
+    )
+    (site / "__editable__.hpcmass.pth").write_text(f"{source}\n")
+    pack(root / "env", root / "env.tar")
+    (root / "env").rename(root / "hidden")
+    return root / "env.tar"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
+    cluster: Cluster, packed_env: Path, tmp_path: Path
+) -> None:
+    from hpcmass.workflow.env_pack import packed_of
+
+    # A folder of the node's own where nodes are hosts of their own, else one for all.
+    scratch = f"/dev/shm/hpcmass-test-{os.getpid()}-{time.time_ns()}"
+    target = Target(
+        kind="slurm", partition="cpu", cores=4, environment=str(packed_env), scratch=scratch,
+        sbatch={"nodelist": "cn1,cn2"},
+    )  # fmt: skip
+    code = (
+        "import hpcmass, os, sys, subprocess; print('prefix', sys.prefix, hpcmass.__file__, os.__file__, flush=True); "
+        "subprocess.run(['srun', '--mpi=none', sys.executable, '-c', 'import sys; print(\"rank\", sys.prefix)'])"
+    )
+    slurm, ids = Slurm(), []
+    for number in (1, 2):
+        spec = ScriptSpec(
+            name=f"unpack-{number}", target=target, layout=Layout(2, 2, 1, 1, 0, None, 300), out=tmp_path / f"{number}",
+            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target), cwd=tmp_path,
+        )  # fmt: skip
+        ids.append(submit_script(render_script(spec), tmp_path / f"{number}", slurm=slurm))
+    until = time.monotonic() + 240
+    while not all(info.state.ended for info in slurm.jobs(ids).values()):
+        assert time.monotonic() < until, slurm.jobs(ids)
+        time.sleep(0.5)
+    text = "".join(file.read_text() for file in tmp_path.glob("*/out-*.log"))
+    lines = [line for line in text.splitlines() if line.startswith("hpcmass:")]
+    unpacked = sorted(line.split()[1] for line in lines if "unpacked in" in line)
+    reused = [line for line in lines if "is there already" in line]
+    assert (len(unpacked), len(reused)) == ((2, 2) if cluster.has_network else (1, 3)), text
+    if cluster.has_network:
+        assert unpacked == ["cn1:", "cn2:"]
+    for line in text.splitlines():
+        if line.startswith(("prefix ", "rank ")):
+            assert all(word.startswith(f"{scratch}/hpcmass-env-") for word in line.split()[1:]), line
+    assert text.count("prefix ") == 2
+    assert text.count("rank ") == 4
+    cluster.run("srun", "--nodelist", "cn1,cn2", "--nodes=2", "rm", "-rf", scratch)

@@ -1,0 +1,76 @@
+"""Topology read from a /proc and /sys laid out as kernels do, and from what the drivers' programs print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hpcmass.launch.topology import binding, loaded_library, node_facts, numa_nodes, parse_nvidia, parse_rocm
+
+CPUINFO = """\
+processor\t: {}
+model name\t: AMD EPYC 7763 64-Core Processor
+flags\t\t: fpu sse4_2 avx f16c fma bmi2 avx2{}
+
+"""
+
+
+def node(root: Path) -> Path:
+    """Two sockets of two cores of two threads, two NUMA nodes, 256 GB; one CPU lacks avx512f."""
+    (root / "proc").mkdir(parents=True)
+    (root / "proc/cpuinfo").write_text("".join(CPUINFO.format(n, " avx512f" if n else "") for n in range(8)))
+    (root / "proc/meminfo").write_text("MemTotal:       250000000 kB\nMemFree: 1 kB\n")
+    for cpu in range(8):
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{cpu % 4 // 2}\n")
+        (folder / "core_id").write_text(f"{cpu % 2}\n")
+    (root / "sys/devices/system/cpu/cpufreq").mkdir()
+    for number in range(2):
+        (root / f"sys/devices/system/node/node{number}").mkdir(parents=True)
+    return root
+
+
+def test_sockets_cores_threads_numa_memory(tmp_path: Path) -> None:
+    facts = node_facts(node(tmp_path))
+    assert (facts["sockets"], facts["cores"], facts["threads"], facts["numa"]) == (2, 4, 8, 2)
+    assert facts["memory_gb"] == 256.0
+    assert facts["cpu"] == "AMD EPYC 7763 64-Core Processor"
+
+
+def test_a_flag_counts_only_when_every_cpu_has_it(tmp_path: Path) -> None:
+    assert node_facts(node(tmp_path))["flags"] == ["sse4_2", "avx", "f16c", "fma", "bmi2", "avx2"]
+
+
+def test_a_machine_that_tells_nothing_has_one_of_each(tmp_path: Path) -> None:
+    facts = node_facts(tmp_path)
+    assert (facts["sockets"], facts["numa"], facts["memory_gb"], facts["flags"]) == (1, 1, 0.0, [])
+    assert numa_nodes(tmp_path) == 1
+
+
+def test_this_machine_is_read() -> None:
+    facts = node_facts()
+    assert 1 <= facts["sockets"] <= facts["cores"] <= facts["threads"]
+    assert facts["memory_gb"] > 0.1
+    assert binding()["cores"] == sorted(os.sched_getaffinity(0))
+
+
+def test_what_nvidia_smi_prints() -> None:
+    text = "NVIDIA A100-SXM4-40GB, 40960 MiB, 00000000:03:00.0, GPU-1\nNVIDIA A100-SXM4-40GB, 40960 MiB, 00000000:41:00.0, GPU-2\n"
+    first, second = parse_nvidia(text)
+    assert first == {"kind": "nvidia", "name": "NVIDIA A100-SXM4-40GB", "memory": "40960 MiB",
+                     "bus": "00000000:03:00.0", "id": "GPU-1"}  # fmt: skip
+    assert second["id"] == "GPU-2"
+    assert parse_nvidia("No devices were found\n") == []
+
+
+def test_what_rocm_smi_prints() -> None:
+    text = '{"card0": {"Card Series": "MI250X", "PCI Bus": "0000:C1:00.0", "Unique ID": "0x1"}, "system": {}}'
+    assert parse_rocm(text) == [{"kind": "amd", "name": "MI250X", "bus": "0000:C1:00.0", "id": "0x1"}]
+    assert parse_rocm("ERROR: no driver") == []
+
+
+def test_libraries_of_this_process_are_found_by_name() -> None:
+    (found,) = loaded_library("libc")
+    assert Path(found).exists()
+    assert loaded_library("libmpi_that_nobody_has") == []

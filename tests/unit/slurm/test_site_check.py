@@ -1,0 +1,162 @@
+"""A site file held against Slurm: every planted error is found, and nothing is found where nothing is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmass.config import Site, Target
+from hpcmass.slurm.site_check import check_site
+from hpcmass.slurm.site_facts import SlurmFacts, has_features, parse_associations, parse_pmi, parse_reservations
+
+_spec = importlib.util.spec_from_file_location("site_texts", Path(__file__).with_name("site_texts.py"))
+assert _spec is not None
+assert _spec.loader is not None
+texts = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(texts)
+
+CPU: dict[str, Any] = {
+    "partition": "cpu",
+    "cores": 4,
+    "memory_gb": 4.1,
+    "max_nodes": 2,
+    "max_time": "1-00:00:00",
+    "launcher": "mpiexec",
+}
+GPU: dict[str, Any] = {
+    "partition": "gpu",
+    "constraint": "hbm40g",
+    "qos": "normal",
+    "account": "proj",
+    "cores": 8,
+    "memory_gb": 260.0,
+    "gpus": 4,
+    "gpu_type": "a100",
+    "max_nodes": 2,
+    "max_time": "2h",
+    "exclusive": True,
+    "launcher": "srun",
+    "pmi": "pmix",
+}
+
+
+def findings(
+    values: dict[str, Any], facts: SlurmFacts | None = None, **site: Any
+) -> list[tuple[str, str, bool]]:
+    """Keys, what Slurm says, and whether it is wrong."""
+    target = Target(kind="slurm", **values)
+    whole = Site(name="lab", default_target="t", targets={"t": target}, **{"max_array_size": 1001, **site})
+    return [(f.key, f.slurm, f.wrong) for f in check_site(whole, facts or texts.FACTS)]
+
+
+@pytest.mark.parametrize("values", [CPU, GPU])
+def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
+    assert findings(values) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "planted", "key", "said"),
+    [
+        (CPU, {"partition": "cpuu"}, "partition", "no such partition; did you mean cpu?"),
+        (CPU, {"partition": "old"}, "partition", "State=DOWN: jobs do not start there"),
+        (CPU, {"cores": 5}, "cores", "4 cores on cn1"),
+        (CPU, {"memory_gb": 4.2}, "memory_gb", "4.19 GB (4000 MiB) on cn1"),
+        (CPU, {"max_nodes": 3}, "max_nodes", "MaxNodes=2"),
+        (CPU, {"max_time": "2-00:00:00"}, "max_time", "MaxTime=1-00:00:00 of cpu"),
+        (CPU, {"default_time": "25h"}, "default_time", "MaxTime=1-00:00:00 of cpu"),
+        (CPU, {"constraint": "intel"}, "constraint", "no node of partition cpu has it; features there: amd, cpu"),
+        (CPU, {"gpus": 1}, "gpus", "no node of partition cpu has it; Gres there: none"),
+        (CPU, {"gres": {"fpga": 1}}, "gres.fpga", "no node of partition cpu has it; Gres there: none"),
+        (CPU, {"account": "other"}, "account", "your accounts: proj"),
+        (CPU, {"qos": "long"}, "qos", "no such QOS; there are: normal, gpuqos, short"),
+        (CPU, {"qos": "gpuqos"}, "qos", "with account proj you may use: normal, short"),
+        (CPU, {"qos": "short"}, "max_time", "MaxWall=00:10:00 of QOS short"),
+        (CPU, {"qos": "short"}, "max_nodes", "QOS short: 1 nodes a job"),
+        (CPU, {"reservation": "exam"}, "reservation", "no such reservation; there are: school"),
+        (CPU, {"launcher": "srun"}, "pmi", "MpiDefault=none: srun starts N runs of one rank; name one of pmix, pmi2"),
+        (CPU, {"launcher": "srun", "pmi": "cray_shasta"}, "pmi", "srun --mpi=list has pmix, none, pmi2"),
+        (CPU, {"partition": "spare"}, "preemptible", "PreemptMode=CANCEL: jobs give way to those of cpu, old"),
+        (CPU, {"partition": "spare", "preemptible": True}, "requeue", "PreemptMode=CANCEL: preempted jobs are not requeued"),
+        (GPU, {"account": "guest"}, "account", "your accounts: proj"),
+        (GPU, {"qos": "short"}, "qos", "AllowQos=normal of gpu"),
+        (GPU, {"gpus": 5}, "gpus", "4 on gn1"),
+        (GPU, {"constraint": None}, "max_nodes", None),
+        (GPU, {"gpu_type": "h100"}, "gpu_type", "no node of partition gpu has it; Gres there: gpu:a100"),
+        (GPU, {"cores": 17}, "cores", "8 cores on gn1 (16 hardware threads)"),
+        (GPU, {"max_time": "3h"}, "max_time", "MaxWall=02:00:00 of QOS gpuqos"),
+    ],
+)  # fmt: skip
+def test_a_planted_error_is_found(
+    base: dict[str, Any], planted: dict[str, Any], key: str, said: str | None
+) -> None:
+    found = findings({**base, **planted})
+    if said is None:
+        assert [one for one in found if one[0] == key] == []  # without a constraint there are three nodes
+        return
+    assert (key, said, True) in found
+
+
+@pytest.mark.parametrize(
+    ("base", "planted", "key", "said"),
+    [
+        (CPU, {"cores": 2}, "cores", "4 cores on cn1"),
+        (CPU, {"memory_gb": 2.0}, "memory_gb", "4.19 GB on cn1"),
+        (CPU, {"max_time": None}, "max_time", "MaxTime=1-00:00:00 of cpu: a job that asks for more is refused only there"),
+        (CPU, {"preemptible": True}, "preemptible", "PreemptMode=OFF, nothing goes before it"),
+        (GPU, {"cores": 16}, "cores", "8 cores on gn1 (16 hardware threads)"),
+        (GPU, {"exclusive": False}, "exclusive", "OverSubscribe=EXCLUSIVE: jobs get whole nodes, and are charged so"),
+        (GPU, {"gpus": 2}, "gpus", "4 on gn1"),
+        (GPU, {"gpus": 0, "gpu_type": None}, "gpus", "gn1 has 4, which would lie idle"),
+    ],
+)  # fmt: skip
+def test_what_is_worth_knowing_is_no_error(
+    base: dict[str, Any], planted: dict[str, Any], key: str, said: str
+) -> None:
+    assert findings({**base, **planted}) == [(key, said, False)]
+
+
+def test_an_array_longer_than_the_site_allows_is_found() -> None:
+    assert findings(CPU, max_array_size=5000) == [("max_array_size", "MaxArraySize=1001", True)]
+    assert findings(CPU, max_array_size=None) == [("max_array_size", "MaxArraySize=1001", False)]
+
+
+def test_an_account_is_no_error_where_accounts_are_not_enforced() -> None:
+    facts = texts.without(config={**texts.FACTS.config, "AccountingStorageEnforce": "none"})
+    assert findings({**CPU, "account": "other"}, facts) == [("account", "your accounts: proj", False)]
+
+
+def test_without_answers_nothing_is_found() -> None:
+    assert findings({**CPU, "partition": "nowhere", "qos": "none"}, SlurmFacts()) == []
+
+
+def test_nodes_that_are_all_down_are_told() -> None:
+    nodes = tuple(n for n in texts.parse_nodes(texts.NODES.replace("State=IDLE", "State=DOWN+DRAIN")))
+    said = "none of its 3 nodes is usable now (DOWN+DRAIN)"
+    assert findings(CPU, texts.without(nodes=nodes)) == [("partition", said, False)]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fits"),
+    [("gpu", True), ("gpu&hbm80g", False), ("hbm80g|hbm40g", True), ("gpu&hbm40g|cpu", True), ("[gpu|cpu]", None),
+     ("gpu*2", None), ("!gpu", None)],
+)  # fmt: skip
+def test_constraints(constraint: str, fits: bool | None) -> None:
+    node = next(node for node in texts.FACTS.nodes if node.name == "gn1")
+    assert has_features(node, constraint) is fits
+
+
+def test_answers_of_srun_and_sacctmgr_are_read() -> None:
+    text = "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\nspecific pmix plugin versions available: pmix_v4\n"
+    assert parse_pmi(text) == ("pmix", "none", "cray_shasta", "pmix_v4")
+    (found,) = parse_associations("proj||normal,high|normal\n\nbroken|line\n")
+    assert (found.account, found.partition, found.qos, found.default_qos) == (
+        "proj",
+        "",
+        ("normal", "high"),
+        "normal",
+    )
+    assert parse_reservations("ReservationName=a StartTime=x\nReservationName=b-1 y\n") == ("a", "b-1")
+    assert parse_reservations("No reservations in the system\n") == ()
