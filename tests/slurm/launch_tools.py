@@ -58,12 +58,18 @@ def hpcmass(python: str, *words: str) -> str:
     return shlex.join([python, "-c", start, *words])
 
 
-def submit(cluster: Cluster, folder: Path, body: str, *options: str) -> str:
-    """Hand a batch script to Slurm; the job's id. Its output goes to `out-ID` in the folder."""
+def submit(cluster: Cluster, folder: Path, body: str, *options: str, head_last: bool = False) -> str:
+    """Hand a batch script to Slurm; the job's id. Its output goes to `out-ID` in the folder.
+
+    `head_last`: the body begins with #SBATCH lines of its own.
+    """
     script = folder / "job.sbatch"
     # Whoever runs the tests may be root, and Open MPI would not like that.
     head = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1"
-    script.write_text(f"#!/bin/bash\n{head}\ncd {shlex.quote(str(folder))}\n{body}\n", encoding="utf-8")
+    head += f"\ncd {shlex.quote(str(folder))}"
+    own = [line for line in body.splitlines() if line.startswith("#SBATCH")] if head_last else []
+    text = "\n".join(["#!/bin/bash", *own, head, body])
+    script.write_text(f"{text}\n", encoding="utf-8")
     done = cluster.run("sbatch", "--parsable", f"--output={folder}/out-%j", *options, str(script))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -92,6 +98,14 @@ def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeo
     while not condition():
         assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.1)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and no zombie. The nodes of the cluster share this machine's processes."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def site(folder: Path, **keys: str) -> str:
