@@ -682,3 +682,19 @@ def test_from_submit_to_a_model(proj: Project, slurm: Slurm) -> None:
     assert run.model.is_dir()
     with pytest.raises(ConfigError, match="has completed already"):
         submit(proj.root / "job.toml", proj, sets=["resources.ranks=2"], slurm=slurm)
+
+
+def test_a_parameter_reaches_the_users_own_program(proj: Project, slurm: Slurm) -> None:
+    nasty = NASTY + "\n\t\r\nlast"
+    (proj.root / "own.py").write_text(
+        "import json, sys\nfrom pathlib import Path\nPath('argv.json').write_text(json.dumps(sys.argv[1:]))\n"
+    )
+    (proj.root / "own.toml").write_text(
+        f'name = "own"\ncommand = ["python", "own.py", "--text={{text}}"]\n[params]\ntext = {json.dumps(nasty)}\n'
+    )
+    done = submit(proj.root / "own.toml", proj, slurm=slurm)
+    info = ended(slurm, str(done.job_id))
+    assert info.state is JobState.COMPLETED, output(done.runs[0], str(done.job_id))
+    assert RunFolder(done.runs[0]).status().state is State.COMPLETED
+    assert json.loads((proj.root / "argv.json").read_text()) == [f"--text={nasty}"]
+    assert not list(proj.root.rglob("hacked"))
