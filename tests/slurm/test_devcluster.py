@@ -178,11 +178,14 @@ def test_accounting_knows_the_job_and_holds_limits(cluster: Cluster, tmp_path: P
         return cluster.run(*argv).stdout.split() == ["FAILED|3:0|dev"]
 
     until(known, "sacct knows how the job ended")
-    assert "Invalid account" in cluster.run("sbatch", "-A", "nobodys", "--wrap=true").stderr
+    assert "Invalid account" in cluster.run("sbatch", "-A", "nobodys", "-o", "/dev/null", "--wrap=true").stderr
     output(cluster, "sacctmgr", "-i", "add", "qos", "tiny", "MaxWall=00:05:00", "Flags=DenyOnLimit")
     output(cluster, "sacctmgr", "-i", "modify", "user", "where", f"user={user()}", "set", "qos+=tiny")
-    until(lambda: cluster.run("sbatch", "--qos=tiny", "-t1", "--wrap=true").returncode == 0, "the QOS serves")
-    assert "limit" in cluster.run("sbatch", "--qos=tiny", "-t10", "--wrap=true").stderr
+    until(
+        lambda: cluster.run("sbatch", "--qos=tiny", "-t1", "-o", "/dev/null", "--wrap=true").returncode == 0,
+        "the QOS serves",
+    )
+    assert "limit" in cluster.run("sbatch", "--qos=tiny", "-t10", "-o", "/dev/null", "--wrap=true").stderr
 
 
 def user() -> str:

@@ -137,6 +137,11 @@ def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_pa
     last = read_hops(run.path)[-1]
     assert (last.cause, last.next, last.restart) == ("completed", "none", 1)
     assert run.status().attempt == 1
+    wait_until(lambda: not bench.job_state(job_id), "the job's end")
+    # Submitted with more epochs, it has something to do again.
+    bench.submit("done", epochs=2, resources={"ranks": 1})
+    last = wait_until(lambda: ended(run) if len(read_hops(run.path)) == 3 else None, "the third hop's end")
+    assert (last.cause, last.from_step, last.step) == ("completed", 10, 20)
 
 
 def test_it_outlives_its_time_limit(bench: Bench) -> None:
