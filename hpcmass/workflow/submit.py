@@ -360,6 +360,11 @@ def _lay_down(job: Job, site: Site, run: RunFolder, laid: list[_Laid], *, fresh:
     for path, text in texts.items():
         one.old[path] = path.read_bytes() if path.exists() else None
         replace(path, text)
+    if run.status().state is State.COMPLETED:
+        # More is asked for than it has done; a hop leaves a completed run alone.
+        status = run.path / "status.json"
+        one.old[status] = status.read_bytes()
+        run.update(state=State.STOPPED, reason="completed; it is asked for more", ended=None)
     _take_back_stop(run, one)
 
 

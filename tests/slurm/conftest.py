@@ -1,6 +1,7 @@
 """A real Slurm for the tests: one cluster for all of them, private ones where a test needs other options.
 
-After a test that used `cluster`, its jobs are cancelled, and what the test killed is started again.
+After a test that used `cluster`, its jobs are cancelled (but the module's `KEEP_JOBS`, by name), and what the
+test killed is started again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     cluster = request.getfixturevalue("cluster")
     if not cluster.processes["slurmctld"].alive:
         cluster.start_controller()
-    ids = cluster.run("squeue", "-h", "-o", "%A").stdout.split()
+    # A module may have a job in the background while its tests are at work.
+    keep = getattr(request.module, "KEEP_JOBS", ())
+    lines = cluster.run("squeue", "-h", "-o", "%A %j").stdout.splitlines()
+    ids = [line.split()[0] for line in lines if line.split()[1] not in keep]
     if ids:
         cluster.run("scancel", *sorted(set(ids)))
     for node in cluster.nodes:

@@ -29,6 +29,7 @@ from outliving_tools import (
 )
 
 pytestmark = pytest.mark.slurm
+KEEP_JOBS = ("limited",)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,10 @@ def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SLURM_CONF", "PATH"):
             patch.setenv(name, cluster.env[name])
-        yield Bench(cluster, tmp_path_factory.mktemp("outliving") / "project")
+        bench = Bench(cluster, tmp_path_factory.mktemp("outliving") / "project")
+        # A minute is the shortest time limit there is: it passes while the other tests are at work.
+        bench.submit("limited", pause=0.7, resources={"time": "1m"})
+        yield bench
 
 
 def signal_batch(bench: Bench, run: RunFolder, number: signal.Signals) -> None:
@@ -124,19 +128,6 @@ def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
     wait_until(lambda: not bench.job_state(job_of(run)), "the job's end")
 
 
-def test_it_outlives_its_time_limit(bench: Bench) -> None:
-    """A job of one minute, Slurm's shortest, for a run that takes longer."""
-    run = bench.submit("limited", pause=0.7, resources={"time": "1m"})
-    first = wait_until(lambda: hop_ended(run, 1), "the first hop's end")
-    assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")
-    assert first.step > 0
-    last = wait_until(lambda: ended(run), "the run's end")
-    # Two hops on an idle machine; on a busy one the ranks' start takes more of a minute.
-    assert last.cause == "completed"
-    assert {hop.cause for hop in read_hops(run.path)[:-1]} == {"time-limit"}
-    bench.check_same(run)
-
-
 def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_path: Path) -> None:
     run = bench.submit("done", epochs=1, resources={"ranks": 1})
     wait_until(lambda: ended(run), "the run's end")
@@ -146,3 +137,21 @@ def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_pa
     last = read_hops(run.path)[-1]
     assert (last.cause, last.next, last.restart) == ("completed", "none", 1)
     assert run.status().attempt == 1
+    wait_until(lambda: not bench.job_state(job_id), "the job's end")
+    # Submitted with more epochs, it has something to do again.
+    bench.submit("done", epochs=2, resources={"ranks": 1})
+    last = wait_until(lambda: ended(run) if len(read_hops(run.path)) == 3 else None, "the third hop's end")
+    assert (last.cause, last.from_step, last.step) == ("completed", 10, 20)
+
+
+def test_it_outlives_its_time_limit(bench: Bench) -> None:
+    """A job of one minute, Slurm's shortest, for a run that takes longer."""
+    run = RunFolder(bench.project.run_path("limited"))
+    first = wait_until(lambda: hop_ended(run, 1), "the first hop's end")
+    assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")
+    assert first.step > 0
+    last = wait_until(lambda: ended(run), "the run's end")
+    # Two hops on an idle machine; on a busy one the ranks' start takes more of a minute.
+    assert last.cause == "completed"
+    assert {hop.cause for hop in read_hops(run.path)[:-1]} == {"time-limit"}
+    bench.check_same(run)

@@ -188,8 +188,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_scratch_disk(bench: Bench, small_disk: Path) -> None:
+def test_a_full_scratch_disk(
+    small_disk: Path,
+    cluster_factory: Callable[..., Cluster],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The run ends as failed, and says so where it can; when there is room again it goes on exactly."""
+    cluster = cluster_factory(accounting=False)  # its nodes see what is mounted before they start
+    speak_to(cluster, monkeypatch)
+    bench = Bench(cluster, tmp_path / "project")
     bench.project.runs.parent.joinpath("runs").mkdir(exist_ok=True)
     bench.project.runs.rmdir()
     bench.project.runs.symlink_to(small_disk)
