@@ -62,7 +62,9 @@ def ranks(python: Path, shared: Path, count: int) -> tuple[float, list[dict[str,
     env |= {"OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     children = [
-        subprocess.Popen([str(python), "-I", "-c", RANK, str(shared)], stdout=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen(
+            [str(python), "-I", "-c", RANK, str(shared)], stdout=subprocess.PIPE, text=True, env=env
+        )
         for _ in range(count)
     ]
     told = [json.loads(child.communicate()[0]) for child in children]
@@ -90,8 +92,12 @@ def main() -> None:
         local, _ = unpack(archive, str(folder / "disk"))
         unpacked_s = time.perf_counter() - began
         size = archive.stat().st_size
-        print(f"the environment: {shared}, {size / 1e9:.2f} GB packed in {packed_s:.1f} s, unpacked in {unpacked_s:.1f} s")
-        print(f"{'ranks':>5}{'shared folder':>16}{'unpacked':>12}{'ratio':>8}   (s until all have imported torch)")
+        print(
+            f"the environment: {shared}, {size / 1e9:.2f} GB packed in {packed_s:.1f} s, unpacked in {unpacked_s:.1f} s"
+        )
+        print(
+            f"{'ranks':>5}{'shared folder':>16}{'unpacked':>12}{'ratio':>8}   (s until all have imported torch)"
+        )
         there: dict[str, float] = {}
         here: dict[str, float] = {}
         for count in counts:
@@ -107,16 +113,31 @@ def main() -> None:
                         assert str(told[0]["torch"]).startswith(str(local)), told[0]
             one, other = statistics.median(times["shared"]), statistics.median(times["local"])
             print(f"{count:>5}{one:>16.2f}{other:>12.2f}{other / one:>8.2f}")
-    print(f"a rank asks the shared folder {operations(there):.0f} times: {there['stats']} stats, {there['opens']} "
-          f"opens, {there['lists']} lists, {there['libraries']} libraries; unpacked {operations(here):.0f} times")
+    print(
+        f"a rank asks the shared folder {operations(there):.0f} times: {there['stats']} stats, {there['opens']} "
+        f"opens, {there['lists']} lists, {there['libraries']} libraries; unpacked {operations(here):.0f} times"
+    )
     every = NODES * RANKS_PER_NODE
     before = operations(there) * every
     after = operations(here) * every + ASKED_BY_UNPACKING * NODES
-    print(f"{every} ranks on {NODES} nodes: {before:.0f} operations before, {after:.0f} after; at {EXAMPLE_S * 1e3} ms "
-          f"each, one after the other: {before * EXAMPLE_S:.0f} s before, {after * EXAMPLE_S:.2f} s after (computed)")
+    print(
+        f"{every} ranks on {NODES} nodes: {before:.0f} operations before, {after:.0f} after; at {EXAMPLE_S * 1e3} ms "
+        f"each, one after the other: {before * EXAMPLE_S:.0f} s before, {after * EXAMPLE_S:.2f} s after (computed)"
+    )
     ratio = before / after
-    print(json.dumps({"name": "startup_storm", "ratio": round(ratio, 1), "unit": "shared operations before/after",
-                      "goal": GOAL, "met": ratio >= GOAL, "a_rank": operations(there), "unpack_s": round(unpacked_s, 1)}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "name": "startup_storm",
+                "ratio": round(ratio, 1),
+                "unit": "shared operations before/after",
+                "goal": GOAL,
+                "met": ratio >= GOAL,
+                "a_rank": operations(there),
+                "unpack_s": round(unpacked_s, 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
