@@ -125,8 +125,19 @@ def main() -> None:
         f"each, one after the other: {before * EXAMPLE_S:.0f} s before, {after * EXAMPLE_S:.2f} s after (computed)"
     )
     ratio = before / after
-    print(json.dumps({"name": "startup_storm", "ratio": round(ratio, 1), "unit": "shared operations before/after",
-                      "goal": GOAL, "met": ratio >= GOAL, "a_rank": operations(there), "unpack_s": round(unpacked_s, 1)}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "name": "startup_storm",
+                "ratio": round(ratio, 1),
+                "unit": "shared operations before/after",
+                "goal": GOAL,
+                "met": ratio >= GOAL,
+                "a_rank": operations(there),
+                "unpack_s": round(unpacked_s, 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Site files and environments on a real Slurm: drafted, checked, probed; an environment checked and unpacked there."""
+"""Site files on a real Slurm: drafted, checked, probed; an environment checked there, and unpacked."""
 
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ def test_a_drafted_site_file_agrees_with_its_slurm(cluster: Cluster, tmp_path: P
     assert {"cpu", "gpu", "fpga"} < set(targets)
     assert (targets["gpu"].cores, targets["gpu"].gpus, targets["gpu"].max_nodes) == (8, 2, 2)
     assert targets["fpga"].gres == {"fpga": 1}
-    assert {target.constraint for name, target in targets.items() if name.startswith("preempt")} == {
-        "cpu",
-        "gpu",
-    }
+    assert {t.constraint for name, t in targets.items() if name.startswith("preempt")} == {"cpu", "gpu"}
     assert all(target.preemptible == name.startswith("preempt") for name, target in targets.items())
     assert run(["site", "check", str(file)]) == 0
     assert run(["site", "init", str(file)]) == 2  # never over a file that is there
@@ -149,18 +146,8 @@ def test_a_target_that_cannot_be_probed_says_why_and_the_next_goes_on(
 def test_the_environment_is_checked_on_a_compute_node(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "env",
-        "check",
-        "--site",
-        str(cluster.site_file),
-        "--target",
-        "gpu",
-        "--out",
-        str(tmp_path),
-        "--json",
-    ]
-    code = run(words)
+    words = ["env", "check", "--site", str(cluster.site_file), "--target", "gpu", "--json"]
+    code = run([*words, "--out", str(tmp_path)])
     lines = json.loads(capsys.readouterr().out)
     assert code == 0, lines
     assert {"ok"} <= {line["verdict"] for line in lines} <= {"ok", "note"}
@@ -179,9 +166,8 @@ def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hpcmass\nVersion: {__version__}\n")
     (info / "top_level.txt").write_text("hpcmass\n")
-    (info / "direct_url.json").write_text(
-        json.dumps({"url": f"file://{source}", "dir_info": {"editable": True}})
-    )
+    url = {"url": f"file://{source}", "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(url))
     (site / "__editable__.hpcmass.pth").write_text(f"{source}\n")
     pack(root / "env", root / "env.tar")
     (root / "env").rename(root / "hidden")
@@ -198,19 +184,30 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
     # A folder of the node's own where nodes are hosts of their own, else one for all.
     scratch = f"/dev/shm/hpcmass-test-{os.getpid()}-{time.time_ns()}"
     target = Target(
-        kind="slurm", partition="cpu", cores=4, environment=str(packed_env), scratch=scratch,
+        kind="slurm",
+        partition="cpu",
+        cores=4,
+        environment=str(packed_env),
+        scratch=scratch,
         sbatch={"nodelist": "cn1,cn2"},
-    )  # fmt: skip
+    )
     code = (
-        "import hpcmass, os, sys, subprocess; print('prefix', sys.prefix, hpcmass.__file__, os.__file__, flush=True); "
+        "import hpcmass, os, sys, subprocess; "
+        "print('prefix', sys.prefix, hpcmass.__file__, os.__file__, flush=True); "
         "subprocess.run(['srun', '--mpi=none', sys.executable, '-c', 'import sys; print(\"rank\", sys.prefix)'])"
     )
     slurm, ids = Slurm(), []
     for number in (1, 2):
         spec = ScriptSpec(
-            name=f"unpack-{number}", target=target, layout=Layout(2, 2, 1, 1, 0, None, 300), out=tmp_path / f"{number}",
-            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target), cwd=tmp_path,
-        )  # fmt: skip
+            name=f"unpack-{number}",
+            target=target,
+            layout=Layout(2, 2, 1, 1, 0, None, 300),
+            out=tmp_path / f"{number}",
+            command=(sys.executable, "-c", code),
+            signal_s=0,
+            packed=packed_of(target),
+            cwd=tmp_path,
+        )
         ids.append(submit_script(render_script(spec), tmp_path / f"{number}", slurm=slurm))
     until = time.monotonic() + 240
     while not all(info.state.ended for info in slurm.jobs(ids).values()):

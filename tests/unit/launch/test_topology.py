@@ -56,7 +56,8 @@ def test_this_machine_is_read() -> None:
 
 
 def test_what_nvidia_smi_prints() -> None:
-    text = "NVIDIA A100-SXM4-40GB, 40960 MiB, 00000000:03:00.0, GPU-1\nNVIDIA A100-SXM4-40GB, 40960 MiB, 00000000:41:00.0, GPU-2\n"
+    line = "NVIDIA A100-SXM4-40GB, 40960 MiB, 00000000:{}:00.0, GPU-{}\n"
+    text = line.format("03", 1) + line.format("41", 2)
     first, second = parse_nvidia(text)
     assert first == {"kind": "nvidia", "name": "NVIDIA A100-SXM4-40GB", "memory": "40960 MiB",
                      "bus": "00000000:03:00.0", "id": "GPU-1"}  # fmt: skip

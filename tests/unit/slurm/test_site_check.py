@@ -10,7 +10,13 @@ import pytest
 
 from hpcmass.config import Site, Target
 from hpcmass.slurm.site_check import check_site
-from hpcmass.slurm.site_facts import SlurmFacts, has_features, parse_associations, parse_pmi, parse_reservations
+from hpcmass.slurm.site_facts import (
+    SlurmFacts,
+    has_features,
+    parse_associations,
+    parse_pmi,
+    parse_reservations,
+)
 
 _spec = importlib.util.spec_from_file_location("site_texts", Path(__file__).with_name("site_texts.py"))
 assert _spec is not None
@@ -67,7 +73,12 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (CPU, {"max_nodes": 3}, "max_nodes", "MaxNodes=2"),
         (CPU, {"max_time": "2-00:00:00"}, "max_time", "MaxTime=1-00:00:00 of cpu"),
         (CPU, {"default_time": "25h"}, "default_time", "MaxTime=1-00:00:00 of cpu"),
-        (CPU, {"constraint": "intel"}, "constraint", "no node of partition cpu has it; features there: amd, cpu"),
+        (
+            CPU,
+            {"constraint": "intel"},
+            "constraint",
+            "no node of partition cpu has it; features there: amd, cpu",
+        ),
         (CPU, {"gpus": 1}, "gpus", "no node of partition cpu has it; Gres there: none"),
         (CPU, {"gres": {"fpga": 1}}, "gres.fpga", "no node of partition cpu has it; Gres there: none"),
         (CPU, {"account": "other"}, "account", "your accounts: proj"),
@@ -76,10 +87,20 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (CPU, {"qos": "short"}, "max_time", "MaxWall=00:10:00 of QOS short"),
         (CPU, {"qos": "short"}, "max_nodes", "QOS short: 1 nodes a job"),
         (CPU, {"reservation": "exam"}, "reservation", "no such reservation; there are: school"),
-        (CPU, {"launcher": "srun"}, "pmi", "MpiDefault=none: srun starts N runs of one rank; name one of pmix, pmi2"),
+        (
+            CPU,
+            {"launcher": "srun"},
+            "pmi",
+            "MpiDefault=none: srun starts N runs of one rank; name one of pmix, pmi2",
+        ),
         (CPU, {"launcher": "srun", "pmi": "cray_shasta"}, "pmi", "srun --mpi=list has pmix, none, pmi2"),
         (CPU, {"partition": "spare"}, "preemptible", "PreemptMode=CANCEL: jobs give way to those of cpu, old"),
-        (CPU, {"partition": "spare", "preemptible": True}, "requeue", "PreemptMode=CANCEL: preempted jobs are not requeued"),
+        (
+            CPU,
+            {"partition": "spare", "preemptible": True},
+            "requeue",
+            "PreemptMode=CANCEL: preempted jobs are not requeued",
+        ),
         (GPU, {"account": "guest"}, "account", "your accounts: proj"),
         (GPU, {"qos": "short"}, "qos", "AllowQos=normal of gpu"),
         (GPU, {"gpus": 5}, "gpus", "4 on gn1"),
@@ -88,7 +109,7 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (GPU, {"cores": 17}, "cores", "8 cores on gn1 (16 hardware threads)"),
         (GPU, {"max_time": "3h"}, "max_time", "MaxWall=02:00:00 of QOS gpuqos"),
     ],
-)  # fmt: skip
+)
 def test_a_planted_error_is_found(
     base: dict[str, Any], planted: dict[str, Any], key: str, said: str | None
 ) -> None:
@@ -104,14 +125,24 @@ def test_a_planted_error_is_found(
     [
         (CPU, {"cores": 2}, "cores", "4 cores on cn1"),
         (CPU, {"memory_gb": 2.0}, "memory_gb", "4.19 GB on cn1"),
-        (CPU, {"max_time": None}, "max_time", "MaxTime=1-00:00:00 of cpu: a job that asks for more is refused only there"),
+        (
+            CPU,
+            {"max_time": None},
+            "max_time",
+            "MaxTime=1-00:00:00 of cpu: a job that asks for more is refused only there",
+        ),
         (CPU, {"preemptible": True}, "preemptible", "PreemptMode=OFF, nothing goes before it"),
         (GPU, {"cores": 16}, "cores", "8 cores on gn1 (16 hardware threads)"),
-        (GPU, {"exclusive": False}, "exclusive", "OverSubscribe=EXCLUSIVE: jobs get whole nodes, and are charged so"),
+        (
+            GPU,
+            {"exclusive": False},
+            "exclusive",
+            "OverSubscribe=EXCLUSIVE: jobs get whole nodes, and are charged so",
+        ),
         (GPU, {"gpus": 2}, "gpus", "4 on gn1"),
         (GPU, {"gpus": 0, "gpu_type": None}, "gpus", "gn1 has 4, which would lie idle"),
     ],
-)  # fmt: skip
+)
 def test_what_is_worth_knowing_is_no_error(
     base: dict[str, Any], planted: dict[str, Any], key: str, said: str
 ) -> None:
@@ -140,16 +171,26 @@ def test_nodes_that_are_all_down_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("constraint", "fits"),
-    [("gpu", True), ("gpu&hbm80g", False), ("hbm80g|hbm40g", True), ("gpu&hbm40g|cpu", True), ("[gpu|cpu]", None),
-     ("gpu*2", None), ("!gpu", None)],
-)  # fmt: skip
+    [
+        ("gpu", True),
+        ("gpu&hbm80g", False),
+        ("hbm80g|hbm40g", True),
+        ("gpu&hbm40g|cpu", True),
+        ("[gpu|cpu]", None),
+        ("gpu*2", None),
+        ("!gpu", None),
+    ],
+)
 def test_constraints(constraint: str, fits: bool | None) -> None:
     node = next(node for node in texts.FACTS.nodes if node.name == "gn1")
     assert has_features(node, constraint) is fits
 
 
 def test_answers_of_srun_and_sacctmgr_are_read() -> None:
-    text = "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\nspecific pmix plugin versions available: pmix_v4\n"
+    text = (
+        "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\n"
+        "specific pmix plugin versions available: pmix_v4\n"
+    )
     assert parse_pmi(text) == ("pmix", "none", "cray_shasta", "pmix_v4")
     (found,) = parse_associations("proj||normal,high|normal\n\nbroken|line\n")
     assert (found.account, found.partition, found.qos, found.default_qos) == (

@@ -1,4 +1,4 @@
-"""A drafted site file is a valid one, agrees with the Slurm that it is drafted from, and says where it came from."""
+"""A drafted site file is valid, agrees with the Slurm that it is drafted from, and says where it came from."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_the_guess_at_a_launcher(
 
 
 def test_kinds_that_nothing_tells_apart_are_described_by_the_poorest() -> None:
-    nodes = [NodeInfo("a", cpus=8, memory_mb=1000), NodeInfo("b", cpus=4, memory_mb=2000), NodeInfo("c", cpus=8, memory_mb=1000)]  # fmt: skip
+    sizes = {"a": (8, 1000), "b": (4, 2000), "c": (8, 1000)}
+    nodes = [NodeInfo(name, cpus=cpus, memory_mb=memory) for name, (cpus, memory) in sizes.items()]
     (kind,) = kinds_of(nodes)
     assert kind.first.name == "b"
     assert "poorest" in kind.also

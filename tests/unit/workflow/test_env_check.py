@@ -110,7 +110,8 @@ def test_no_environment_is_told(tmp_path: Path) -> None:
 
 
 def test_an_import_that_reaches_out_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import socket\ntry:\n    socket.create_connection(('198.51.100.7', 9), timeout=0.01)\nexcept OSError:\n    pass\n"
+    call = "socket.create_connection(('198.51.100.7', 9), timeout=0.01)"
+    code = f"import socket\ntry:\n    {call}\nexcept OSError:\n    pass\n"
     (tmp_path / "reaches_out.py").write_text(code)
     (tmp_path / "falls.py").write_text("raise RuntimeError('on purpose')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

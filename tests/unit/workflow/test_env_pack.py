@@ -39,7 +39,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = {"url": f"file://{source.parent}", "dir_info": {"editable": True}}
     (info / "direct_url.json").write_text(json.dumps(url))
     script = root / "env/bin/tool"
-    script.write_text(f"#!{root}/env/bin/python\nimport plain, hpcmass, sys; print(sys.prefix, plain.__file__, hpcmass.__file__)\n")  # fmt: skip
+    body = "import plain, hpcmass, sys; print(sys.prefix, plain.__file__, hpcmass.__file__)"
+    script.write_text(f"#!{root}/env/bin/python\n{body}\n")
     script.chmod(0o755)
     (root / "env/bin/absolute").symlink_to(root / "env/bin/tool")
     return root
