@@ -54,7 +54,7 @@ def lay(project: Path, name: str) -> RunFolder:
 
 
 def submit(cluster: Cluster, runs: RunFolder | list[RunFolder], body: str, *options: str) -> str:
-    """Submit a script for a run, or for several as the elements of an array, and write it down as submit does."""
+    """Submit a script for a run, or for several as an array's elements, and write it down as submit does."""
     listed = runs if isinstance(runs, list) else [runs]
     folder = listed[0].path.parent
     script = folder / f"job-{time.time_ns()}.sh"
