@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("hpcmass.cli.data", "Show or verify a dataset."),
     "train": ("hpcmass.cli.train", "Train the model of a job file, alone or on several ranks."),
     "run": ("hpcmass.cli.run", "Start a training script of your own on several ranks."),
+    "plan": ("hpcmass.cli.plan", "Show on which target a job would finish first, or cost least."),
     "submit": ("hpcmass.cli.submit", "Submit a job file to Slurm."),
     "rerun": ("hpcmass.cli.rerun", "Submit a run again, exactly as it was submitted last."),
     "sweep": ("hpcmass.cli.sweep", "Search hyperparameters; show or resume a study."),

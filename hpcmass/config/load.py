@@ -14,6 +14,7 @@ from hpcmass.config.document import Document, Key, read_document
 from hpcmass.config.explain import explain
 from hpcmass.config.job import Job
 from hpcmass.config.overrides import apply, parse_sets
+from hpcmass.config.resources import Target
 from hpcmass.config.site import Site
 from hpcmass.errors import ConfigError, NameNotAllowed, NotFound
 from hpcmass.files import check_name
@@ -120,7 +121,17 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
         if target.environment is not None:
             archive = (Path(file).parent / target.environment).resolve()
             targets[name] = target.model_copy(update={"environment": str(archive)})
+        targets[name] = _image_beside(targets[name], Path(file).absolute().parent)
     return site.model_copy(update={"targets": targets})
+
+
+def _image_beside(target: Target, folder: Path) -> Target:
+    """The target with its container image, where that is a relative path, made absolute."""
+    image = target.container
+    if image is None or image.startswith(("/", "$")) or "://" in image:
+        return target
+    place = Path(image).expanduser() if image.startswith("~") else folder / image
+    return target.model_copy(update={"container": os.path.normpath(place)})
 
 
 def site_to_toml(site: Site) -> str:

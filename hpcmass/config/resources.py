@@ -34,7 +34,7 @@ class Resources(BaseModel):
         gpus_per_rank: GPUs of one rank; None takes 1 on a target that has GPUs, else 0.
         memory_gb: Memory a node in GB (10^9 bytes); None takes what the target gives by itself.
         time: Wall time of one hop such as `90m` or `1-12:00:00`; a run may take many. None: the target's.
-        target: Name of a target of the site; None takes the site's default.
+        target: Name of a target of the site; None takes the site's default; `auto` has `hpcmass submit` choose.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -48,7 +48,10 @@ class Resources(BaseModel):
     target: str | None = None
 
 
-_OF_ANY_KIND = {"kind", "cores", "memory_gb", "gpus", "launcher"}
+_OF_ANY_KIND = {
+    "kind", "cores", "memory_gb", "gpus", "launcher",
+    "container", "container_binds", "container_options", "gpu_vendor",
+}  # fmt: skip
 
 
 class Target(BaseModel):
@@ -78,7 +81,12 @@ class Target(BaseModel):
         modules: Loaded by `module load` at the start of a job, in this order.
         setup: Shell lines at the start of a job, as they stand: the site file's author writes them.
         env: Variables of a job.
-        container: An Apptainer image in which every rank runs.
+        container: An Apptainer image in which every rank runs; may name variables. A path that is not absolute
+            is beside the site file.
+        container_binds: What of the host is seen inside beside the run's own folders, such as the host's MPI:
+            `FOLDER` or `FOLDER:INSIDE[:ro]`; may name variables.
+        container_options: Further words of `apptainer exec`, such as `--no-privs`.
+        gpu_vendor: `nvidia` or `amd`: whose driver a container gets (`--nv`, `--rocm`).
         scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
         environment: An archive of `hpcmass env pack`, which each job unpacks once a node to `scratch`, and
             whose Python it runs; a path relative to the site file.
@@ -114,6 +122,9 @@ class Target(BaseModel):
     setup: list[Word] = Field(default_factory=list)
     env: dict[str, str] = Field(default_factory=dict)
     container: Word | None = None
+    container_binds: list[Word] = Field(default_factory=list)
+    container_options: list[Word] = Field(default_factory=list)
+    gpu_vendor: Literal["nvidia", "amd"] | None = None
     scratch: Word | None = None
     environment: Word | None = None
     sbatch: dict[str, str] = Field(default_factory=dict)

@@ -28,6 +28,8 @@ class Site(BaseModel):
 
     @model_validator(mode="after")
     def _default_exists(self) -> Site:
+        if "auto" in self.targets:
+            raise ValueError("a target may not be called 'auto': that is what a job says to have one chosen")
         if self.default_target not in self.targets:
             known = ", ".join(sorted(self.targets))
             raise ValueError(f"default_target {self.default_target!r} is none of the targets: {known}")

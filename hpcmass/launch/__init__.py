@@ -6,6 +6,7 @@ Standard library only: `launch.child` imports it in an interpreter without site-
 from hpcmass.launch.abort import AbortReport, parse_abort
 from hpcmass.launch.allocation import Allocation, read_allocation
 from hpcmass.launch.command import hpcmass_command
+from hpcmass.launch.container import ContainerSpec, check_versions, container_words, inside_container
 from hpcmass.launch.control import Control
 from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
@@ -18,16 +19,20 @@ from hpcmass.launch.supervise import supervise
 __all__ = [
     "AbortReport",
     "Allocation",
+    "ContainerSpec",
     "Control",
     "LaunchPlan",
     "MpiFlavour",
     "Outcome",
     "RankEnv",
     "RankExit",
+    "check_versions",
+    "container_words",
     "describe",
     "detect_ranks",
     "find_mpiexec",
     "hpcmass_command",
+    "inside_container",
     "leave_word",
     "parse_abort",
     "plan_ranks",

@@ -119,6 +119,12 @@ def squeue_user(uid: int) -> list[str]:
     return ["squeue", "--noheader", "--states", "all", "--user", str(uid), "--format", SEPARATOR.join(fields)]
 
 
+def squeue_pending() -> list[str]:
+    """Partition, nodes, time limit and reason of every pending job, whoever's; of an array one line."""
+    fields = ("%P", "%D", "%l", "%r")
+    return ["squeue", "--noheader", "--states", "PENDING", "--format", SEPARATOR.join(fields)]
+
+
 def sacct_jobs(ids: Sequence[str]) -> list[str]:
     """One sacct for any number of jobs, with their steps: memory is measured by step."""
     jobs = [word for part in _words(base_ids(ids)) for word in ("--jobs", part)]

@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from hpcmass import __version__
 from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease, replace_json
-from hpcmass.launch import RankEnv, describe, detect_ranks, leave_word, usable_cores
+from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.bundle_writer import write_torch_bundle
@@ -72,6 +73,7 @@ def train_rank(
             for rank 0 is the one to print it. What goes wrong on one rank only ends all processes instead.
     """
     try:
+        check_versions(__version__, os.environ)
         startup = Startup()
         startup.mark("imports")
         ranks = detect_ranks(os.environ)

@@ -106,7 +106,7 @@ def run_script(
         control: Owns the signals to the ranks; default: those to this process are passed on.
         layout: Nodes and ranks a node, in an allocation.
         allocation: The Slurm job that this process is the script of; None: this machine alone.
-        container: Words put in front of each rank's command.
+        container: Words put in front of each rank's command; its `python` is the image's then.
         stop_grace_s: Seconds that ranks have after SIGTERM or SIGINT; None: see `supervise`.
 
     Returns:
@@ -117,7 +117,7 @@ def run_script(
         LeaseHeld: The run is being run by somebody else.
         StorageError: The run folder cannot be written.
     """
-    words = resolve_command(command, cwd)
+    words = resolve_command(command, cwd, in_container=bool(container))
     target = target or Target()
     plan = plan_ranks(
         words,
@@ -173,8 +173,12 @@ def run_script(
         return _settle(run, attempt, outcome)
 
 
-def resolve_command(command: Sequence[str], cwd: Path | None = None) -> list[str]:
+def resolve_command(
+    command: Sequence[str], cwd: Path | None = None, *, in_container: bool = False
+) -> list[str]:
     """The words with `python` as this interpreter, refused where there is nothing to run.
+
+    In a container programs are the image's, of which nothing is known here.
 
     Raises:
         ConfigError: There are no words, or one holds a NUL.
@@ -185,6 +189,8 @@ def resolve_command(command: Sequence[str], cwd: Path | None = None) -> list[str
         raise ConfigError("there is no command to run", hint="hpcmass run --ranks 2 -- python train.py")
     if any("\0" in word for word in words):
         raise ConfigError("a word of the command holds a NUL character", where=words[0])
+    if in_container:
+        return words
     folder = Path.cwd() if cwd is None else cwd
     if words[0] in ("python", "python3"):
         words[0] = sys.executable

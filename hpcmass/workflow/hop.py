@@ -38,6 +38,7 @@ from hpcmass.slurm.records import (
     slurm_folder,
 )
 from hpcmass.slurm.values import expand_nodes
+from hpcmass.workflow.containers import rank_prefix
 from hpcmass.workflow.goingon import Asked, Handed, HandOver
 from hpcmass.workflow.hopbook import HopBook
 from hpcmass.workflow.warden import JobEyes, Place, SignalInbox, Warden, say
@@ -139,7 +140,7 @@ class _Hop:
         mine = next((one for one in reversed(submissions) if one.slurm_id == self.place.job_id), None)
         site = load_site(self.run.path / "site.toml")
         asked = Asked.of(self.job, site, mine, self._signal_s(mine))
-        self.hand_over = HandOver(self.run, self.project, self.job, asked, self.place.job_id, self.slurm)
+        self.hand_over = HandOver(self.run, self.project, self.job, asked, self.eyes)
         control = Control()
         warden = Warden(
             self.eyes,
@@ -236,11 +237,17 @@ class _Hop:
                 control=control,
                 layout=layout,
                 allocation=allocation,
+                container=rank_prefix(
+                    asked.target, self.job, self.project, self.run.path, cwd=self.project.root
+                ),
             )
         from hpcmass.train.start import start_ranks
 
         per_shard = self.job.train.mode == "per-shard"
-        argv = [*hpcmass_command(), "train", str(self.run.job_file), "--site", str(self.run.path / "site.toml")]
+        # The parts' own ranks are brought into the container, each by itself.
+        container = [] if per_shard else rank_prefix(asked.target, self.job, self.project, self.run.path)
+        argv = [*hpcmass_command(in_container=bool(container)), "train", str(self.run.job_file)]
+        argv += ["--site", str(self.run.path / "site.toml")]
         argv += ["--project", str(self.project.root), "--run-folder", str(self.run.path)]
         return start_ranks(
             argv,
@@ -252,6 +259,7 @@ class _Hop:
             control=control,
             layout=None if per_shard else layout,
             allocation=None if per_shard else allocation,
+            container=container,
         )
 
     def _free_the_lease(self, warden: Warden) -> None:

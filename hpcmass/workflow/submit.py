@@ -27,6 +27,7 @@ from hpcmass.train.begun import asks_for_more, set_aside
 from hpcmass.workflow.after import dependencies
 from hpcmass.workflow.asked import Asked, ask
 from hpcmass.workflow.env_pack import packed_of
+from hpcmass.workflow.plan import chosen_target
 
 PATIENCE_S = 120.0
 
@@ -85,7 +86,7 @@ def submit(
         job: The job, or its file.
         project: Where its data and runs lie: a file system that all nodes see.
         site_file: The site file.
-        target: The target's name; default: the job's, else the site's.
+        target: The target's name; default: the job's, else the site's. `auto`: the one where it finishes first.
         run_name: Name of the run; default: the job's.
         sets: Overrides of the job, `key=value`.
         after: Runs or job ids to wait for; `afterany:X` waits for its end, whatever came of it.
@@ -100,9 +101,13 @@ def submit(
         LeaseHeld: The run is queued or running already; the message has the job id.
         SlurmError: Slurm refused, or could not be reached. No new run folder is left behind.
     """
-    asked = ask(job, project, site_file=site_file, target=target, run_name=run_name, sets=sets, array=array)
     slurm = slurm or Slurm(patience_s=PATIENCE_S)
+    target, why = chosen_target(
+        job, project, slurm, site_file=site_file, target=target, run_name=run_name, sets=sets
+    )
+    asked = ask(job, project, site_file=site_file, target=target, run_name=run_name, sets=sets, array=array)
     waits, notes = dependencies(after, project, None if dry_run else slurm)
+    notes = (*why, *notes)
     if not after:
         asked.check_data(project)
     if dry_run:

@@ -12,7 +12,16 @@ def target_of(job: Job, site: Site) -> Target:
     Raises:
         ConfigError: The site has no target of that name.
     """
-    return named_target(job.resources.target or site.default_target, site, "resources.target")
+    name = job.resources.target or site.default_target
+    if name == "auto" and site.targets[site.default_target].kind == "local":
+        name = site.default_target  # Without a scheduler there is nothing to choose between.
+    if name == "auto":
+        raise ConfigError(
+            "a target is chosen when a job is submitted, not when it runs",
+            where="resources.target",
+            hint="hpcmass submit JOB, or name a target",
+        )
+    return named_target(name, site, "resources.target")
 
 
 def named_target(name: str, site: Site, where: str) -> Target:

@@ -26,6 +26,7 @@ from hpcmass.errors import ConfigError
 from hpcmass.files import make_dir
 from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
+from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix
 from hpcmass.workflow.placed import Placed, place_ranks
 from hpcmass.workflow.targets import target_of
 
@@ -81,9 +82,14 @@ def train(
                 hint="run it without mpiexec",
             )
         return run, train_per_shard(job, run, project, site, fresh=fresh, console=console)
-    placed = place_ranks(job.resources, target_of(job, site), env=os.environ, asked=ranks)
+    target = target_of(job, site)
+    contained = needs_container(target)
+    if launched is not None and contained:
+        raise outside_error(target)
+    placed = place_ranks(job.resources, target, env=os.environ, asked=ranks)
     ranks = placed.ranks
-    if launched is not None or (ranks == 1 and (placed.allocation is None or placed.allocation.host)):
+    here = placed.allocation is None or placed.allocation.host
+    if launched is not None or (ranks == 1 and here and not contained):
         from hpcmass.train.rank import train_rank
 
         backend = job.train.backend
@@ -127,8 +133,10 @@ def _start(
         job_file, site_file = Path(scratch) / "job.toml", Path(scratch) / "site.toml"
         job_file.write_text(job_to_toml(job), encoding="utf-8")
         site_file.write_text(site_to_toml(site), encoding="utf-8")
-        argv = [*hpcmass_command(), "train", str(job_file), "--project", str(project.root)]
-        argv += ["--site", str(site_file)]
+        further = [Path(scratch), *_own_folders(placed)]
+        container = rank_prefix(target_of(job, site), job, project, run.path, further=further)
+        argv = [*hpcmass_command(in_container=bool(container)), "train", str(job_file)]
+        argv += ["--project", str(project.root), "--site", str(site_file)]
         argv += ["--run-folder", str(run.path.absolute()), *(["--fresh"] if fresh else [])]
         return start_ranks(
             argv,
@@ -140,7 +148,13 @@ def _start(
             console=console,
             layout=placed.layout,
             allocation=placed.allocation,
+            container=container,
         )
+
+
+def _own_folders(placed: Placed) -> list[Path]:
+    """Where this machine's ranks and their keepers tell each other things; on several nodes beside the run."""
+    return [Path(tempfile.gettempdir())] if placed.allocation is None else []
 
 
 @contextlib.contextmanager
@@ -194,7 +208,8 @@ def run_command(
     threads = {"threads_per_rank": threads_per_rank} if threads_per_rank else {}
     values = {"name": run.path.name, "command": list(command), "resources": threads}
     job = job_from_values(values)
-    placed = place_ranks(job.resources, target_of(job, site), env=os.environ, asked=ranks, script=True)
+    target = target_of(job, site)
+    placed = place_ranks(job.resources, target, env=os.environ, asked=ranks, script=True)
     job = job_from_values({**values, "resources": {"ranks": placed.ranks, **threads}})
     if run.exists():
         _check_same(run, job)
@@ -210,6 +225,7 @@ def run_command(
         console=not quiet,
         layout=placed.layout,
         allocation=placed.allocation,
+        container=rank_prefix(target, job, project, run.path, further=_own_folders(placed)),
     )
     return run, status
 

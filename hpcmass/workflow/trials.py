@@ -17,6 +17,7 @@ from hpcmass.files import make_dir
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.workflow import pilot
+from hpcmass.workflow.containers import needs_container, rank_prefix
 from hpcmass.workflow.slots import Ending, Slot
 from hpcmass.workflow.targets import named_target, target_of
 
@@ -70,12 +71,14 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             target=target,
             threads_per_rank=threads or _threads(ranks),
             cwd=project.root,
+            container=rank_prefix(target, job, project, run.path, cwd=project.root),
             console=False,
         )
-    elif ranks > 1:
+    elif ranks > 1 or needs_container(target):
         from hpcmass.train.start import start_ranks
 
-        argv = [*hpcmass_command(), "train", str(run.job_file)]
+        container = rank_prefix(target, job, project, run.path)
+        argv = [*hpcmass_command(in_container=bool(container)), "train", str(run.job_file)]
         argv += ["--project", str(project.root), "--run-folder", str(run.path.absolute())]
         start_ranks(
             argv,
@@ -85,6 +88,7 @@ def _run(job: Job, run: RunFolder, project: Project, ranks: int) -> None:
             threads_per_rank=threads or _threads(ranks),
             backend=job.train.backend,
             console=False,
+            container=container,
         )
     else:
         from hpcmass.train.rank import train_rank
