@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import _slurm
@@ -96,7 +97,8 @@ def one(project: Project, cluster: Cluster, name: str, nodes: int) -> dict[str, 
         start["began"] + start["parts"][part]
         for part in ("imports", "rendezvous", "data", "model", "first_step")
     ]
-    return {part: max(0.0, later - before) for part, before, later in zip(PARTS, marks, marks[1:], strict=True)}
+    spans = [max(0.0, later - before) for before, later in pairwise(marks)]
+    return dict(zip(PARTS, spans, strict=True))
 
 
 def main() -> None:
