@@ -136,7 +136,7 @@ class BlockExecutor(HighThroughputExecutor):
             raise
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
-        """Give blocks back: any, at the end; with `max_idletime` (seconds) those that have been idle for so long.
+        """Give blocks back: any, at the end; with `max_idletime` (seconds) those that were idle for so long.
 
         Parsl's own, asked for none of them, takes all, and ends blocks that are just about to begin.
         """
@@ -152,19 +152,18 @@ class BlockExecutor(HighThroughputExecutor):
         jobs = [self.blocks_to_job_id[one] for one in chosen]
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]
-            self.job_ids_to_block[one] for one in self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
-        ]
 
     def _live_blocks(self) -> list[str]:
         known = self._status.items()
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
 
     def _idle(self, block: str, seconds: float) -> bool:
-        """Whether a block's workers have had nothing to do for so long, or it has waited for so long to begin."""
+        """Whether a block had nothing to do for so long, or has waited for so long to begin."""
         mine = [m for m in self.connected_managers() if m["block_id"] == block]
         if mine:
             # One that was held takes nothing more: once it is empty it may go.
-            return all(m["tasks"] == 0 and (m["idle_duration"] > seconds or not m["active"]) for m in mine)
+            empty = all(m["tasks"] == 0 for m in mine)
+            return empty and all(m["idle_duration"] > seconds or not m["active"] for m in mine)
         waits = self._status[block].state in (JobState.PENDING, JobState.HELD)
         return waits and time.monotonic() - self._asked[block] > seconds
 
