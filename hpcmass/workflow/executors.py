@@ -146,7 +146,7 @@ class BlockExecutor(HighThroughputExecutor):
             return list(super().scale_in(blocks))
         chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
         for one in chosen:
-            self._hold_block(one)  # type: ignore[no-untyped-call]
+            self._hold_block(one)
         # What was sent to a block until it was held counts.
         chosen = [one for one in chosen if self._idle(one, max_idletime)]
         jobs = [self.blocks_to_job_id[one] for one in chosen]
@@ -158,7 +158,7 @@ class BlockExecutor(HighThroughputExecutor):
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
 
     def _idle(self, block: str, seconds: float) -> bool:
-        """Whether a block's workers have had nothing to do for so long, or it has waited so long to begin."""
+        """Whether a block had nothing to do for so long, or has waited for so long to begin."""
         mine = [m for m in self.connected_managers() if m["block_id"] == block]
         if mine:
             # One that was held takes nothing more: once it is empty it may go.

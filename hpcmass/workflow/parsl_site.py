@@ -33,8 +33,17 @@ IDLE_S = 60.0
 _FREE_LOSSES = 20
 
 
-def config_of(executors: Sequence[HighThroughputExecutor], run_dir: Path, *, retries: int = 0) -> Config:
-    """A configuration of executors, with scaling by the work and losses of blocks that cost no retry."""
+def config_of(
+    executors: Sequence[HighThroughputExecutor], run_dir: Path, *, retries: int | None = None
+) -> Config:
+    """A configuration of executors, with scaling by the work.
+
+    Args:
+        executors: The executors.
+        run_dir: Where Parsl keeps its logs.
+        retries: How often Parsl runs again what failed; losses of nodes and blocks cost none. None: whoever
+            hands out the work sees to that, and Parsl runs nothing twice.
+    """
     return Config(
         executors=list(executors),
         run_dir=str(run_dir),
@@ -43,8 +52,8 @@ def config_of(executors: Sequence[HighThroughputExecutor], run_dir: Path, *, ret
         strategy="htex_auto_scale",
         strategy_period=2,
         max_idletime=IDLE_S,
-        retries=retries,
-        retry_handler=cost_of,
+        retries=retries or 0,
+        retry_handler=cost_of if retries is not None else None,
     )
 
 

@@ -102,6 +102,7 @@ def pool_environment(
         TAG: tag,
         TARGET: spec["target"],
         JOB: env.get("SLURM_JOB_ID", ""),
+        "HPCMASS_SLURM_JOB": env.get("SLURM_JOB_ID", ""),  # for the leases of what runs here
         ENDS: str(round(block_end(env, spec["time_s"], now))),
         STOP_S: str(spec["stop_s"]),
         **dict.fromkeys(_THREADS, str(spec["threads"])),

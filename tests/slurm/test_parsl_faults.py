@@ -46,6 +46,7 @@ def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, p
     assert len(done) == 4 * 6  # Each step once: what was checkpointed is not run again.
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"], steps=30, pause_s=0.5, retries=0)
@@ -72,6 +73,7 @@ def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, proj
     assert blocks(cluster) == []
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 def test_blocks_are_left_before_their_time_limit_and_trials_go_on_in_others(cluster, project):
     # A block of a minute takes trials for 45 s and asks them to stop 7 s before its end: each trial needs 70 s.
@@ -90,6 +92,8 @@ def test_blocks_are_left_before_their_time_limit_and_trials_go_on_in_others(clus
     assert blocks(cluster) == []
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(400)
 def test_cancelled_blocks_are_replaced_and_cost_no_retry(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["gpu"], steps=10, pause_s=0.5, retries=0)
     study = project / "studies" / "where"
@@ -134,6 +138,7 @@ def alive_in(pid, study):
     return pid in host_pids(study, ())
 
 
+@pytest.mark.soak
 def test_a_target_that_cannot_work_is_given_up_with_its_words(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"])
     site = site_of(cluster, project, setup=["echo no such module; exit 1"])

@@ -1,0 +1,168 @@
+"""1,000 single-slot no-op items on a real Slurm: through hpcmass's pool, and through bare Parsl.
+
+    python benchmarks/parsl_items.py [--quick] [--items N]
+
+    bare       Parsl's own HighThroughputExecutor, SlurmProvider and SrunLauncher, one executor a target, all items
+               handed to Parsl at once, which puts each on a random one
+    hpcmass    the pool of a sweep on the same targets: our provider and pilot, items bound late, whoever is free
+
+Both with encryption, the same slots (4 on each node of cpu, 2 on each of gpu), one block a node, workers already
+there (the first items, which wait for them, are not counted). Three interleaved rounds, medians; trust the ratio.
+Starts a development cluster of its own where none is named by SLURM_CONF, and ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
+
+import parsl
+from parsl.config import Config
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.executors import HighThroughputExecutor
+from parsl.launchers import SrunLauncher
+from parsl.providers import SlurmProvider
+
+from hpcmass.config import load_site
+from hpcmass.devcluster import Cluster, missing_packages
+from hpcmass.workflow.executors import HEARTBEAT_S, LOST_AFTER_S, own_addresses
+from hpcmass.workflow.pool import open_pool
+
+GOAL = 0.95
+ROUNDS = 3
+TARGETS = {"cpu": (3, 4, 4), "gpu": (2, 2, 8)}  # blocks, slots a node, cores a node
+SLOTS = sum(blocks * slots for blocks, slots, _ in TARGETS.values())
+
+Run = Callable[[], "Future[Any]"]
+
+
+def noop() -> int:
+    return 0
+
+
+def pause() -> int:
+    """Holds a slot until every other one has a worker too."""
+    import time
+
+    time.sleep(3)
+    return 0
+
+
+@contextlib.contextmanager
+def bare(folder: Path) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
+    executors = [
+        HighThroughputExecutor(
+            label=name,
+            address=own_addresses()[-1],
+            encrypted=True,
+            max_workers_per_node=slots,
+            cores_per_worker=1e-6,
+            heartbeat_period=HEARTBEAT_S,
+            heartbeat_threshold=LOST_AFTER_S,
+            available_accelerators=slots if name == "gpu" else 0,
+            provider=SlurmProvider(
+                partition=name,
+                nodes_per_block=1,
+                init_blocks=blocks,
+                min_blocks=blocks,
+                max_blocks=blocks,
+                cores_per_node=cores,
+                exclusive=False,
+                launcher=SrunLauncher(),
+            ),
+        )
+        for name, (blocks, slots, cores) in TARGETS.items()
+    ]
+    config = Config(
+        executors=executors, run_dir=str(folder), initialize_logging=False, usage_tracking=0, strategy="simple"
+    )
+    kernel = DataFlowKernel(config)
+    apps = {f: parsl.python_app(f, data_flow_kernel=kernel, cache=False) for f in (noop, pause)}
+    try:
+        yield lambda function: apps[function]()
+    finally:
+        kernel.cleanup()
+
+
+@contextlib.contextmanager
+def ours(
+    folder: Path, site_file: Path, *, parallel: int
+) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
+    site = load_site(site_file)
+    with open_pool({name: site.targets[name] for name in TARGETS}, parallel=parallel, folder=folder) as pool:
+        yield pool.run
+
+
+def fill(submit: Callable[[Callable[[], int]], Future[Any]], *, targets_seen: float) -> None:
+    """Have every slot's worker there."""
+    until = time.monotonic() + targets_seen
+    while time.monotonic() < until:
+        began = time.monotonic()
+        wait([submit(pause) for _ in range(SLOTS)])
+        if time.monotonic() - began < 5:  # All at once: they did not queue behind each other.
+            return
+
+
+def rate(submit: Callable[[Callable[[], int]], Future[Any]], items: int) -> float:
+    began = time.monotonic()
+    futures = [submit(noop) for _ in range(items)]
+    wait(futures)
+    seconds = time.monotonic() - began
+    assert all(future.result() == 0 for future in futures)
+    return items / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--items", type=int)
+    arguments = parser.parse_args()
+    items = arguments.items or (200 if arguments.quick else 1000)
+    figure = {"name": "parsl_items", "unit": "of bare Parsl", "goal": GOAL}
+    if missing_packages():
+        print(json.dumps({**figure, "ratio": None, "met": None, "why": "Slurm is not installed"}))
+        return
+    with tempfile.TemporaryDirectory(prefix="hpcmass-items-") as scratch:
+        cluster = Cluster.up(Path(scratch) / "slurm", accounting=False)
+        os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "PATH")})
+        try:
+            rates = measure(Path(scratch), cluster.site_file, items)
+        finally:
+            cluster.down()
+    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    ratio = round(statistics.median(a / b for a, b in zip(rates["hpcmass"], rates["bare"], strict=True)), 3)
+    print(
+        json.dumps({**figure, "ratio": ratio, "met": ratio >= GOAL, "items_a_second": medians, "items": items})
+    )
+
+
+def measure(scratch: Path, site_file: Path, items: int) -> dict[str, list[float]]:
+    """Items a second of every round; the two cannot hold the same nodes at once, so each opens its own."""
+    rates: dict[str, list[float]] = {"bare": [], "hpcmass": []}
+    for number in range(ROUNDS):
+        with bare(scratch / f"bare-{number}") as submit:
+            fill(submit, targets_seen=120)
+            rates["bare"].append(rate(submit, items))
+        with ours(scratch / f"ours-{number}", site_file, parallel=SLOTS) as submit:
+            fill(submit, targets_seen=120)
+            rates["hpcmass"].append(rate(submit, items))
+        print(
+            f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
+        )
+    return rates
+
+
+if __name__ == "__main__":
+    main()
