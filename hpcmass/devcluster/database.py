@@ -33,9 +33,7 @@ def install(s: Settings, env: Mapping[str, str]) -> None:
         "--skip-test-db",
     ]
     # A server that starts clears temporary tables out of its temporary folder, also those of its neighbours.
-    temporary = s.folder / "database-tmp"
-    temporary.mkdir(exist_ok=True)
-    own = {**env, "TMPDIR": str(temporary)}
+    own = {**env, "TMPDIR": str(s.folder / "database-tmp")}
     done = subprocess.run(argv, env=own, capture_output=True, text=True, check=False)
     (s.folder / "log" / "mysql-install.log").write_text(done.stdout + done.stderr)
     if done.returncode != 0:

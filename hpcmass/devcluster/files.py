@@ -30,7 +30,7 @@ def make_folder(folder: Path) -> None:
                 hint="name one of your own: hpcmass slurm up --folder FOLDER",
             )
         folder.chmod(0o755)
-        for name in ("etc", "state", "spool", "log", "run", "dev", "tmp"):
+        for name in ("etc", "state", "spool", "log", "run", "dev", "tmp", "database-tmp"):
             (folder / name).mkdir(exist_ok=True)
         for node in NODES:
             (folder / "spool" / node.name).mkdir(exist_ok=True)

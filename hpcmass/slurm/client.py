@@ -177,7 +177,8 @@ class Slurm:
 
         An id of a whole array stands for all its elements, that of a heterogeneous job for its first part.
         Of a job that is over, sacct adds exit code and usage. UNKNOWN, with the reason, is a job that neither
-        knows, or that Slurm does not answer about.
+        knows, or that Slurm does not answer about. Of an element that was cancelled alone while it was pending
+        Slurm keeps no record: where both answer and know its array only, that is what became of it.
         """
         wanted = list(dict.fromkeys(ids))
         if not wanted:
@@ -195,16 +196,22 @@ class Slurm:
         infos = {one: _find(one, queued) for one in wanted}
         missing = [one for one, info in infos.items() if info is None or info.state.ended]
         past: dict[str, JobRow] = {}
+        arrays: set[str] = set()
         if missing and self._accounting is not False:
             try:
                 past = _by_id(parse_sacct(self.run(commands.sacct_jobs(missing), patience_s=0.0)))
                 self._accounting = True
+                arrays = {row.base_id for row in (*queued.values(), *past.values()) if "_" in row.info.job_id}
             except SlurmError as error:
                 if error.data["kind"] in ("accounting", "no-slurm") and not error.data["unsure"]:
                     self._accounting = self._accounting or None
                     if "disabled" in error.data["stderr"]:
                         self._accounting = False
-        return {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
+        found = {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
+        for one, info in found.items():
+            if reached and not info.source and "_" in one and one.split("_")[0] in arrays:
+                found[one] = replace(info, state=JobState.CANCELLED, reason="cancelled before it started")
+        return found
 
     def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
         """Those of the jobs that are pending, running or otherwise not over; one squeue.
@@ -368,7 +375,17 @@ def _merged(job_id: str, queued: JobInfo | None, past: JobInfo | None, reached: 
     if queued is not None:
         if past is None or not past.state.ended:  # sacct lags by seconds, or knows nothing.
             return queued
-        return replace(past, reason=queued.reason or past.reason)
+        # Accounting may not have heard yet what the job is called or was asked for: the controller has.
+        return replace(
+            queued,
+            state=past.state,
+            reason=queued.reason or past.reason,
+            ends=past.ends or queued.ends,
+            exit_code=past.exit_code,
+            signal=past.signal,
+            used=past.used,
+            source=past.source,
+        )
     if past is not None and past.state.ended:
         return past
     if past is not None and reached:

@@ -52,7 +52,9 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
     ),
     (
         r"unable to contact slurm controller|communication connection failure|controller is in standby"
-        r"|backup controller in standby|message send failure|connection refused|unable to establish connect",
+        r"|backup controller in standby|message send failure|connection refused|unable to establish connect"
+        # `scontrol requeue` 22.05, where it did not get through.
+        r"|unexpected message received for job",
         Trouble(
             "controller",
             "Slurm's controller (slurmctld) cannot be reached",

@@ -48,7 +48,8 @@ try:
     mine = metadata.version("hpcmass")
 except metadata.PackageNotFoundError:
     mine = None
-print(json.dumps({"hpcmass": mine, "prefix": sys.prefix, "base": sys.base_prefix, "purelib": sysconfig.get_path("purelib"),
+print(json.dumps({"hpcmass": mine, "prefix": sys.prefix, "base": sys.base_prefix,
+    "purelib": sysconfig.get_path("purelib"),
     "executable": str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()),
     "version": "%d.%d.%d" % sys.version_info[:3], "short": "%d.%d" % sys.version_info[:2], "inplace": inplace}))
 """

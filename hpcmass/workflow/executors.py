@@ -80,6 +80,7 @@ class BlockExecutor(HighThroughputExecutor):
         self._blocks = provider
         self._addresses = [address] if address else own_addresses()
         self._hold_until = 0.0
+        self._asked: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"BlockExecutor({self.label!r}, {self.shape!r})"
@@ -125,6 +126,7 @@ class BlockExecutor(HighThroughputExecutor):
 
     def _launch_block(self, block_id: str) -> Any:
         command = [*_PILOT, str(self.pilot_file), block_id]
+        self._asked[block_id] = time.monotonic()
         try:
             return self._blocks.submit(shlex.join(command), 1, f"{self.label}-{block_id}")
         except SlurmError as error:
@@ -132,6 +134,38 @@ class BlockExecutor(HighThroughputExecutor):
                 self.excused.add(block_id)
                 self._hold_until = time.monotonic() + _HOLD_S
             raise
+
+    def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
+        """Give blocks back: any, at the end; with `max_idletime` (seconds) those that were idle for so long.
+
+        Parsl's own, asked for none of them, takes all, and ends blocks that are just about to begin.
+        """
+        if blocks <= 0:
+            return []
+        if max_idletime is None:
+            return list(super().scale_in(blocks))
+        chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
+        for one in chosen:
+            self._hold_block(one)  # type: ignore[no-untyped-call]
+        # What was sent to a block until it was held counts.
+        chosen = [one for one in chosen if self._idle(one, max_idletime)]
+        jobs = [self.blocks_to_job_id[one] for one in chosen]
+        killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
+        return [self.job_ids_to_block[one] for one in killed]
+
+    def _live_blocks(self) -> list[str]:
+        known = self._status.items()
+        return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
+
+    def _idle(self, block: str, seconds: float) -> bool:
+        """Whether a block's workers have had nothing to do for so long, or it has waited so long to begin."""
+        mine = [m for m in self.connected_managers() if m["block_id"] == block]
+        if mine:
+            # One that was held takes nothing more: once it is empty it may go.
+            empty = all(m["tasks"] == 0 for m in mine)
+            return empty and all(m["idle_duration"] > seconds or not m["active"] for m in mine)
+        waits = self._status[block].state in (JobState.PENDING, JobState.HELD)
+        return waits and time.monotonic() - self._asked[block] > seconds
 
     def room(self) -> int:
         """Slots of the workers that are connected and take items."""
@@ -174,8 +208,3 @@ def own_addresses() -> list[str]:
             if not address.startswith("127."):
                 found.append(address)
     return found or ["127.0.0.1"]
-
-
-def ended(status: JobStatus) -> bool:
-    """Whether a block will do nothing more."""
-    return status.state in TERMINAL_STATES

@@ -12,12 +12,12 @@ from hpcmass.config import Job, Layout, Project, Resources, Site, Target, layout
 from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound, SlurmError
 from hpcmass.files import read_json
 from hpcmass.runs import RunFolder
-from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.outlive import Fate
 from hpcmass.slurm.records import SubmissionRecord, slurm_folder
 from hpcmass.slurm.send import Place, new_comment, send
 from hpcmass.workflow.submit import batch_script
 from hpcmass.workflow.targets import target_of
-from hpcmass.workflow.warden import say
+from hpcmass.workflow.warden import JobEyes, say
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,9 @@ class Handed:
 class HandOver:
     """The ways out of one job for its run."""
 
-    def __init__(
-        self, run: RunFolder, project: Project, job: Job, asked: Asked, job_id: str, slurm: Slurm
-    ) -> None:
-        self.run, self.project, self.job, self.asked = run, project, job, asked
-        self.job_id, self.slurm = job_id, slurm
+    def __init__(self, run: RunFolder, project: Project, job: Job, asked: Asked, eyes: JobEyes) -> None:
+        self.run, self.project, self.job, self.asked, self.eyes = run, project, job, asked, eyes
+        self.job_id, self.slurm = eyes.place.job_id, eyes.slurm
         self.done: Handed | None = None
 
     @property
@@ -119,6 +117,8 @@ class HandOver:
                 self.slurm.requeue(self.job_id)
                 return Handed("requeue")
             except SlurmError as error:
+                if self.eyes.fate()[0] is Fate.REQUEUED:
+                    return Handed("requeue")  # it was done, and the answer was lost
                 refused = f"requeue: {error.message}"
                 if error.transient:
                     return Handed("none", f"Slurm could not be asked to requeue the job ({error.message})")

@@ -140,7 +140,7 @@ class _Hop:
         mine = next((one for one in reversed(submissions) if one.slurm_id == self.place.job_id), None)
         site = load_site(self.run.path / "site.toml")
         asked = Asked.of(self.job, site, mine, self._signal_s(mine))
-        self.hand_over = HandOver(self.run, self.project, self.job, asked, self.place.job_id, self.slurm)
+        self.hand_over = HandOver(self.run, self.project, self.job, asked, self.eyes)
         control = Control()
         warden = Warden(
             self.eyes,

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hpcmass.launch.plan import scrubbed
+from hpcmass.launch.scrub import scrubbed
 
 TAG = "HPCMASS_BLOCK"
 BEGAN = "HPCMASS_BLOCK_BEGAN"
@@ -41,7 +41,7 @@ def block_end(env: Mapping[str, str], time_s: int, now: float) -> float:
 
 
 def accelerators(env: Mapping[str, str], slots: int, gpus_per_slot: int) -> list[str]:
-    """The accelerators of each slot, such as `["0", "1"]` or `["0,1", "2,3"]`; none where an item asks for none.
+    """The accelerators of each slot, such as `["0", "1"]` or `["0,1", "2,3"]`; none where an item wants none.
 
     Taken from what Slurm gave this job on this node, since another job may have the node's first ones.
     """

@@ -43,7 +43,7 @@ class Site(config.Site):
         """The site's targets as Parsl executors, two for every target of Slurm.
 
         The executor `NAME` packs items: as many side by side on a node as its cores and GPUs give.
-        `NAME-nodes` gives an item all nodes of a block. Blocks come and go with the work; a node or a block that
+        `NAME-nodes` gives an item all nodes of a block. Blocks come and go with the work; a node or block that
         is lost costs no retry. When this process is gone, however it ended, a watchdog ends the blocks.
 
         Args:

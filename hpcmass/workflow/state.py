@@ -291,7 +291,8 @@ def view(reading: Reading, answer: Answer, *, last: RunView | None = None) -> Ru
     if at_work:
         ends = job.ends if job is not None and job.ends else hop.ends if hop and hop.ended is None else None
     left = None
-    if at_work and reading.steps_per_s and status.total_steps > status.step:
+    starting = hop is not None and (hop.began or 0.0) > (status.updated or 0.0)
+    if at_work and not starting and reading.steps_per_s and status.total_steps > status.step:
         left = (status.total_steps - status.step) / reading.steps_per_s
     expected = job.started if job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED) else None
     return RunView(

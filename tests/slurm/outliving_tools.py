@@ -6,6 +6,7 @@ steps count follows from the hops: a step after the one that the next hop went o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import defaultdict
@@ -120,8 +121,9 @@ class Bench:
         """Submit a run of `epochs` × 10 steps, each `pause` seconds long."""
         resources = {"ranks": 2, "threads_per_rank": 1, "time": "5m", **options.pop("resources", {})}
         options = {"epochs": self.epochs, "backend": "torch", **options}
+        after = options.pop("after", ())
         file = job_file(self.project, name, pause=pause, resources=resources, **options)
-        return RunFolder(submit(file, self.project, site_file=self.site).runs[0])
+        return RunFolder(submit(file, self.project, site_file=self.site, after=after).runs[0])
 
     def undisturbed(self, ranks: int = 2) -> RunFolder:
         """The same run without Slurm and without a break."""
@@ -162,6 +164,25 @@ def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 240.0) 
 def job_of(run: RunFolder) -> str:
     """The id of the job that was submitted last."""
     return read_submissions(run.path)[-1].job_id
+
+
+def hop_process(run: RunFolder) -> int:
+    """The process of the newest hop of a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if b"hop" in words and str(run.path).encode() in words:
+                found.append(int(entry.name))
+    return max(found)
+
+
+def preempt(bench: Bench, run: RunFolder) -> None:
+    """Take the nodes of a run's job in a partition of a higher tier, for a moment."""
+    for node in read_hops(run.path)[-1].nodes:
+        partition = "gpu" if node.startswith("gn") else "cpu"
+        words = ["-p", partition, "-w", node, "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 2"]
+        assert bench.cluster.run("sbatch", *words).returncode == 0
 
 
 def ended(run: RunFolder) -> Hop | None:

@@ -1,7 +1,8 @@
-"""What the Parsl tests run: a script that says where it is, and how a sweep is started as a process of its own."""
+"""What the Parsl tests run: a script that says where it is, and sweeps as processes of their own."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -42,8 +43,8 @@ while step < steps:
     step += 1
     state.with_suffix(".new").write_text(str(step))
     os.replace(state.with_suffix(".new"), state)
-    log.write(json.dumps({"step": step, "host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-                          "begin": begin, "end": time.time(), "pid": os.getpid()}) + "\\n")
+    place = {"host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid()}
+    log.write(json.dumps({"step": step, **place, "begin": begin, "end": time.time()}) + "\\n")
     log.flush()
     hpcmass.report(step, loss=(x - 0.3) ** 2 + 1 / step)
 """
@@ -140,7 +141,7 @@ def places(study: Path) -> list[dict]:
 
 
 def slots(study: Path) -> list[dict]:
-    """Every holding of a slot, as the workers wrote it down: with its end, or None where the worker was lost."""
+    """Every holding of a slot, as the workers wrote it down; its end is None where the worker was lost."""
     found = []
     for spec, _ in read_trials(study):
         for record in read_records(spec.path / "slots.jsonl"):
@@ -165,18 +166,23 @@ def check_slots(study: Path, cluster) -> None:
             )
     for key, spans in by_slot.items():
         spans.sort(key=lambda span: span[0])
-        for one, other in zip(spans, spans[1:], strict=False):
+        for one, other in itertools.pairwise(spans):
             assert one[1] <= other[0] + 0.01, (key, one, other)
     for record in places(study):  # The rank says the same place as the worker that ran it.
         ran = [
-            s for s in held
-            if s["trial"] == record["trial"] and s["time"] <= record["begin"] and (s["end"] or last) >= record["end"] - 0.01
-        ]  # fmt: skip
+            s
+            for s in held
+            if s["trial"] == record["trial"]
+            and s["time"] <= record["begin"]
+            and (s["end"] or last) >= record["end"] - 0.01
+        ]
         assert {(s["host"], s["gpus"]) for s in ran} == {(record["host"], record["gpus"])}, (record, ran)
     for job_id in {s["job_id"] for s in held}:  # Slurm gave that job that node.
         nodes = {s["host"] for s in held if s["job_id"] == job_id}
         if cluster.has_accounting:
-            line = cluster.run("sacct", "-j", job_id, "-X", "-n", "-P", "-o", "NodeList,AllocTRES").stdout
+            words = ("sacct", "-j", job_id, "-X", "-n", "-P", "-o", "NodeList,AllocTRES")
+            until(lambda w=words: cluster.run(*w).stdout.strip(), 30, "sacct knows the job")  # It lags.
+            line = cluster.run(*words).stdout
             assert nodes == {line.split("|")[0]}, (job_id, line)
             if any(s["gpus"] for s in held if s["job_id"] == job_id):
                 assert "gres/gpu=2" in line, line

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -177,11 +178,14 @@ def test_accounting_knows_the_job_and_holds_limits(cluster: Cluster, tmp_path: P
         return cluster.run(*argv).stdout.split() == ["FAILED|3:0|dev"]
 
     until(known, "sacct knows how the job ended")
-    assert "Invalid account" in cluster.run("sbatch", "-A", "nobodys", "--wrap=true").stderr
+    assert "Invalid account" in cluster.run("sbatch", "-A", "nobodys", "-o", "/dev/null", "--wrap=true").stderr
     output(cluster, "sacctmgr", "-i", "add", "qos", "tiny", "MaxWall=00:05:00", "Flags=DenyOnLimit")
     output(cluster, "sacctmgr", "-i", "modify", "user", "where", f"user={user()}", "set", "qos+=tiny")
-    until(lambda: cluster.run("sbatch", "--qos=tiny", "-t1", "--wrap=true").returncode == 0, "the QOS serves")
-    assert "limit" in cluster.run("sbatch", "--qos=tiny", "-t10", "--wrap=true").stderr
+    until(
+        lambda: cluster.run("sbatch", "--qos=tiny", "-t1", "-o", "/dev/null", "--wrap=true").returncode == 0,
+        "the QOS serves",
+    )
+    assert "limit" in cluster.run("sbatch", "--qos=tiny", "-t10", "-o", "/dev/null", "--wrap=true").stderr
 
 
 def user() -> str:
@@ -324,3 +328,29 @@ finally:
 assert cluster.status().down
 print("good")
 """
+
+
+def test_what_a_crash_left_is_cleared_and_the_cluster_comes_up_again(
+    cluster_factory: Callable[..., Cluster],
+) -> None:
+    """All its processes die at once, as when the machine loses power; `down` and `up` then do their work."""
+    crashed = cluster_factory()
+    output(crashed, "srun", "true")
+
+    def namespaces() -> list[str]:
+        tag = json.loads((crashed.folder / "state.json").read_text())["settings"]["slot"]
+        return re.findall(rf"^hm{tag}-\S+", crashed.run("ip", "netns", "list").stdout, re.M)
+
+    for process in crashed.processes.values():
+        process.send(signal.SIGKILL)
+    until(lambda: living(crashed.folder) == [], "all of it is dead")
+    assert crashed.status().down
+    assert bool(namespaces()) == crashed.has_network
+    Cluster.open(crashed.folder).down()
+    assert namespaces() == []
+    shutil.rmtree(crashed.folder / "database-tmp")
+    again = Cluster.up(crashed.folder)
+    assert again.status().up
+    if again.has_accounting:
+        output(again, "sacct", "-X")
+    output(again, "srun", "true")

@@ -131,7 +131,9 @@ def test_it_outlives_its_time_limit(bench: Bench) -> None:
     assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")
     assert first.step > 0
     last = wait_until(lambda: ended(run), "the run's end")
-    assert (last.cause, last.hop) == ("completed", 2)
+    # Two hops on an idle machine; on a busy one the ranks' start takes more of a minute.
+    assert last.cause == "completed"
+    assert {hop.cause for hop in read_hops(run.path)[:-1]} == {"time-limit"}
     bench.check_same(run)
 
 

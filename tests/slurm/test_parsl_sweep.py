@@ -1,6 +1,5 @@
 """A study on CPU and GPU targets of a real Slurm at once, held against what is seen from outside."""
 
-import shutil
 import sys
 from pathlib import Path
 

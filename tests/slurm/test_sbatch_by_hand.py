@@ -129,6 +129,8 @@ def test_several_cpu_nodes(cluster: Cluster, lab: Path) -> None:
 
 
 def test_several_gpu_nodes(cluster: Cluster, lab: Path) -> None:
+    job = lab / "job.toml"
+    job.write_text(job.read_text() + 'backend = "torch"\n')  # what `auto` takes where there are GPUs
     go(cluster, lab, "gpu-nodes")
     assert state(lab, "job") == "completed"
     told = ranks(lab)

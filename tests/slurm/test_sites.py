@@ -38,7 +38,10 @@ def test_a_drafted_site_file_agrees_with_its_slurm(cluster: Cluster, tmp_path: P
     assert {"cpu", "gpu", "fpga"} < set(targets)
     assert (targets["gpu"].cores, targets["gpu"].gpus, targets["gpu"].max_nodes) == (8, 2, 2)
     assert targets["fpga"].gres == {"fpga": 1}
-    assert {target.constraint for name, target in targets.items() if name.startswith("preempt")} == {"cpu", "gpu"}
+    assert {target.constraint for name, target in targets.items() if name.startswith("preempt")} == {
+        "cpu",
+        "gpu",
+    }
     assert all(target.preemptible == name.startswith("preempt") for name, target in targets.items())
     assert run(["site", "check", str(file)]) == 0
     assert run(["site", "init", str(file)]) == 2  # never over a file that is there
@@ -146,7 +149,17 @@ def test_a_target_that_cannot_be_probed_says_why_and_the_next_goes_on(
 def test_the_environment_is_checked_on_a_compute_node(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["env", "check", "--site", str(cluster.site_file), "--target", "gpu", "--out", str(tmp_path), "--json"]
+    words = [
+        "env",
+        "check",
+        "--site",
+        str(cluster.site_file),
+        "--target",
+        "gpu",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     code = run(words)
     lines = json.loads(capsys.readouterr().out)
     assert code == 0, lines
@@ -166,7 +179,9 @@ def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hpcmass\nVersion: {__version__}\n")
     (info / "top_level.txt").write_text("hpcmass\n")
-    (info / "direct_url.json").write_text(json.dumps({"url": f"file://{source}", "dir_info": {"editable": True}}))
+    (info / "direct_url.json").write_text(
+        json.dumps({"url": f"file://{source}", "dir_info": {"editable": True}})
+    )
     (site / "__editable__.hpcmass.pth").write_text(f"{source}\n")
     pack(root / "env", root / "env.tar")
     (root / "env").rename(root / "hidden")
@@ -175,7 +190,9 @@ def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("slurm_env")
-def test_two_jobs_on_the_same_nodes_unpack_once_a_node(cluster: Cluster, packed_env: Path, tmp_path: Path) -> None:
+def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
+    cluster: Cluster, packed_env: Path, tmp_path: Path
+) -> None:
     from hpcmass.workflow.env_pack import packed_of
 
     # A folder of the node's own where nodes are hosts of their own, else one for all.
@@ -192,7 +209,7 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(cluster: Cluster, packed_
     for number in (1, 2):
         spec = ScriptSpec(
             name=f"unpack-{number}", target=target, layout=Layout(2, 2, 1, 1, 0, None, 300), out=tmp_path / f"{number}",
-            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target),
+            command=(sys.executable, "-c", code), signal_s=0, packed=packed_of(target), cwd=tmp_path,
         )  # fmt: skip
         ids.append(submit_script(render_script(spec), tmp_path / f"{number}", slurm=slurm))
     until = time.monotonic() + 240

@@ -668,3 +668,17 @@ def test_the_command_line(proj: Project, slurm_env: dict[str, str]) -> None:
     lost = call("rerun", "nope")
     assert lost.returncode == 2
     assert "there is no run 'nope'" in lost.stderr
+
+
+def test_from_submit_to_a_model(proj: Project, slurm: Slurm) -> None:
+    """With the command that really stands in the script: it trains, and says so in the run folder."""
+    done = submit(proj.root / "job.toml", proj, sets=["resources.ranks=2"], slurm=slurm)
+    info = ended(slurm, str(done.job_id))
+    run = RunFolder(done.runs[0])
+    text = output(run.path, str(done.job_id))
+    assert info.state is JobState.COMPLETED, text
+    status = run.status()
+    assert (status.state, status.ranks) == (State.COMPLETED, 2), text
+    assert run.model.is_dir()
+    with pytest.raises(ConfigError, match="has completed already"):
+        submit(proj.root / "job.toml", proj, sets=["resources.ranks=2"], slurm=slurm)

@@ -54,6 +54,8 @@ ROOMS_OF = {
     "click": {"cli"},
 }
 ONE_MODULE = {"optuna", "submitit"}
+# Programs that import each package by its name, to say whether it works on a node; nothing of theirs is used.
+PROBES = {"launch.software"}
 # What executes code from the bytes it reads; nothing of ours reads such files.
 NOWHERE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 HARMLESS = {("joblib", "parallel_config")}  # scikit-learn's way to say how it runs in parallel
@@ -201,7 +203,7 @@ def _heavy(modules: dict[str, Module], package: Path) -> Iterator[str]:
         for name, line, typing_only in module.outside:
             if name in NOWHERE:
                 yield f"{place}:{line}: imports {name}"
-            if typing_only or name not in ROOMS_OF:
+            if typing_only or name not in ROOMS_OF or module.name in PROBES:
                 continue
             users.setdefault(name, set()).add(module.name)
             if module.room not in ROOMS_OF[name]:

@@ -12,10 +12,10 @@ PartitionName=cpu AllowAccounts=ALL AllowQos=ALL Default=YES QoS=N/A DefaultTime
 PartitionName=gpu AllowAccounts=proj AllowQos=normal Default=NO QoS=gpuqos DefaultTime=NONE MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0 Nodes=gn[1-2],big1 PriorityTier=10 OverSubscribe=EXCLUSIVE PreemptMode=OFF State=UP TotalCPUs=24 TotalNodes=3
 PartitionName=spare AllowAccounts=ALL AllowQos=ALL Default=NO QoS=N/A DefaultTime=00:10:00 MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0 Nodes=cn[1-3] PriorityTier=1 OverSubscribe=NO PreemptMode=CANCEL State=UP TotalCPUs=12 TotalNodes=3
 PartitionName=old AllowAccounts=ALL AllowQos=ALL Default=NO QoS=N/A DefaultTime=00:10:00 MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0 Nodes=cn[1-3] PriorityTier=10 OverSubscribe=NO PreemptMode=OFF State=DOWN TotalCPUs=12 TotalNodes=3
-"""  # noqa: E501
-_CN = "NodeName=cn{} CPUEfctv=4 CPUTot=4 CoresPerSocket=4 Sockets=1 ThreadsPerCore=1 ActiveFeatures=cpu,amd Gres=(null) RealMemory=4000 State=IDLE Partitions=cpu,spare,old\n"  # noqa: E501
-_GN = "NodeName=gn{} CPUEfctv=16 CPUTot=16 CoresPerSocket=8 Sockets=1 ThreadsPerCore=2 ActiveFeatures=gpu,hbm40g Gres=gpu:a100:4(S:0-1) RealMemory=256000 State=MIXED Partitions=gpu\n"  # noqa: E501
-_BIG = "NodeName=big1 CPUEfctv=64 CPUTot=64 CoresPerSocket=32 Sockets=1 ThreadsPerCore=2 ActiveFeatures=gpu,hbm80g Gres=gpu:a100:8 RealMemory=1024000 State=IDLE Partitions=gpu\n"  # noqa: E501
+"""
+_CN = "NodeName=cn{} CPUEfctv=4 CPUTot=4 CoresPerSocket=4 Sockets=1 ThreadsPerCore=1 ActiveFeatures=cpu,amd Gres=(null) RealMemory=4000 State=IDLE Partitions=cpu,spare,old\n"
+_GN = "NodeName=gn{} CPUEfctv=16 CPUTot=16 CoresPerSocket=8 Sockets=1 ThreadsPerCore=2 ActiveFeatures=gpu,hbm40g Gres=gpu:a100:4(S:0-1) RealMemory=256000 State=MIXED Partitions=gpu\n"
+_BIG = "NodeName=big1 CPUEfctv=64 CPUTot=64 CoresPerSocket=32 Sockets=1 ThreadsPerCore=2 ActiveFeatures=gpu,hbm80g Gres=gpu:a100:8 RealMemory=1024000 State=IDLE Partitions=gpu\n"
 NODES = "".join(_CN.format(n) for n in (1, 2, 3)) + "".join(_GN.format(n) for n in (1, 2)) + _BIG
 CONFIG = """\
 Configuration data as of 2026-11-25T04:22:22

@@ -203,3 +203,21 @@ def test_a_wait_is_told(slurm: Slurm, command: Command, monkeypatch: pytest.Monk
     slurm._on_wait = told.append
     assert slurm.run(["squeue"], stdin="all of it\n") == "all of it\n"
     assert told == ["Slurm does not answer squeue yet; waiting"]
+
+
+def test_an_element_that_was_cancelled_alone_while_pending(slurm: Slurm, command: Command) -> None:
+    """Slurm forgets it (seen on 22.05): squeue shows the array's other elements, sacct nothing."""
+    command("squeue", f"echo '{squeue_line('7_[0,2]', 'PENDING')}'")
+    command("sacct", "exit 0")
+    assert slurm.jobs(["7_1"])["7_1"].state is JobState.CANCELLED
+    assert slurm.jobs(["8_1"])["8_1"].state is JobState.UNKNOWN
+    command("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert slurm.jobs(["7_1"])["7_1"].state is JobState.UNKNOWN  # it may have ended long ago
+
+
+def test_what_accounting_has_not_heard_yet_the_controller_tells(slurm: Slurm, command: Command) -> None:
+    """Seen on 22.05: for a second sacct has a job that is over as `allocation`, without partition and limit."""
+    command("squeue", f"echo '{squeue_line('7', 'COMPLETED')}'")
+    command("sacct", f"echo '{sacct_line('7', 'COMPLETED')}allocation'")
+    info = slurm.jobs(["7"])["7"]
+    assert (info.name, info.exit_code, info.source) == ("x", 0, "sacct")

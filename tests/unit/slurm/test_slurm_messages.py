@@ -41,6 +41,7 @@ TEXTS = [
     ("permission", "scancel: error: Kill job error on job id 3: Access/permission denied"),
     ("controller", FAILED + "Unable to contact slurm controller (connect failure)"),
     ("controller", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"),
+    ("controller", "Unexpected message received for job 10"),
     ("timeout", FAILED + "Socket timed out on send/recv operation"),
     ("timeout", FAILED + "Zero Bytes were transmitted or received"),
     ("timeout", FAILED + "Unable to contact slurm controller (receive failure)"),

@@ -134,5 +134,5 @@ def test_a_target_takes_only_an_environment_of_this_version(made: Path, tmp_path
     assert packed_of(Target(kind="slurm", cores=1)) is None
     text = describe(archive).read_text().replace(f'"hpcmass": "{__version__}"', '"hpcmass": "0.0.9"')
     describe(archive).write_text(text)
-    with pytest.raises(ConfigError, match="the environment holds hpcmass 0.0.9"):
+    with pytest.raises(ConfigError, match=r"the environment holds hpcmass 0\.0\.9"):
         packed_of(target)

@@ -1,0 +1,223 @@
+"""What takes long or breaks much: preemption of all kinds, lost nodes, no controller, a full disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcmass.devcluster import Cluster
+from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.records import read_hops, read_submissions
+from hpcmass.workflow.submit import rerun
+
+sys.path.append(str(Path(__file__).parent))
+from outliving_tools import (
+    Bench,
+    ended,
+    hop_ended,
+    hop_process,
+    job_of,
+    preempt,
+    steps_begun,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1200)]
+
+
+def speak_to(cluster: Cluster, patch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        patch.setenv(name, cluster.env[name])
+
+
+@pytest.fixture
+def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    speak_to(cluster, monkeypatch)
+    return Bench(cluster, tmp_path / "project")
+
+
+def check_preempted(bench: Bench, run: RunFolder) -> None:
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    preempt(bench, run)
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next) == ("preempted", "requeue")
+    assert (last.cause, last.restart) == ("completed", 1)
+    assert last.from_step >= 10
+    bench.check_same(run)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_preempted_without_grace(bench: Bench, backend: str) -> None:
+    check_preempted(bench, bench.submit("run", resources={"target": "preempt"}, backend=backend))
+
+
+def test_preempted_without_a_user_signal(
+    cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = cluster_factory(accounting=False)
+    conf = Path(cluster.env["SLURM_CONF"])
+    text = conf.read_text()
+    assert "preempt_send_user_signal" in text
+    conf.write_text("".join(line for line in text.splitlines(True) if "preempt_send_user_signal" not in line))
+    assert cluster.run("scontrol", "reconfigure").returncode == 0
+    speak_to(cluster, monkeypatch)
+    bench = Bench(cluster, tmp_path / "project")
+    check_preempted(bench, bench.submit("run", resources={"target": "preempt"}))
+
+
+def test_preempted_with_grace(
+    cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is time to write a checkpoint in peace, and the hop requeues the job itself before Slurm does."""
+    cluster = cluster_factory(accounting=False, grace_s=20)
+    speak_to(cluster, monkeypatch)
+    bench = Bench(cluster, tmp_path / "project")
+    run = bench.submit("run", resources={"target": "preempt"})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    preempt(bench, run)
+    last = wait_until(lambda: ended(run), "the run's end")
+    first = read_hops(run.path)[0]
+    assert first.state == "STOPPED"
+    assert (last.cause, last.restart, last.from_step) == ("completed", 1, first.step)
+    assert first.step > 10
+    bench.check_same(run)
+
+
+def test_one_of_two_nodes_is_lost_in_the_middle_of_a_step(bench: Bench) -> None:
+    run = bench.submit("run", pause=0.3, resources={"nodes": 2})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    nodes = read_hops(run.path)[0].nodes
+    assert len(nodes) == 2
+    bench.cluster.kill_node(next(node for node in nodes if node != read_hops(run.path)[0].host))
+    try:
+        last = wait_until(lambda: ended(run), "the run's end", 400)
+    finally:
+        for node in nodes:
+            if not bench.cluster.processes[f"slurmd-{node}"].alive:
+                bench.cluster.start_node(node)
+    hops = read_hops(run.path)
+    assert last.cause == "completed"
+    assert len(hops) >= 2
+    assert {hop.next for hop in hops[:-1]} == {"requeue"}
+    bench.check_same(run)
+
+
+def test_a_node_that_slurm_gives_up_while_its_ranks_run_on(bench: Bench) -> None:
+    """Only slurmd dies. The job begins again elsewhere; the old ranks learn it and write nothing more."""
+    run = bench.submit("run", pause=1.0)
+    wait_until(lambda: steps_begun(run) > 5, "5 steps")
+    node = read_hops(run.path)[0].host
+    old = hop_process(run)
+    slurmd = bench.cluster.processes[f"slurmd-{node}"]
+    os.kill(slurmd.pid, signal.SIGKILL)
+    try:
+        wait_until(lambda: len(read_hops(run.path)) > 1, "the second hop", 200)
+        assert not Path(f"/proc/{old}").exists() or hop_process(run) != old
+        last = wait_until(lambda: ended(run) and read_hops(run.path)[1].cause and ended(run), "the end", 400)
+    finally:
+        bench.cluster.kill_node(node)
+        bench.cluster.start_node(node)
+    assert (last.hop, last.cause) == (2, "completed")
+    assert read_hops(run.path)[1].host != node
+    assert run.status().state is State.COMPLETED
+    bench.check_same(run)
+
+
+def test_the_controller_is_away_for_half_a_minute_during_a_requeue(bench: Bench) -> None:
+    run = bench.submit("run")
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    bench.cluster.stop_controller()
+    try:
+        os.kill(hop_process(run), signal.SIGUSR1)
+        wait_until(lambda: hop_ended(run, 1), "the first hop's end")
+        time.sleep(30)
+    finally:
+        bench.cluster.start_controller()
+    last = wait_until(lambda: ended(run), "the run's end", 400)
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next) == ("signal", "requeue")
+    assert (last.cause, last.restart) == ("completed", 1)
+    bench.check_same(run)
+
+
+def test_held_between_two_hops_and_released(bench: Bench) -> None:
+    run = bench.submit("run")
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    job_id = job_of(run)
+    bench.cluster.run("scontrol", "requeuehold", job_id)
+    wait_until(lambda: bench.job_state(job_id) == "PENDING", "the held job")
+    assert len(read_hops(run.path)) == 1
+    bench.cluster.run("scontrol", "release", job_id)
+    last = wait_until(lambda: ended(run), "the run's end")
+    assert (last.cause, last.restart) == ("completed", 1)
+    bench.check_same(run)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_cancelled_while_pending_it_never_begins(bench: Bench, held: bool) -> None:
+    blocker = bench.cluster.run("sbatch", "--parsable", "-t", "5", "--wrap", "sleep 300").stdout.strip()
+    run = bench.submit("run", after=[f"afterany:{blocker}"])
+    job_id = job_of(run)
+    if held:
+        bench.cluster.run("scontrol", "hold", job_id)
+    bench.cluster.run("scancel", job_id)
+    wait_until(lambda: bench.job_state(job_id) in ("", "CANCELLED"), "the job's end")
+    bench.cluster.run("scancel", blocker)
+    time.sleep(5)
+    assert read_hops(run.path) == []
+    assert run.status().state is State.CREATED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 2 MiB, to be filled."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a file system to fill needs root (mount -t tmpfs)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_scratch_disk(bench: Bench, small_disk: Path) -> None:
+    """The run ends as failed, and says so where it can; when there is room again it goes on exactly."""
+    bench.project.runs.parent.joinpath("runs").mkdir(exist_ok=True)
+    bench.project.runs.rmdir()
+    bench.project.runs.symlink_to(small_disk)
+    run = bench.submit("run", pause=0.3)
+    wait_until(lambda: steps_begun(run) > 12, "12 steps")
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096):
+                pass
+        except OSError:
+            pass
+    job_id = job_of(run)
+    wait_until(lambda: not bench.job_state(job_id) or bench.job_state(job_id) == "FAILED", "the job's end", 400)
+    assert run.status().state is not State.COMPLETED
+    assert len(read_submissions(run.path)) == 1
+    assert len(read_hops(run.path)) <= 2
+    ballast.unlink()
+    rerun(run)
+    last = wait_until(lambda: ended(run) and read_hops(run.path)[-1].job_id != job_id and ended(run), "the end")
+    assert last.cause == "completed"
+    bench.check_same(run)
+
+
+def test_a_limit_of_file_sizes_or_quota_is_told_and_not_repeated(bench: Bench) -> None:
+    """What `ulimit -f` refuses stands for a quota: the kernel's error comes at the same place."""
+    bench.site.write_text(bench.site.read_text().replace("requeue = false", 'setup = ["ulimit -f 4"]'))
+    run = bench.submit("run", resources={"target": "norequeue"})
+    last = wait_until(lambda: ended(run), "the run's end")
+    assert (last.cause, last.next) == ("failed", "none")
+    assert "limit" in last.reason or "too large" in last.reason
