@@ -17,6 +17,8 @@ from hpcmass.errors import ConfigError
 # to be better by this share than a target that keeps its jobs.
 PREEMPTED_EVERY_S = 3600.0
 PREEMPTIBLE_MARGIN = 0.05
+# Estimates that differ by less are the same: measurements of a minute are no better.
+AS_EARLY = 0.05
 # A start within this time counts as now.
 AT_ONCE_S = 60.0
 
@@ -223,10 +225,9 @@ def _queue_notes(queue: Queue) -> list[str]:
 def choose(candidates: Sequence[Candidate], goal: Goal) -> Choice:
     """Take the candidate that serves the goal, and say why.
 
-    A candidate without a number that the goal needs is not taken. Of two that are equal the one that keeps its
-    jobs is taken, then the cheaper one, then the one named first.
+    A candidate without a number that the goal needs is not taken. Of those that finish as early, within what
+    estimates are worth, the one is taken that keeps its jobs, then the cheapest, then the earliest.
     """
-    order = {each.target: number for number, each in enumerate(candidates)}
     possible = [each for each in candidates if not each.refusal]
     known = [each for each in possible if each.finish_s is not None]
     needs_cost = goal.deadline_s is not None or goal.budget is not None
@@ -235,24 +236,33 @@ def choose(candidates: Sequence[Candidate], goal: Goal) -> Choice:
         for each in possible
         if each.finish_s is None or (needs_cost and math.isinf(_cost(each, goal)))
     ]
-    cheapest_first = goal.deadline_s is not None
-    fitting = [each for each in known if _fits(each, goal)]
-
-    def key(each: Candidate) -> tuple[float, float, bool, float, int]:
-        margin = 1 + PREEMPTIBLE_MARGIN if each.preemptible else 1.0
-        finish = (each.finish_s if each.finish_s is not None else math.inf) * margin
-        cost = _cost(each, goal)
-        first, second = (cost, finish) if cheapest_first else (finish, cost)
-        return (first, second, each.preemptible, each.node_hours or 0.0, order[each.target])
-
-    ranked = sorted(fitting, key=key)
-    rest = sorted((each for each in known if each not in fitting), key=key)
+    ranked = _ranked([each for each in known if _fits(each, goal)], goal)
+    taken = {each.target for each in ranked}
+    rest = _ranked([each for each in known if each.target not in taken], goal)
     unsure = [each for each in possible if each.finish_s is None]
     refused = [each for each in candidates if each.refusal]
     everything = (*ranked, *rest, *unsure, *refused)
     if ranked:
         return Choice(ranked[0].target, _why(ranked, goal, unknown), everything)
     return Choice(None, _why_none(known, unsure, refused, goal), everything)
+
+
+def _ranked(candidates: Sequence[Candidate], goal: Goal) -> list[Candidate]:
+    """The best first."""
+
+    def finish(each: Candidate) -> float:
+        margin = 1 + PREEMPTIBLE_MARGIN if each.preemptible else 1.0
+        return (each.finish_s if each.finish_s is not None else math.inf) * margin
+
+    if goal.deadline_s is not None:
+        return sorted(candidates, key=lambda each: (_cost(each, goal), each.preemptible, finish(each)))
+    first = min(map(finish, candidates), default=0.0)
+    early = [each for each in candidates if finish(each) <= first * (1 + AS_EARLY)]
+    late = [each for each in candidates if finish(each) > first * (1 + AS_EARLY)]
+    return [
+        *sorted(early, key=lambda each: (each.preemptible, _cost(each, goal), finish(each))),
+        *sorted(late, key=lambda each: (finish(each), _cost(each, goal))),
+    ]
 
 
 def _cost(each: Candidate, goal: Goal) -> float:
@@ -273,6 +283,8 @@ def _why(ranked: Sequence[Candidate], goal: Goal, unknown: Sequence[str]) -> str
     parts = []
     if goal.deadline_s is not None:
         parts.append(f"the cheapest that finishes within {span(goal.deadline_s)}")
+    elif any((other.finish_s or 0.0) < (best.finish_s or 0.0) for other in ranked):
+        parts.append("finishes as early as any, within what estimates are worth")
     else:
         parts.append("finishes first")
     if goal.budget is not None:

@@ -67,6 +67,10 @@ def cost(each: Candidate, goal: Goal) -> float | None:
     return each.node_hours if goal.node_hours else each.price
 
 
+def adjusted(each: Candidate) -> float:
+    return (each.finish_s or 0.0) * (1.05 if each.preemptible else 1.0)
+
+
 def serves(each: Candidate, goal: Goal) -> bool:
     """Written anew: possible, known, within deadline and budget."""
     if each.refusal or each.finish_s is None:
@@ -96,10 +100,8 @@ def test_what_is_taken_serves_the_goal_and_nothing_that_does_is_better(
     for other in fitting:
         if goal.deadline_s is not None:
             assert (cost(taken, goal) or 0.0) <= (cost(other, goal) or 0.0)
-        elif other.preemptible == taken.preemptible:
-            assert (taken.finish_s or 0.0) <= (other.finish_s or 0.0)
         else:
-            assert (taken.finish_s or 0.0) <= (other.finish_s or 0.0) * 1.05 + 1e-9
+            assert adjusted(taken) <= adjusted(other) * 1.05
 
 
 @given(CANDIDATES, GOALS)
@@ -209,6 +211,19 @@ def test_a_preemptible_target_pays_for_what_it_risks_and_loses_a_tie() -> None:
     assert choose([risks, keeps], Goal(deadline_s=1e5)).target == "risks"
     equal = [candidate("risks", finish_s=100.0, preemptible=True), candidate("keeps", finish_s=103.0)]
     assert choose(equal, Goal()).target == "keeps"
+
+
+def test_of_those_that_finish_as_early_the_cheapest_is_taken() -> None:
+    found = [
+        candidate("special", finish_s=100.0),
+        candidate("dear", finish_s=101.0, price=9.0),
+        candidate("cheap", finish_s=103.0, price=2.0),
+        candidate("late", finish_s=120.0, price=0.1),
+    ]
+    choice = choose(found, Goal())
+    assert choice.target == "cheap"
+    assert "as early as any" in choice.reason
+    assert [each.target for each in choice.candidates] == ["cheap", "dear", "special", "late"]
 
 
 def test_those_who_wait_are_counted_where_the_job_has_to_wait_too() -> None:
