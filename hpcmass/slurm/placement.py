@@ -19,8 +19,6 @@ PREEMPTED_EVERY_S = 3600.0
 PREEMPTIBLE_MARGIN = 0.05
 # Estimates that differ by less are the same: measurements of a minute are no better.
 AS_EARLY = 0.05
-# A start within this time counts as now.
-AT_ONCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class Queue:
         start_s: Seconds from now to the expected start; None: not known.
         words: Slurm's own words, or who said why not.
         impossible: Whether Slurm says that the job can never start there.
-        idle_nodes, pending_jobs: Of the partition; None: not known.
-        backlog_s: How long the jobs that wait there would keep all of its nodes busy.
+        idle_nodes, pending_jobs: Of the partition; None: not known. Slurm's expected start counts them in.
     """
 
     start_s: float | None = None
@@ -70,7 +67,6 @@ class Queue:
     impossible: bool = False
     idle_nodes: int | None = None
     pending_jobs: int | None = None
-    backlog_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,6 @@ def estimate(
         return replace(candidate, refusal=f"Slurm would never start it: {queue.words}")
     notes = list(_queue_notes(queue))
     start = queue.start_s
-    if start is not None and start > AT_ONCE_S:
-        start += queue.backlog_s
     known = replace(candidate, start_s=start, notes=tuple(notes))
     if work is None or speed is None:
         return replace(known, notes=(*notes, "its speed there was never measured (hpcmass plan --calibrate)"))
@@ -217,8 +211,7 @@ def _queue_notes(queue: Queue) -> list[str]:
         notes.append(f"when it would start is not known{f': {queue.words}' if queue.words else ''}")
     if queue.pending_jobs:
         jobs = "1 job waits" if queue.pending_jobs == 1 else f"{queue.pending_jobs} jobs wait"
-        added = queue.start_s is not None and queue.start_s > AT_ONCE_S and queue.backlog_s > 0
-        notes.append(f"{jobs} there{f', counted with {span(queue.backlog_s)}' if added else ''}")
+        notes.append(f"{jobs} there; {queue.idle_nodes or 0} nodes are idle")
     return notes
 
 
@@ -320,16 +313,6 @@ def _why_none(
 
 def _amount(value: float, goal: Goal) -> str:
     return f"{value:.3g} node-hours" if goal.node_hours else f"{value:.3g}"
-
-
-def backlog(pending: Sequence[tuple[int, float]], nodes: int) -> float:
-    """Seconds for which waiting jobs would keep a partition busy: their nodes times limits over its nodes.
-
-    Args:
-        pending: Nodes and time limit in seconds of every job that waits for resources.
-        nodes: Usable nodes of the partition.
-    """
-    return sum(count * limit for count, limit in pending) / nodes if nodes else 0.0
 
 
 def span(seconds: float | None) -> str:

@@ -22,7 +22,9 @@ VALUE = re.compile(r"^(?P<key>[\w-]+)\s*=.*?(?:# \[(?P<tag>[^\]]+)\])?$")
 def unsourced(text: str) -> list[str]:
     """The lines with a value that name no source of the head, and what else is missing there."""
     tags = {match["tag"] for match in SOURCE.finditer(text)}
-    found = [] if re.search(r"^# Sources, .*\b20\d\d-\d\d-\d\d\b", text, re.MULTILINE) else ["no date of reading"]
+    found = (
+        [] if re.search(r"^# Sources, .*\b20\d\d-\d\d-\d\d\b", text, re.MULTILINE) else ["no date of reading"]
+    )
     for line in text.splitlines():
         value = VALUE.match(line)
         if value and value["key"] not in DECIDED and value["tag"] not in tags:

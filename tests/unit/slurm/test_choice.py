@@ -15,7 +15,6 @@ from hpcmass.slurm.placement import (
     Queue,
     Speed,
     Work,
-    backlog,
     choose,
     estimate,
     layouts,
@@ -226,14 +225,10 @@ def test_of_those_that_finish_as_early_the_cheapest_is_taken() -> None:
     assert [each.target for each in choice.candidates] == ["cheap", "dear", "special", "late"]
 
 
-def test_those_who_wait_are_counted_where_the_job_has_to_wait_too() -> None:
-    queue = Queue(start_s=600.0, pending_jobs=2, backlog_s=backlog([(2, 3600.0), (1, 3600.0)], 3))
-    assert estimate(candidate(), Work(1), Speed(1.0), queue, None).start_s == 600 + 3600
-    at_once = Queue(start_s=1.0, pending_jobs=2, backlog_s=3600.0)
-    found = estimate(candidate(), Work(1), Speed(1.0), at_once, None)
-    assert found.start_s == 1.0
-    assert "2 jobs wait there" in found.notes
-    assert backlog([(1, 60.0)], 0) == 0.0
+def test_those_who_wait_are_told() -> None:
+    found = estimate(candidate(), Work(1), Speed(1.0), Queue(600.0, pending_jobs=2, idle_nodes=1), None)
+    assert found.start_s == 600.0
+    assert "2 jobs wait there; 1 nodes are idle" in found.notes
 
 
 def test_without_a_price_the_reason_says_what_helps() -> None:
