@@ -2,6 +2,7 @@
 # make test      install the development tools and a real Horovod, then run every test
 # make lint      ruff and mypy            make bench   the benchmarks        make soak   the long fault suite
 # make cluster-up  a real Slurm of six nodes on this machine (docs/slurm-on-a-laptop.md)    make cluster-down
+# make container   the CPU image of this hpcmass, containers/hpcmass-cpu.sif (docs/containers.md)
 # make clean     remove .venv and caches (demo/ is kept)
 #
 # PYTHON=python3.12        the interpreter (3.10 or newer) to make .venv with
@@ -12,7 +13,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test soak lint format bench constraints clean cluster-up cluster-down
+.PHONY: help demo install dev test soak lint format bench constraints clean cluster-up cluster-down container
 
 export PYTHON TORCH_INDEX APT
 # Parsl and mpiexec are found on PATH; only what runs inside .venv gets it, not its making.
@@ -54,6 +55,9 @@ cluster-up: install
 
 cluster-down: install
 	@$(IN_VENV) hpcmass slurm down $(CLUSTER_ARGS)
+
+container: install
+	@containers/build.sh cpu
 
 clean:
 	@if [ -e .venv ] && [ ! -e .venv/.made-by-hpcmass ]; then echo "hpcmass: .venv was not made by make; kept"; \

@@ -85,8 +85,8 @@ horovod=$(ls "${cache%/images}"/wheels/*cp311-*-torch"$torch"*/horovod-*-cp311-*
 mpi=mpi
 [[ -z $horovod ]] || mpi=horovod
 
-base=$(cat "$here/hpcmass-cpu.def" "$here/build.sh" "$root/constraints.txt" "$root/pyproject.toml" \
-    <(echo "$(uname -m) ${TORCH_INDEX:-} $horovod") | digest)
+base=$(cat "$here/hpcmass-cpu.def" "$here/build.sh" "$root/constraints.txt" \
+    <(sed -n '/^dependencies/,/^\[project.scripts\]/p' "$root/pyproject.toml"; echo "$(uname -m) ${TORCH_INDEX:-} $horovod") | digest)
 source=$(cd "$root" && find hpcmass -name '*.py' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum |
     cat - "$here/hpcmass-update.def" | digest)
 image=$cache/cpu-$base-$source.sif
@@ -98,7 +98,7 @@ if [[ ! -f $image ]]; then
         say "another hpcmass into $older"
         build "$image" "$here/hpcmass-update.def" FROM="$older" WHEELS="$scratch/wheels"
     else
-        if ! command -v debootstrap >/dev/null && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        if ! command -v debootstrap >/dev/null && [[ ${APT:-} != no && $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
             apt-get install -y -qq --no-install-recommends debootstrap >/dev/null 2>&1 ||
                 { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; } || true
         fi

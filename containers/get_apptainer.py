@@ -93,8 +93,8 @@ def distribution_has_it() -> bool:
 
 
 def apt_install(*packages: str) -> bool:
-    """Install packages of the distribution, as root; whether that went well."""
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+    """Install packages of the distribution, as root and unless APT=no; whether that went well."""
+    if os.environ.get("APT") == "no" or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]

@@ -24,6 +24,13 @@ def set_option(function: Any) -> Any:
     )(function)
 
 
+def container_option(function: Any) -> Any:
+    """`--container IMAGE` on a verb."""
+    return click.option(
+        "--container", metavar="IMAGE", help="Run every rank in this Apptainer image [default: the target's]."
+    )(function)
+
+
 def site_option(function: Any) -> Any:
     """`--site FILE` on a verb."""
     return click.option("--site", "site_file", metavar="FILE", help="Site file [default: this machine].")(

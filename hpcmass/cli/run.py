@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.options import project_option, site_option
+from hpcmass.cli.options import container_option, project_option, site_option
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -17,6 +17,7 @@ from hpcmass.cli.options import project_option, site_option
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @project_option
 @site_option
+@container_option
 def command(
     ranks: int | None,
     run_name: str | None,
@@ -25,6 +26,7 @@ def command(
     script: tuple[str, ...],
     project_root: str | None,
     site_file: str | None,
+    container: str | None,
 ) -> int:
     """Start a training script of your own on several ranks.
 
@@ -44,5 +46,6 @@ def command(
         threads_per_rank=threads,
         quiet=quiet,
         site_file=site_file,
+        container=container,
     )
     return tell_run(run, status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.options import project_option, set_option, site_option
+from hpcmass.cli.options import container_option, project_option, set_option, site_option
 
 
 @click.command("train")
@@ -23,6 +23,7 @@ from hpcmass.cli.options import project_option, set_option, site_option
 @set_option
 @project_option
 @site_option
+@container_option
 def command(
     job_file: str,
     ranks: int | None,
@@ -33,6 +34,7 @@ def command(
     sets: tuple[str, ...],
     project_root: str | None,
     site_file: str | None,
+    container: str | None,
 ) -> int:
     """Train the model of a job file, alone or on several ranks.
 
@@ -54,5 +56,6 @@ def command(
         backend=backend,
         fresh=fresh,
         site_file=site_file,
+        container=container,
     )
     return tell_run(run, status)

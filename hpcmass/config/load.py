@@ -126,7 +126,7 @@ def load_site(file: Path | str | None, default: Path | None = None) -> Site:
 
 
 def _image_beside(target: Target, folder: Path) -> Target:
-    """The target with its container image, where that is a relative path, made absolute."""
+    """The target with a container image that is a relative path made absolute, beside the site file."""
     image = target.container
     if image is None or image.startswith(("/", "$")) or "://" in image:
         return target

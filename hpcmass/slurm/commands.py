@@ -120,8 +120,8 @@ def squeue_user(uid: int) -> list[str]:
 
 
 def squeue_pending() -> list[str]:
-    """Partition, nodes, time limit and reason of every pending job, whoever's; of an array one line."""
-    fields = ("%P", "%D", "%l", "%r")
+    """Partition and reason of every pending job, whoever's; of an array one line."""
+    fields = ("%P", "%r")
     return ["squeue", "--noheader", "--states", "PENDING", "--format", SEPARATOR.join(fields)]
 
 

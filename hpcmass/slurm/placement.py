@@ -17,8 +17,8 @@ from hpcmass.errors import ConfigError
 # to be better by this share than a target that keeps its jobs.
 PREEMPTED_EVERY_S = 3600.0
 PREEMPTIBLE_MARGIN = 0.05
-# A start within this time counts as now.
-AT_ONCE_S = 60.0
+# Estimates that differ by less are the same: measurements of a minute are no better.
+AS_EARLY = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Queue:
         start_s: Seconds from now to the expected start; None: not known.
         words: Slurm's own words, or who said why not.
         impossible: Whether Slurm says that the job can never start there.
-        idle_nodes, pending_jobs: Of the partition; None: not known.
-        backlog_s: How long the jobs that wait there would keep all of its nodes busy.
+        idle_nodes, pending_jobs: Of the partition; None: not known. Slurm's expected start counts them in.
     """
 
     start_s: float | None = None
@@ -68,7 +67,6 @@ class Queue:
     impossible: bool = False
     idle_nodes: int | None = None
     pending_jobs: int | None = None
-    backlog_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,6 @@ def estimate(
         return replace(candidate, refusal=f"Slurm would never start it: {queue.words}")
     notes = list(_queue_notes(queue))
     start = queue.start_s
-    if start is not None and start > AT_ONCE_S:
-        start += queue.backlog_s
     known = replace(candidate, start_s=start, notes=tuple(notes))
     if work is None or speed is None:
         return replace(known, notes=(*notes, "its speed there was never measured (hpcmass plan --calibrate)"))
@@ -215,18 +211,16 @@ def _queue_notes(queue: Queue) -> list[str]:
         notes.append(f"when it would start is not known{f': {queue.words}' if queue.words else ''}")
     if queue.pending_jobs:
         jobs = "1 job waits" if queue.pending_jobs == 1 else f"{queue.pending_jobs} jobs wait"
-        added = queue.start_s is not None and queue.start_s > AT_ONCE_S and queue.backlog_s > 0
-        notes.append(f"{jobs} there{f', counted with {span(queue.backlog_s)}' if added else ''}")
+        notes.append(f"{jobs} there; {queue.idle_nodes or 0} nodes are idle")
     return notes
 
 
 def choose(candidates: Sequence[Candidate], goal: Goal) -> Choice:
     """Take the candidate that serves the goal, and say why.
 
-    A candidate without a number that the goal needs is not taken. Of two that are equal the one that keeps its
-    jobs is taken, then the cheaper one, then the one named first.
+    A candidate without a number that the goal needs is not taken. Of those that finish as early, within what
+    estimates are worth, the one is taken that keeps its jobs, then the cheapest, then the earliest.
     """
-    order = {each.target: number for number, each in enumerate(candidates)}
     possible = [each for each in candidates if not each.refusal]
     known = [each for each in possible if each.finish_s is not None]
     needs_cost = goal.deadline_s is not None or goal.budget is not None
@@ -235,24 +229,33 @@ def choose(candidates: Sequence[Candidate], goal: Goal) -> Choice:
         for each in possible
         if each.finish_s is None or (needs_cost and math.isinf(_cost(each, goal)))
     ]
-    cheapest_first = goal.deadline_s is not None
-    fitting = [each for each in known if _fits(each, goal)]
-
-    def key(each: Candidate) -> tuple[float, float, bool, float, int]:
-        margin = 1 + PREEMPTIBLE_MARGIN if each.preemptible else 1.0
-        finish = (each.finish_s if each.finish_s is not None else math.inf) * margin
-        cost = _cost(each, goal)
-        first, second = (cost, finish) if cheapest_first else (finish, cost)
-        return (first, second, each.preemptible, each.node_hours or 0.0, order[each.target])
-
-    ranked = sorted(fitting, key=key)
-    rest = sorted((each for each in known if each not in fitting), key=key)
+    ranked = _ranked([each for each in known if _fits(each, goal)], goal)
+    taken = {each.target for each in ranked}
+    rest = _ranked([each for each in known if each.target not in taken], goal)
     unsure = [each for each in possible if each.finish_s is None]
     refused = [each for each in candidates if each.refusal]
     everything = (*ranked, *rest, *unsure, *refused)
     if ranked:
         return Choice(ranked[0].target, _why(ranked, goal, unknown), everything)
     return Choice(None, _why_none(known, unsure, refused, goal), everything)
+
+
+def _ranked(candidates: Sequence[Candidate], goal: Goal) -> list[Candidate]:
+    """The best first."""
+
+    def finish(each: Candidate) -> float:
+        margin = 1 + PREEMPTIBLE_MARGIN if each.preemptible else 1.0
+        return (each.finish_s if each.finish_s is not None else math.inf) * margin
+
+    if goal.deadline_s is not None:
+        return sorted(candidates, key=lambda each: (_cost(each, goal), each.preemptible, finish(each)))
+    first = min(map(finish, candidates), default=0.0)
+    early = [each for each in candidates if finish(each) <= first * (1 + AS_EARLY)]
+    late = [each for each in candidates if finish(each) > first * (1 + AS_EARLY)]
+    return [
+        *sorted(early, key=lambda each: (each.preemptible, _cost(each, goal), finish(each))),
+        *sorted(late, key=lambda each: (finish(each), _cost(each, goal))),
+    ]
 
 
 def _cost(each: Candidate, goal: Goal) -> float:
@@ -273,6 +276,8 @@ def _why(ranked: Sequence[Candidate], goal: Goal, unknown: Sequence[str]) -> str
     parts = []
     if goal.deadline_s is not None:
         parts.append(f"the cheapest that finishes within {span(goal.deadline_s)}")
+    elif any((other.finish_s or 0.0) < (best.finish_s or 0.0) for other in ranked):
+        parts.append("finishes as early as any, within what estimates are worth")
     else:
         parts.append("finishes first")
     if goal.budget is not None:
@@ -308,16 +313,6 @@ def _why_none(
 
 def _amount(value: float, goal: Goal) -> str:
     return f"{value:.3g} node-hours" if goal.node_hours else f"{value:.3g}"
-
-
-def backlog(pending: Sequence[tuple[int, float]], nodes: int) -> float:
-    """Seconds for which waiting jobs would keep a partition busy: their nodes times limits over its nodes.
-
-    Args:
-        pending: Nodes and time limit in seconds of every job that waits for resources.
-        nodes: Usable nodes of the partition.
-    """
-    return sum(count * limit for count, limit in pending) / nodes if nodes else 0.0
 
 
 def span(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -218,6 +219,7 @@ def look(project: Project, key: str, attempt: Path, *, slurm: Slurm) -> Attempt:
     with contextlib.suppress(AlreadyExists):
         record = {"format": FORMAT, **asdict(speed), "job_id": job_id, "measured": time.time()}
         publish_json(_folder(project, key) / "speed.json", record)
+    shutil.rmtree(run.path, ignore_errors=True)  # Its checkpoints and model are of no use; files are rationed.
     return Attempt(attempt, job_id, "measured")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hpcmass import __version__
-from hpcmass.config import Job, Project, Target
+from hpcmass.config import Job, Project, Site, Target
 from hpcmass.errors import LaunchError, NotFound
 from hpcmass.launch import container_words, inside_container
 
@@ -57,6 +57,15 @@ def rank_prefix(
             "the container image does not exist", where=image, hint="build one: containers/build.sh cpu"
         )
     return words
+
+
+def with_container(site: Site, image: str | None) -> Site:
+    """The site with an image of the user's choice on every target; unchanged without one."""
+    if image is None:
+        return site
+    place = image if "://" in image else str(Path(image).expanduser().absolute())
+    targets = {name: each.model_copy(update={"container": place}) for name, each in site.targets.items()}
+    return site.model_copy(update={"targets": targets})
 
 
 def needs_container(target: Target) -> bool:

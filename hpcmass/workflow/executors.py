@@ -146,7 +146,7 @@ class BlockExecutor(HighThroughputExecutor):
             return list(super().scale_in(blocks))
         chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
         for one in chosen:
-            self._hold_block(one)
+            self._hold_block(one)  # type: ignore[no-untyped-call]
         # What was sent to a block until it was held counts.
         chosen = [one for one in chosen if self._idle(one, max_idletime)]
         jobs = [self.blocks_to_job_id[one] for one in chosen]

@@ -20,18 +20,16 @@ from hpcmass.slurm.placement import (
     Goal,
     Queue,
     Speed,
-    backlog,
     choose,
     estimate,
     layouts,
 )
 from hpcmass.slurm.script import ScriptSpec, render_script
-from hpcmass.slurm.values import parse_clock
 from hpcmass.workflow import calibrate
 
 AUTO = "auto"
 # Reasons for which a job waits for nodes, and so stands before a new one.
-_WAITS_FOR_NODES = {"", "None", "Priority", "Resources"}
+_WAITS_FOR_NODES = {"None", "Priority", "Resources"}
 
 
 def _tell(text: str) -> None:
@@ -195,15 +193,13 @@ def _queues(candidates: Sequence[Candidate], site: Site, slurm: Slurm) -> dict[s
         target = site.targets[each.target]
         partition = target.partition or _default_partition(slurm)
         mine = [node for node in nodes if partition in node.partitions and node.usable]
-        jobs = waiting.get(partition, [])
         start, words, impossible = _expected_start(each, site, slurm)
         found[each.target] = Queue(
             start_s=start,
             words=words,
             impossible=impossible,
             idle_nodes=_idle(mine),
-            pending_jobs=len(jobs),
-            backlog_s=backlog(jobs, len(mine)),
+            pending_jobs=waiting.get(partition, 0),
         )
     return found
 
@@ -241,17 +237,12 @@ def _expected_start(each: Candidate, site: Site, slurm: Slurm) -> tuple[float | 
     return max(0.0, start - time.time()), words, False
 
 
-def parse_pending(text: str) -> dict[str, list[tuple[int, float]]]:
-    """Nodes and time limits (seconds) of the jobs that wait for nodes, by partition, from `squeue_pending`."""
-    found: dict[str, list[tuple[int, float]]] = {}
+def parse_pending(text: str) -> dict[str, int]:
+    """How many jobs wait for nodes, by partition, from `squeue_pending`."""
+    found: dict[str, int] = {}
     for line in text.splitlines():
-        parts = line.split(commands.SEPARATOR)
-        if len(parts) != 4 or parts[3].strip() not in _WAITS_FOR_NODES:
-            continue
-        count = parts[1].split("-")[0]
-        limit = parse_clock(parts[2])
-        if not count.isdigit():
-            continue
-        for partition in parts[0].split(","):
-            found.setdefault(partition, []).append((int(count), float(limit or 0)))
+        partitions, _, reason = line.partition(commands.SEPARATOR)
+        if reason.strip() in _WAITS_FOR_NODES:
+            for partition in partitions.split(","):
+                found[partition] = found.get(partition, 0) + 1
     return found

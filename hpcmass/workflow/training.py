@@ -26,7 +26,7 @@ from hpcmass.errors import ConfigError
 from hpcmass.files import make_dir
 from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
-from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix
+from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix, with_container
 from hpcmass.workflow.placed import Placed, place_ranks
 from hpcmass.workflow.targets import target_of
 
@@ -42,6 +42,7 @@ def train(
     backend: str | None = None,
     fresh: bool = False,
     site_file: str | None = None,
+    container: str | None = None,
     console: bool = True,
 ) -> tuple[RunFolder, Status]:
     """Train what a job says, or go on with its run.
@@ -56,6 +57,7 @@ def train(
         backend: Overrides `train.backend`.
         fresh: Begin anew; an old run of that name is kept under another one.
         site_file: The site file.
+        container: An Apptainer image for every rank, in place of the target's.
         console: Whether rank 0 shows its progress.
 
     Returns:
@@ -70,7 +72,7 @@ def train(
             hint="start the script with: hpcmass run -- COMMAND, or search with: hpcmass sweep JOB",
         )
     run = RunFolder(run_folder or project.run_path(run_name or job.name))
-    site = load_site(site_file, project.site_file)
+    site = with_container(load_site(site_file, project.site_file), container)
     launched = _launched(ranks)
     if job.train.mode == "per-shard":
         from hpcmass.workflow.per_shard import train_per_shard
@@ -185,6 +187,7 @@ def run_command(
     threads_per_rank: int | None = None,
     quiet: bool = False,
     site_file: str | None = None,
+    container: str | None = None,
 ) -> tuple[RunFolder, Status]:
     """Start a script of the user's own on several ranks.
 
@@ -197,6 +200,7 @@ def run_command(
         threads_per_rank: CPU threads a rank; default: the cores shared out.
         quiet: Keep rank 0's output to its log file.
         site_file: The site file.
+        container: An Apptainer image for every rank, in place of the target's.
 
     Returns:
         The run's folder, and its status when it ended.
@@ -204,7 +208,7 @@ def run_command(
     from hpcmass.train.script import run_script
 
     run = RunFolder(project.run_path(run_name)) if run_name else _free_run(project, _script_name(command))
-    site = load_site(site_file, project.site_file)
+    site = with_container(load_site(site_file, project.site_file), container)
     threads = {"threads_per_rank": threads_per_rank} if threads_per_rank else {}
     values = {"name": run.path.name, "command": list(command), "resources": threads}
     job = job_from_values(values)

@@ -1,0 +1,59 @@
+"""The site files that come with hpcmass: each loads, and those of real machines name a source for every value."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpcmass.config import Resources, layout_of, load_site
+from hpcmass.errors import ConfigError
+
+FILES = sorted((Path(__file__).parents[3] / "site-configs").glob("*.toml"))
+OURS = {"local", "devcluster"}  # of no machine that others have written about
+REAL = [file for file in FILES if file.stem not in OURS]
+# What the file's author decides, and no page says.
+DECIDED = {"name", "default_target", "verified", "kind"}
+SOURCE = re.compile(r"^# \[(?P<tag>[^\]]+)\]\s+(?P<address>https://\S+)", re.MULTILINE)
+VALUE = re.compile(r"^(?P<key>[\w-]+)\s*=.*?(?:# \[(?P<tag>[^\]]+)\])?$")
+
+
+def unsourced(text: str) -> list[str]:
+    """The lines with a value that name no source of the head, and what else is missing there."""
+    tags = {match["tag"] for match in SOURCE.finditer(text)}
+    found = (
+        [] if re.search(r"^# Sources, .*\b20\d\d-\d\d-\d\d\b", text, re.MULTILINE) else ["no date of reading"]
+    )
+    for line in text.splitlines():
+        value = VALUE.match(line)
+        if value and value["key"] not in DECIDED and value["tag"] not in tags:
+            found.append(line)
+    return found
+
+
+def test_there_are_two_real_machines() -> None:
+    assert {file.stem for file in REAL} >= {"lumi", "perlmutter"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_site_file_loads_and_its_targets_take_a_job(file: Path) -> None:
+    site = load_site(file)
+    assert site.name == file.stem
+    for name, target in site.targets.items():
+        if target.kind == "slurm":
+            assert layout_of(Resources(ranks=2), target, name=name).nodes >= 1
+            with pytest.raises(ConfigError):
+                layout_of(Resources(ranks=10**9), target, name=name)
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file.stem)
+def test_every_value_of_a_real_machine_names_its_source(file: Path) -> None:
+    assert unsourced(file.read_text(encoding="utf-8")) == []
+    assert load_site(file).verified is False
+
+
+def test_a_value_without_a_source_is_found() -> None:
+    text = '# Sources, read on 2026-11-25:\n# [a] https://example.org/a\nkind = "slurm"\ncores = 4\ngpus = 8  # [b]\n'
+    assert unsourced(text + "max_nodes = 1  # [a]\n") == ["cores = 4", "gpus = 8  # [b]"]
+    assert "no date of reading" in unsourced("cores = 4\n")
