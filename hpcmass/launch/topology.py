@@ -167,7 +167,7 @@ def loaded_library(stem: str) -> list[str]:
     found = []
     for line in _read(Path("/proc/self/maps")).splitlines():
         path = line.partition("/")[2]
-        if path and re.match(rf"{re.escape(stem)}[.\-_]?(so|[0-9a-f]*\.so|\.)", Path(path).name):
+        if path and re.match(rf"{re.escape(stem)}(-[0-9a-f.]+)?\.(so|[0-9])", Path(path).name):
             found.append("/" + path)
     return sorted(set(found))
 
