@@ -208,8 +208,8 @@ def look(project: Project, key: str, attempt: Path, *, slurm: Slurm) -> Attempt:
         return Attempt(attempt, "", "running" if young else "failed", "it was not submitted")
     info = slurm.jobs([job_id])[job_id]
     run = RunFolder(attempt / "run")
-    state = run.status().state if run.exists() else State.CREATED
-    if info.state.ended is False and state is not State.COMPLETED:
+    if info.state.ended is False:
+        # Also when the run is complete: its keeper still reads the run folder, which is removed below.
         return Attempt(attempt, job_id, "running", info.reason)
     speed = _measure(run, attempt)
     if speed is None:
