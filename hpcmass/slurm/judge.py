@@ -159,7 +159,7 @@ def _silent(facts: Facts, job: JobInfo | None) -> Verdict:
 
 def _waiting(facts: Facts, job: JobInfo) -> Verdict:
     why = plain_reason(job.reason, job.job_id)
-    begun = facts.hops > 0 or (job.restarts or 0) > 0 or facts.folder not in (State.CREATED,)
+    begun = facts.hops > 0 or facts.folder is not State.CREATED
     phase = Phase.REQUEUED if begun else Phase.QUEUED
     notes = []
     if facts.cancelled is not None:

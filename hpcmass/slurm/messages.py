@@ -159,7 +159,7 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
         ),
     ),
     (
-        r"invalid generic resource|invalid gres|invalid tres|gres",
+        r"invalid generic resource|invalid gres|invalid tres|\bgres\b",
         Trouble(
             "gres",
             "Slurm does not know the generic resource (GPU, FPGA …) that is asked for",

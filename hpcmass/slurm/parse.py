@@ -54,10 +54,6 @@ class NodeInfo:
         """How many of a generic resource it has, over all types."""
         return sum(count for kind, _, count in self.gres if kind == name)
 
-    def gres_free(self, name: str) -> int:
-        """How many of a generic resource no job has."""
-        return self.gres_count(name) - sum(count for kind, _, count in self.gres_used if kind == name)
-
 
 @dataclass(frozen=True)
 class PartitionInfo:

@@ -150,7 +150,6 @@ def _job_json(job: JobInfo) -> dict[str, Any]:
         "state": job.state.value,
         "reason": job.reason,
         "partition": job.partition,
-        "restarts": job.restarts,
         "exit_code": job.exit_code,
         "signal": job.signal,
         "used": dict(job.used),

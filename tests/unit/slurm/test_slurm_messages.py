@@ -19,6 +19,7 @@ TEXTS = [
     ("partition-down", FAILED + "Partition in DOWN state"),
     ("qos", FAILED + "Invalid qos specification"),
     ("constraint", FAILED + "Invalid feature specification"),
+    ("other", "slurm_load_jobs error: Operation now in progress"),
     ("gres", "sbatch: error: Invalid generic resource (gres) specification"),
     ("gres", FAILED + "Invalid generic resource (gres) specification"),
     ("nodes", MEMORY + "\n" + FAILED + "Requested node configuration is not available"),
