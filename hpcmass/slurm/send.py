@@ -7,6 +7,7 @@ intent without a record is settled later: by its comment the job is found, or it
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from hpcmass.slurm.submission import submit_script
 
 # An intent of a process on another machine, of which nobody here can tell whether it lives, counts this long.
 _FRESH_S = 600.0
+_NAME = re.compile(r"^#SBATCH --job-name=(\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Place:
 
 def new_comment() -> str:
     """What a job carries so that it can be found again."""
-    return f"hpcmass:{uuid.uuid4()}"
+    return f"{records.COMMENT}{uuid.uuid4()}"
 
 
 def send(
@@ -84,7 +86,9 @@ def send(
     written: list[Path] = []
     numbers: list[int] = []
     layout = layout if isinstance(layout, dict) else asdict(layout)
-    facts = {"site": site, "target": target, "layout": layout, "by": by, "after": list(after)}
+    found = _NAME.search(text)
+    name = found[1] if found else ""
+    facts = {"site": site, "target": target, "layout": layout, "by": by, "after": list(after), "name": name}
     owner = vars(Owner.this_process())
     try:
         for place in places:
@@ -135,6 +139,7 @@ def send(
             after=tuple(after),
             cluster=cluster,
             comment=comment,
+            name=name,
         )
         for place, number in zip(places, numbers, strict=True)
     ]
@@ -202,6 +207,7 @@ def _from_intent(number: int, intent: dict[str, Any], job_id: str) -> Submission
         by=str(intent.get("by", "submit")),
         after=tuple(str(one) for one in intent.get("after") or ()),
         comment=str(intent["comment"]),
+        name=str(intent.get("name") or ""),
     )
 
 

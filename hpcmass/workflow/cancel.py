@@ -137,7 +137,7 @@ def _alive(reading: Reading, answer: Answer) -> list[str]:
     found = []
     for one in read_submissions(reading.run.path):
         known = answer.jobs.get(one.slurm_id)
-        over = known is not None and known.state.ended is True
+        over = known is not None and (known.state.ended is True or one.job_in(answer.jobs) is not known)
         old = known is None and one.slurm_id not in reading.jobs and one in reading.submissions
         if not over and not old:
             found.append(one.slurm_id)

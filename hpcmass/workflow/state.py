@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hpcmass.errors import CorruptError, HpcmassError, NotFound, SlurmError
+from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import Owner, read_last_records
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.slurm.jobs import JobInfo, JobState
@@ -50,6 +50,16 @@ class Reading:
     loss: float | None = None
     samples_per_s: float | None = None
     steps_per_s: float | None = None
+
+    def jobs_in(self, answer: Answer) -> list[JobInfo]:
+        """Its jobs as Slurm tells them, oldest first; UNKNOWN those that it says nothing of."""
+        records = {one.slurm_id: one for one in self.submissions}
+        return [
+            records[job].job_in(answer.jobs)
+            if job in records
+            else answer.jobs.get(job) or JobInfo(job, JobState.UNKNOWN)
+            for job in self.jobs
+        ]
 
 
 @dataclass(frozen=True)
@@ -330,7 +340,7 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
         updated=status.updated or 0.0,
         held=owner is not None,
         lease_job=lease_job,
-        jobs=[answer.jobs.get(job) or JobInfo(job, JobState.UNKNOWN) for job in reading.jobs],
+        jobs=reading.jobs_in(answer),
         silent=answer.silent,
         accounting=answer.accounting,
         hops=len(reading.hops),
@@ -385,5 +395,5 @@ def look(run: RunFolder) -> Reading | HpcmassError:
     """As `read_run`, with the error instead of raising it: one damaged run hides no other."""
     try:
         return read_run(run)
-    except (NotFound, CorruptError, HpcmassError) as error:
+    except HpcmassError as error:
         return error

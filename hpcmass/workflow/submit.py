@@ -305,14 +305,17 @@ def _refuse_alive(run: RunFolder, slurm: Slurm) -> None:
     """
     if pending(run.path):
         settle(run.path, slurm)
-    ids = [record.slurm_id for record in records.read_submissions(run.path)]
-    for job_id, info in slurm.alive(ids).items():
-        raise LeaseHeld(
-            f"is {info.state.value.lower()} already as Slurm job {job_id}",
-            where=run.path,
-            hint=f"hpcmass status {run.path.name} shows it; hpcmass cancel {run.path.name} ends it",
-            job_id=job_id,
-        )
+    submissions = records.read_submissions(run.path)
+    alive = slurm.alive([record.slurm_id for record in submissions])
+    for record in submissions:
+        info = record.job_in(alive)
+        if info.state.ended is False:
+            raise LeaseHeld(
+                f"is {info.state.value.lower()} already as Slurm job {info.job_id}",
+                where=run.path,
+                hint=f"hpcmass status {run.path.name} shows it; hpcmass cancel {run.path.name} ends it",
+                job_id=info.job_id,
+            )
     if run.status().state is State.RUNNING:
         owner = run.lease().owner()
         who = f" by process {owner.pid} on {owner.host}" if owner else ""

@@ -82,9 +82,8 @@ def explain_run(run: RunFolder, slurm: Slurm | None) -> Why:
         return Why(found, folder, advice=folder.advice)
     outputs = list(batch_logs(run.path).values())
     tail = log_tail(outputs[-1], lines=20) if outputs else ""
-    jobs = [answer.jobs[job] for job in reading.jobs if job in answer.jobs]
     oom = _out_of_memory(reading, found, folder, tail)
-    lines = [_job_line(job) for job in jobs]
+    lines = [_job_line(job) for job in reading.jobs_in(answer)] if answer.jobs else []
     if answer.silent:
         lines.append(f"does not answer: {answer.silent}")
     if answer.accounting is False:

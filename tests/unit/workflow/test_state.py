@@ -46,7 +46,7 @@ class Recorded:
     def has_accounting(self) -> bool:
         return self.accounting
 
-    def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         if self.down:
             raise SlurmError(self.down, transient=True)
         self.cancelled += ids
@@ -237,7 +237,7 @@ def test_a_successor_submitted_meanwhile_is_cancelled_too(project: Project) -> N
     run = make(project, "r", "7", state=State.STOPPED)
     slurm = Recorded({"7": JobInfo("7", JobState.COMPLETING)})
 
-    def cancel(ids: Sequence[str], *, signal: str | None = None) -> None:
+    def cancel(ids: Sequence[str]) -> None:
         assert (run.path / "slurm" / "cancel").exists()
         slurm.cancelled += ids
         if "8" not in ids:
@@ -246,6 +246,36 @@ def test_a_successor_submitted_meanwhile_is_cancelled_too(project: Project) -> N
     slurm.cancel = cancel  # type: ignore[method-assign]
     assert cancel_runs([run], slurm)[0].done  # type: ignore[arg-type]
     assert slurm.cancelled == ["7", "8"]
+
+
+def test_a_number_that_another_job_has_now(project: Project) -> None:
+    """Slurm lost its state and counts from 1 again: the other job is neither shown nor cancelled."""
+    run = RunFolder(project.runs / "r")
+    run.create('name = "r"\n', "")
+    mine = SubmissionRecord(1, "7", submitted=time.time(), comment="hpcmass:mine", name="r")
+    publish_submission(run.path, mine)
+    others = [
+        JobInfo("7", JobState.RUNNING, name="r", comment="hpcmass:another", source="squeue"),
+        JobInfo("7", JobState.RUNNING, name="bash", source="squeue"),
+        JobInfo("7", JobState.FAILED, name="bash", source="sacct"),
+        JobInfo("7", JobState.RUNNING, name="r", submitted=mine.submitted - 3600, source="sacct"),
+    ]
+    for other in others:
+        slurm = Recorded({"7": other})
+        (view,) = observe([run], slurm)  # type: ignore[arg-type]
+        assert view.phase is Phase.UNKNOWN
+        assert "another job has its number" in "\n".join(explain_run(run, slurm).lines())  # type: ignore[arg-type]
+        assert cancel_runs([run], slurm)[0].done  # type: ignore[arg-type]
+        assert slurm.cancelled == []
+        (run.path / "slurm" / "cancel").unlink()
+    for same in (
+        JobInfo("7", JobState.RUNNING, name="renamed", comment="a site's: hpcmass:mine", source="squeue"),
+        JobInfo("7", JobState.RUNNING, name="r", comment="a site's own", source="squeue"),
+        # A requeued job counts as submitted anew.
+        JobInfo("7", JobState.RUNNING, name="r", submitted=mine.submitted + 3600, source="sacct"),
+    ):
+        (view,) = observe([run], Recorded({"7": same}))  # type: ignore[arg-type]
+        assert view.phase is Phase.RUNNING
 
 
 def test_a_local_run_is_asked_to_stop(project: Project) -> None:
