@@ -182,7 +182,7 @@ class Slurm:
         if not wanted:
             return {}
         patience_s = min(self.patience_s, 3.0)
-        reached, words = True, "Slurm does not know this job"
+        reached, words = True, ""
         queued: dict[str, JobRow] = {}
         try:
             argv = commands.squeue_jobs(wanted, uid=os.getuid())

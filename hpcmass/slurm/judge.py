@@ -50,7 +50,7 @@ class Facts:
         hop_next: What the newest hop that ended said comes next: `requeue`, `successor`, `none`, or empty.
         hop_cause: Why it ended.
         cancelled: Who cancelled it and why, where somebody did.
-        submitting: Whether a submission was begun whose outcome was never written down.
+        submitted: Of a submission whose outcome is not written down: `under way`, or `cut off`; else empty.
     """
 
     folder: State
@@ -66,7 +66,7 @@ class Facts:
     hop_next: str = ""
     hop_cause: str = ""
     cancelled: str | None = None
-    submitting: bool = False
+    submitted: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def judge(facts: Facts) -> Verdict:
     job = _job_that_counts(facts)
     if facts.folder is State.COMPLETED:
         return _completed(facts, job)
-    if not facts.jobs and not facts.submitting:
+    if not facts.jobs and not facts.submitted:
         return _without_slurm(facts)
     if facts.silent and (job is None or job.state is JobState.UNKNOWN):
         return _silent(facts, job)
@@ -109,6 +109,9 @@ def judge(facts: Facts) -> Verdict:
     if facts.held and (job is None or job.state is JobState.UNKNOWN or facts.lease_job != _base(job.job_id)):
         # Somebody trains it outside of the jobs that hpcmass submitted for it.
         return Verdict(Phase.RUNNING, facts.reason)
+    if facts.submitted == "under way":
+        begun = facts.hops > 0 or facts.folder is not State.CREATED
+        return Verdict(Phase.REQUEUED if begun else Phase.CREATED, "it is being submitted", job)
     return _over(facts, job)
 
 
@@ -234,11 +237,11 @@ def _ended_words(job: JobInfo) -> str:
 
 def _forgotten(facts: Facts, job: JobInfo | None) -> Verdict:
     """Slurm answers and knows none of its jobs (any more)."""
-    if facts.submitting and job is None:
-        text = "a submission was begun and its outcome never written: Slurm may have the job or not"
-        return Verdict(Phase.UNKNOWN, text, advice="look with squeue --me; then hpcmass rerun RUN", final=True)
+    if facts.submitted and job is None:
+        text = "its submit was cut off: Slurm may have the job or not"
+        return Verdict(Phase.UNKNOWN, text, advice="hpcmass submit finds the job, or submits anew", final=True)
     name = f"job {job.job_id}" if job else "its job"
-    why = f"Slurm no longer knows {name}"
+    why = f"{name}: {job.reason}" if job and job.reason else f"Slurm no longer knows {name}"
     if facts.accounting is False:
         why += "; it keeps no accounting, so how the job ended cannot be learnt"
     if facts.folder in (State.STOPPED, State.FAILED):

@@ -80,7 +80,7 @@ def send(
         SlurmError: Slurm refused; nothing is left behind, unless it may have taken the job all the same
             (`unsure`): then the intents stay, and the next submit looks for the job.
         LeaseHeld: Another submit of the same run is under way.
-        StorageError: The file system refused.
+        StorageError: The file system refused; after the job was taken the data say `unsure`.
     """
     comment = comment or new_comment()
     written: list[Path] = []
@@ -143,8 +143,14 @@ def send(
         )
         for place, number in zip(places, numbers, strict=True)
     ]
-    for place, record in zip(places, sent, strict=True):
-        _record(place.path, record)
+    try:
+        for place, record in zip(places, sent, strict=True):
+            _record(place.path, record)
+    except HpcmassError as error:
+        # The job is there: whoever takes back what it needs would break it. The intent finds it again.
+        error.data["unsure"] = True
+        error.hint = f"Slurm has taken job {job_id}; 'hpcmass submit' or 'rerun' finds it again"
+        raise
     return sent
 
 
@@ -158,9 +164,8 @@ def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:
         LeaseHeld: A submit that may be alive is still at it.
         SlurmError: Slurm does not answer, so that nobody knows.
     """
-    open_ones = sorted(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
     found = []
-    for number in open_ones:
+    for number in _open(run_path):
         intent = records.read_intent(run_path, number)
         if intent is None or not intent.get("comment"):
             continue
@@ -182,7 +187,17 @@ def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:
 
 def pending(run_path: Path) -> bool:
     """Whether a submit was cut off, or is under way: an intent stands without its record."""
-    return bool(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
+    return bool(_open(run_path))
+
+
+def under_way(run_path: Path) -> bool:
+    """Whether a submit of the run may be at work at this moment."""
+    intents = (records.read_intent(run_path, number) for number in _open(run_path))
+    return any(_under_way(intent) for intent in intents if intent is not None)
+
+
+def _open(run_path: Path) -> list[int]:
+    return sorted(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
 
 
 def _under_way(intent: dict[str, Any]) -> bool:

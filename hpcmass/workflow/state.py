@@ -19,6 +19,7 @@ from hpcmass.runs import RunFolder, State, Status
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.judge import Facts, Phase, Verdict, judge
 from hpcmass.slurm.records import Hop, SubmissionRecord, numbers, read_hops, read_submissions
+from hpcmass.slurm.send import under_way
 
 if TYPE_CHECKING:
     from hpcmass.slurm.client import Slurm
@@ -36,6 +37,7 @@ class Reading:
         jobs: Ids of the Slurm jobs that matter, oldest first.
         cancelled: The text of its cancel file, or of a stop by `hpcmass cancel`.
         intent: Whether a submission was begun that was never written down.
+        submitting: Whether that may be under way at this moment.
         loss, samples_per_s, steps_per_s: Of the last records; None where there are none.
     """
 
@@ -47,6 +49,7 @@ class Reading:
     jobs: tuple[str, ...] = ()
     cancelled: str | None = None
     intent: bool = False
+    submitting: bool = False
     loss: float | None = None
     samples_per_s: float | None = None
     steps_per_s: float | None = None
@@ -204,6 +207,7 @@ def read_run(run: RunFolder) -> Reading:
     if owner is not None and owner.slurm_job_id and not jobs:
         jobs.append(owner.slurm_job_id)  # An sbatch script of the user's own.
     pending = set(numbers(run.path)) - {one.number for one in submissions}
+    intent = bool(pending) and max(pending) > max((one.number for one in submissions), default=0)
     loss, samples, steps = _speed(run)
     return Reading(
         run=run,
@@ -213,7 +217,8 @@ def read_run(run: RunFolder) -> Reading:
         hops=hops,
         jobs=tuple(dict.fromkeys(jobs)),
         cancelled=read_cancel(run),
-        intent=bool(pending) and max(pending) > max((one.number for one in submissions), default=0),
+        intent=intent,
+        submitting=intent and under_way(run.path),
         loss=loss,
         samples_per_s=samples,
         steps_per_s=steps,
@@ -348,7 +353,7 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
         hop_next=ended[-1].next if ended else "",
         hop_cause=ended[-1].cause if ended else "",
         cancelled=reading.cancelled,
-        submitting=reading.intent,
+        submitted="under way" if reading.submitting else "cut off" if reading.intent else "",
     )
 
 

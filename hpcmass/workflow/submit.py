@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcmass.config import Job, Layout, Project, Site, Target, job_to_toml, site_to_toml
-from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound, SlurmError
+from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files import replace, storage_errors
 from hpcmass.files.publish import temporary_beside
 from hpcmass.launch import hpcmass_command
@@ -332,7 +332,7 @@ def _laying_down(asked: Asked, indices: list[int], *, fresh: bool) -> Iterator[N
         yield
     except BaseException as error:
         # Where the job may have been taken, or we are ended from outside meanwhile, what it needs must stay.
-        unsure = isinstance(error, SlurmError) and error.data.get("unsure")
+        unsure = isinstance(error, HpcmassError) and error.data.get("unsure")
         if isinstance(error, Exception) and not unsure:
             for one in reversed(laid):
                 _undo(one)
