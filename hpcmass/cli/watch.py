@@ -153,7 +153,7 @@ def _ranks(one: RunView) -> list[Rank]:
         gpus = f", GPU {place['gpus']}" if place.get("gpus") else ""
         number = int(place["rank"])
         where = f"{place['host']}{gpus}, process {place['pid']}"
-        ranks.append(Rank(number, where, one.status.step or None, errors.get(number, "")))
+        ranks.append(Rank(number, where, errors.get(number, "")))
     return ranks
 
 

@@ -39,7 +39,6 @@ class Rank:
 
     rank: int
     where: str
-    step: int | None = None
     note: str = ""
 
 
@@ -166,8 +165,7 @@ def _some(ranks: Sequence[Rank], most: int = 12) -> list[Rank | int]:
 def _rank(rank: Rank | int) -> str:
     if isinstance(rank, int):
         return f"… and {rank} more"
-    step = f"  step {rank.step}" if rank.step is not None else ""
-    return f"{rank.rank:>3}  {rank.where}{step}" + (f"  {rank.note}" if rank.note else "")
+    return f"{rank.rank:>3}  {rank.where}" + (f"  {rank.note}" if rank.note else "")
 
 
 def _efficiency(usage: Usage | None) -> list[tuple[str, str]]:

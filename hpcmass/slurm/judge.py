@@ -49,6 +49,7 @@ class Facts:
         hop_began: When the newest hop began, where it has not ended.
         hop_next: What the newest hop that ended said comes next: `requeue`, `successor`, `none`, or empty.
         hop_cause: Why it ended.
+        hop_error: What the newest job's hop said when it failed; empty where it did not, or has not ended.
         cancelled: Who cancelled it and why, where somebody did.
         submitted: Of a submission whose outcome is not written down: `under way`, or `cut off`; else empty.
     """
@@ -65,6 +66,7 @@ class Facts:
     hop_began: float | None = None
     hop_next: str = ""
     hop_cause: str = ""
+    hop_error: str = ""
     cancelled: str | None = None
     submitted: str = ""
 
@@ -228,7 +230,7 @@ def _over(facts: Facts, job: JobInfo | None) -> Verdict:
         said = "never started" if facts.folder is State.CREATED else "did not say that it is complete"
         text = f"Slurm calls job {job.job_id} COMPLETED, but the run {said}: that is no success"
         return Verdict(Phase.FAILED, text, job, final=True)
-    return Verdict(Phase.FAILED, _ended_words(job), job, final=True)
+    return Verdict(Phase.FAILED, facts.hop_error or _ended_words(job), job, final=True)
 
 
 def _ended_words(job: JobInfo) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hpcmass.slurm.client import Slurm
 
 FORMAT = 1
+_SECONDS_APART = 5.0  # Clocks of a login node and of compute nodes.
 _LAST_JOBS = 3  # Submissions of a run that are asked about: a hop, its successor, and one that was cut off.
 
 
@@ -302,11 +303,12 @@ def view(reading: Reading, answer: Answer, *, last: RunView | None = None) -> Ru
     if not nodes and reading.owner is not None:
         nodes = (reading.owner.host,)
     ends = None
-    if at_work:
+    if at_work and (job is None or job.state is not JobState.COMPLETING):
         ends = job.ends if job is not None and job.ends else hop.ends if hop and hop.ended is None else None
     left = None
     starting = hop is not None and (hop.began or 0.0) > (status.updated or 0.0)
-    if at_work and not starting and reading.steps_per_s and status.total_steps > status.step:
+    working = at_work and status.state is State.RUNNING and not starting
+    if working and reading.steps_per_s and status.total_steps > status.step:
         left = (status.total_steps - status.step) / reading.steps_per_s
     expected = job.started if job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED) else None
     return RunView(
@@ -352,9 +354,17 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
         hop_began=hop.began if hop is not None and hop.ended is None else None,
         hop_next=ended[-1].next if ended else "",
         hop_cause=ended[-1].cause if ended else "",
+        hop_error=_hop_error(hop, newest),
         cancelled=reading.cancelled,
         submitted="under way" if reading.submitting else "cut off" if reading.intent else "",
     )
+
+
+def _hop_error(hop: Hop | None, newest: SubmissionRecord | None) -> str:
+    """What failed in the newest job, where it got as far as a hop: that of an earlier job is another story."""
+    if hop is None or newest is None or hop.cause != "failed":
+        return ""
+    return hop.reason if (hop.began or 0.0) > newest.submitted - _SECONDS_APART else ""
 
 
 def _next_hop(reading: Reading, verdict: Verdict, ends: float | None, left_s: float | None) -> str:

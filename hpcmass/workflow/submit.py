@@ -91,7 +91,7 @@ def submit(
         sets: Overrides of the job, `key=value`.
         after: Runs or job ids to wait for; `afterany:X` waits for its end, whatever came of it.
         array: `KEY=V1,V2,V3`: one job array; its element i is the run NAME-i with the key set to that value.
-        dry_run: Render the script and touch nothing, Slurm neither.
+        dry_run: Render the script and touch nothing, Slurm neither; for target `auto` it is asked.
         fresh: Begin anew; a run of that name is kept under another name.
         slurm: The Slurm to submit to; default: that of the environment, waited for up to two minutes.
 
@@ -103,7 +103,14 @@ def submit(
     """
     slurm = slurm or Slurm(patience_s=PATIENCE_S)
     target, why = chosen_target(
-        job, project, slurm, site_file=site_file, target=target, run_name=run_name, sets=sets
+        job,
+        project,
+        slurm,
+        site_file=site_file,
+        target=target,
+        run_name=run_name,
+        sets=sets,
+        measure=not dry_run,
     )
     asked = ask(job, project, site_file=site_file, target=target, run_name=run_name, sets=sets, array=array)
     waits, notes = dependencies(after, project, None if dry_run else slurm)

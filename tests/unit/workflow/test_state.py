@@ -346,6 +346,38 @@ def test_why_tells_the_hops(project: Project) -> None:
     assert any("next: requeue" in line for line in lines)
 
 
+def test_what_a_hop_said_is_why_its_job_failed(project: Project) -> None:
+    """A recipe that cannot be loaded: no rank has begun, and Slurm knows an exit code only."""
+    run = make(project, "r", "7")
+    slurm = Recorded({"7": JobInfo("7", JobState.FAILED, exit_code=1)})
+    hops = run.path / "slurm" / "hops.jsonl"
+    begin = {"kind": "begin", "hop": 1, "job_id": "7", "nodes": ["cn1"], "ranks": 1, "time": time.time()}
+    append_record(hops, begin)
+    said = {"cause": "failed", "state": "FAILED", "reason": "build_model: no width", "next": "none"}
+    append_record(hops, {"kind": "end", "hop": 1, "step": 0, "time": time.time(), **said})
+    (view,) = observe([run], slurm)  # type: ignore[arg-type]
+    assert (view.phase, view.verdict.reason) == (Phase.FAILED, "build_model: no width")
+    lines = explain_run(run, slurm).lines()  # type: ignore[arg-type]
+    assert lines[0] == "r: FAILED: build_model: no width"
+    assert not any("never started" in line or "attempts: 0" in line for line in lines)
+    assert any("1 rank," in line for line in lines)
+    assert "submit the job again" in lines[-1]  # rerun would do the very same again
+    # A later job that never got as far as a hop failed for a reason of its own.
+    publish_submission(run.path, SubmissionRecord(2, "8", by="rerun", submitted=time.time() + 60))
+    slurm.known["8"] = JobInfo("8", JobState.NODE_FAIL)
+    (view,) = observe([run], slurm)  # type: ignore[arg-type]
+    assert view.verdict.reason == "job 8: one of its nodes failed"
+
+
+def test_a_job_that_is_ending_promises_nothing(project: Project) -> None:
+    run = make(project, "r", "7", state=State.STOPPED, step=4, total_steps=9, reason="stopped by SIGTERM")
+    for step in (1, 4):
+        append_record(run.metrics_file, {"kind": "train", "step": step, "time": 1000.0 + step})
+    ending = JobInfo("7", JobState.COMPLETING, started=1.0, ends=time.time())
+    (view,) = observe([run], Recorded({"7": ending}))  # type: ignore[arg-type]
+    assert (view.phase, view.left_s, view.ends) == (Phase.RUNNING, None, None)
+
+
 def test_gpus_of_this_machine() -> None:
     (gpu,) = parse_gpus("0, 35, 1024, 81559\n1, [N/A], 3, 4\n")
     assert (gpu.index, gpu.busy, gpu.memory_bytes) == (0, 0.35, 1024 * 1024**2)
