@@ -103,7 +103,7 @@ def _tell(choice: Choice, *, as_json: bool) -> None:
 
 
 def _row(each: Candidate, taken: bool) -> tuple[str, ...]:
-    from hpcmass.slurm.placement import span
+    from hpcmass.config.duration import span
 
     name = f"{each.target} *" if taken else each.target
     if each.refusal:

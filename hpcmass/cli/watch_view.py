@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hpcmass.cli.lines import amount, bar, fit, span, spark
+from hpcmass.cli.lines import amount, bar, fit, spark
 from hpcmass.cli.status import about, nodes_text
+from hpcmass.config.duration import span
 from hpcmass.slurm.judge import Phase
 from hpcmass.workflow.state import RunView, clock
 from hpcmass.workflow.usage import Usage

@@ -313,9 +313,9 @@ class Slurm:
         """All partitions."""
         return parse_partitions(self.run(commands.show_partitions()))
 
-    def config(self, *, patience_s: float | None = None) -> dict[str, str]:
+    def config(self) -> dict[str, str]:
         """Slurm's configuration, such as `{"ClusterName": "lab", "MaxArraySize": "1001"}`."""
-        return parse_config(self.run(commands.show_config(), patience_s=patience_s))
+        return parse_config(self.run(commands.show_config()))
 
     def qos(self) -> list[QosInfo]:
         """All QOS with their limits; none on a Slurm without accounting."""

@@ -43,7 +43,6 @@ class SubmissionRecord:
         submitted: Seconds since the epoch.
         by: `submit`, `rerun` or `successor`.
         after: Ids of the jobs it waits for.
-        cluster: Slurm's ClusterName, or empty where it was not asked.
         comment: What the job carries as `--comment`.
         name: The job's name, or empty where it was not noted.
     """
@@ -58,7 +57,6 @@ class SubmissionRecord:
     submitted: float = 0.0
     by: str = "submit"
     after: tuple[str, ...] = ()
-    cluster: str = ""
     comment: str = ""
     name: str = ""
 
@@ -159,7 +157,6 @@ def publish_submission(run_path: Path, record: SubmissionRecord) -> None:
         "submitted": record.submitted,
         "by": record.by,
         "after": list(record.after),
-        "cluster": record.cluster,
         "comment": record.comment,
         "name": record.name,
     }
@@ -191,7 +188,6 @@ def _submission(run_path: Path, number: int) -> SubmissionRecord:
             submitted=float(raw.get("submitted") or 0.0),
             by=str(raw.get("by", "submit")),
             after=tuple(str(one) for one in raw.get("after") or ()),
-            cluster=str(raw.get("cluster") or ""),
             comment=str(raw.get("comment") or ""),
             name=str(raw.get("name") or ""),
         )

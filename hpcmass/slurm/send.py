@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Layout
-from hpcmass.errors import AlreadyExists, HpcmassError, LeaseHeld, SlurmError
+from hpcmass.errors import AlreadyExists, HpcmassError, LeaseHeld
 from hpcmass.files import Owner, publish, publish_json
 from hpcmass.slurm import records
 from hpcmass.slurm.client import Slurm
@@ -122,9 +122,6 @@ def send(
                 with contextlib.suppress(OSError):
                     path.unlink()
         raise
-    cluster = ""
-    with contextlib.suppress(SlurmError):
-        cluster = slurm.config(patience_s=0.0).get("ClusterName", "")
     sent = [
         SubmissionRecord(
             number=number,
@@ -137,7 +134,6 @@ def send(
             submitted=time.time(),
             by=by,
             after=tuple(after),
-            cluster=cluster,
             comment=comment,
             name=name,
         )

@@ -17,6 +17,7 @@ from hpcmass.config import Site, load_job
 from hpcmass.devcluster import Cluster
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.judge import Phase
 from hpcmass.slurm.records import SubmissionRecord, publish_submission
 from hpcmass.workflow.cancel import cancel_runs
@@ -271,6 +272,21 @@ def test_a_job_that_slurm_has_forgotten(cluster: Cluster, project: Path, slurm: 
     run.update(state=State.FAILED, reason="the loss is NaN")
     (found,) = observe([run], slurm)
     assert (found.phase, found.verdict.reason) == (Phase.FAILED, "the loss is NaN")
+
+
+def test_a_number_that_another_job_has_now(cluster: Cluster, project: Path, slurm: Slurm) -> None:
+    """A Slurm that lost its state counts from 1 again: neither shown nor cancelled is the other job."""
+    mine, other = lay(project, "mine"), lay(project, "other")
+    job_id = submit(cluster, other, "sleep 300", "--comment=hpcmass:other", "--job-name=other")
+    record = SubmissionRecord(1, job_id, submitted=time.time(), comment="hpcmass:mine", name="mine")
+    publish_submission(mine.path, record)
+    see(other, slurm, phase(Phase.RUNNING))
+    assert observe([mine], slurm)[0].phase is Phase.UNKNOWN
+    assert cancel_runs([mine], slurm)[0].done
+    assert slurm.jobs([job_id])[job_id].state is JobState.RUNNING
+    assert slurm.jobs([job_id])[job_id].comment == "hpcmass:other"
+    cluster.run("scancel", job_id)
+    see(other, slurm, lambda view: view.verdict.final)
 
 
 def test_without_accounting(

@@ -131,7 +131,6 @@ def test_a_job_runs_with_its_records(
         "cpu",
         "devcluster",
     )
-    assert record.cluster == slurm.config()["ClusterName"]
     assert record.layout["ranks"] == 1
     assert (run / "slurm" / record.script).read_text() == done.script
     assert RunFolder(run).status().state is State.CREATED
