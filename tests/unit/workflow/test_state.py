@@ -140,6 +140,7 @@ def test_runs_by_what_people_write(project: Project) -> None:
     assert names("12") == ["lr-1"]
     assert names("13_4") == names("13") == ["lr-2"]
     assert names(str(first.path)) == ["lr-1"]
+    RunFolder(trial.path.with_name("000003.old-1")).create('name = "s"\n', "")
     assert names("s") == names("s/*") == names("s/3") == ["000003"]
     for word in ("nothing-*", "99", "lr-3", "s/4"):
         with pytest.raises(NotFound):
