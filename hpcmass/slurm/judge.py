@@ -156,6 +156,8 @@ def _silent(facts: Facts, job: JobInfo | None) -> Verdict:
     if facts.folder is State.RUNNING and facts.held:
         return Verdict(Phase.RUNNING, facts.reason, job, notes=[*notes, "its lease shows that it runs"])
     over = facts.hop_next == "none" and facts.hop_began is None
+    if over and facts.hop_error and facts.folder is State.CREATED:
+        return Verdict(Phase.FAILED, facts.hop_error, job, notes=notes, final=True)
     if facts.folder in (State.FAILED, State.STOPPED) and over:
         phase = Phase.CANCELLED if facts.cancelled is not None else Phase(facts.folder.value)
         return Verdict(phase, facts.cancelled or facts.reason, job, notes=notes, final=True)
@@ -251,4 +253,6 @@ def _forgotten(facts: Facts, job: JobInfo | None) -> Verdict:
         return Verdict(phase, facts.cancelled or facts.reason, job, notes=[why], final=True)
     if facts.cancelled is not None:
         return Verdict(Phase.CANCELLED, facts.cancelled, job, notes=[why], final=True)
+    if facts.hop_error and facts.hop_next == "none":
+        return Verdict(Phase.FAILED, facts.hop_error, job, notes=[why], final=True)
     return Verdict(Phase.UNKNOWN, why, job, final=True)

@@ -180,7 +180,12 @@ def _advice(found: RunView, folder: Explanation, oom: str, tail: str) -> list[st
     if found.phase in (Phase.QUEUED, Phase.REQUEUED, Phase.RUNNING, Phase.COMPLETED, Phase.UNKNOWN):
         advice = [found.verdict.advice]
         if found.phase is Phase.UNKNOWN:
-            advice += [*folder.advice[:-1], "look again later: hpcmass status " + name]
+            # Slurm answers and does not know it: looking again would not help.
+            lost = found.verdict.final and found.reading.submissions
+            advice += [
+                *folder.advice[:-1],
+                "hpcmass rerun RUN" if lost else "look again later: hpcmass status RUN",
+            ]
     else:
         ended = "" if found.job is None else next_step(found.job.state, begun=found.status.attempt > 0)
         own = [line for line in folder.advice if not line.startswith("run the same command again")]

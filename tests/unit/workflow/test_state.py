@@ -265,7 +265,9 @@ def test_a_number_that_another_job_has_now(project: Project) -> None:
         slurm = Recorded({"7": other})
         (view,) = observe([run], slurm)  # type: ignore[arg-type]
         assert view.phase is Phase.UNKNOWN
-        assert "another job has its number" in "\n".join(explain_run(run, slurm).lines())  # type: ignore[arg-type]
+        lines = explain_run(run, slurm).lines()  # type: ignore[arg-type]
+        assert any("another job has its number" in line for line in lines)
+        assert lines[-1] == "- hpcmass rerun r"
         assert cancel_runs([run], slurm)[0].done  # type: ignore[arg-type]
         assert slurm.cancelled == []
         (run.path / "slurm" / "cancel").unlink()
@@ -363,6 +365,9 @@ def test_what_a_hop_said_is_why_its_job_failed(project: Project) -> None:
     assert not any("never started" in line or "attempts: 0" in line for line in lines)
     assert any("1 rank," in line for line in lines)
     assert "submit the job again" in lines[-1]  # rerun would do the very same again
+    # What the folder proves stands, also when Slurm has forgotten the job or does not answer.
+    assert observe([run], Recorded({}))[0].phase is Phase.FAILED  # type: ignore[arg-type]
+    assert observe([run], None)[0].phase is Phase.FAILED
     # A later job that never got as far as a hop failed for a reason of its own.
     publish_submission(run.path, SubmissionRecord(2, "8", by="rerun", submitted=time.time() + 60))
     slurm.known["8"] = JobInfo("8", JobState.NODE_FAIL)
