@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import signal as signals
 import subprocess
 import threading
@@ -34,8 +33,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _QUIET_S = 3.0  # without an answer, after which the wait is told
 _SBATCH_S = 60.0  # sbatch itself waits for its controller, and ended early leaves open whether it was heard
 _CANCEL_AT_ONCE = 500
-# What sacct says where there is no database to ask: of 22.05, and of later ones.
-_NO_ACCOUNTING = re.compile("storage is disabled|not running a supported accounting_storage", re.IGNORECASE)
 
 
 class Slurm:
@@ -202,10 +199,11 @@ class Slurm:
                 self._accounting = True
                 arrays = {row.base_id for row in (*queued.values(), *past.values()) if "_" in row.info.job_id}
             except SlurmError as error:
-                if _NO_ACCOUNTING.search(error.data["stderr"]):
+                if error.data["kind"] == "no-accounting":
                     self._accounting = False
                 elif error.transient and reached:
-                    unheard = words = error.message
+                    down = error.data["kind"] == "accounting"
+                    unheard = words = "its accounting database is away" if down else error.message
         found = {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
         for one, info in found.items():
             if info.source:

@@ -122,13 +122,12 @@ def _base(job_id: str) -> str:
 
 
 def _job_that_counts(facts: Facts) -> JobInfo | None:
-    """The job at work, else one that waits, else the newest that Slurm knows, else the newest."""
+    """The job at work, else one that waits, else the newest, known or not: how one before it ended is past."""
     for states in (_AT_WORK, _WAITING):
         for job in reversed(facts.jobs):
             if job.state in states:
                 return job
-    known = [job for job in facts.jobs if job.state is not JobState.UNKNOWN]
-    return next(reversed(known or list(facts.jobs)), None)
+    return next(reversed(facts.jobs), None)
 
 
 def _completed(facts: Facts, job: JobInfo | None) -> Verdict:

@@ -52,7 +52,12 @@ TEXTS = [
         "sbatch: error: fetch_config: DNS SRV lookup failed\n"
         "sbatch: fatal: Could not establish a configuration source",
     ),
-    ("accounting", "Slurm accounting storage is disabled"),
+    ("no-accounting", "Slurm accounting storage is disabled"),
+    (
+        "no-accounting",
+        "sacct: fatal: You are not running a supported accounting_storage plugin\n"
+        "Only 'accounting_storage/slurmdbd' is supported.",
+    ),
     ("accounting", "sacct: error: Problem talking to the database: Connection refused"),
     ("quota", "sbatch: error: Unable to open file: Disk quota exceeded"),
     ("space", FAILED + "I/O error writing script/environment to file"),
