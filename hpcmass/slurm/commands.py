@@ -166,8 +166,8 @@ def show_partitions() -> list[str]:
 
 
 def show_nodes() -> list[str]:
-    """All nodes, one a line, with the generic resources in use."""
-    return ["scontrol", "show", "node", "--oneliner", "--details", "--all"]
+    """All nodes, one a line."""
+    return ["scontrol", "show", "node", "--oneliner", "--all"]
 
 
 def show_config() -> list[str]:

@@ -314,8 +314,8 @@ NODE = (
 
 def test_nodes() -> None:
     [node] = parse_nodes(NODE.format(state="MIXED"))
-    assert (node.name, node.partitions, node.cpus, node.cpus_used) == ("gn1", ("gpu", "preempt"), 8, 2)
-    assert (node.memory_mb, node.memory_used_mb, node.threads_per_core) == (8000, 512, 2)
+    assert (node.name, node.partitions, node.cpus) == ("gn1", ("gpu", "preempt"), 8)
+    assert (node.memory_mb, node.threads_per_core) == (8000, 2)
     assert (node.features, node.gres_count("gpu")) == (("gpu", "x"), 2)
     assert node.usable
     assert not node.idle
@@ -352,7 +352,7 @@ def test_partitions_config_qos() -> None:
     )
     [part] = parse_partitions(line + "\n")
     assert (part.name, part.default, part.up, part.exclusive, part.qos) == ("gpu", True, True, True, "gpu_q")
-    assert (part.max_nodes, part.max_time_s, part.default_time_s, part.grace_s) == (4, 172800, 600, 30)
+    assert (part.max_nodes, part.max_time_s, part.default_time_s) == (4, 172800, 600)
     assert (part.accounts, part.qos_allowed, part.denied_accounts) == (("a", "b"), None, ("x",))
     assert (part.max_cpus_per_node, part.max_memory_per_node_mb) == (None, 8000)
     assert not parse_partitions(line.replace("State=UP", "State=DRAIN"))[0].up
