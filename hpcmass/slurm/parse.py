@@ -37,7 +37,8 @@ class NodeInfo:
     @property
     def usable(self) -> bool:
         """Whether jobs can run on it, now or when those before them have ended."""
-        gone = {"DRAIN", "NOT_RESPONDING", "FAIL", "MAINTENANCE", "MAINT", "POWERED_DOWN", "REBOOT_ISSUED"}
+        # A node that Slurm has powered down to save power is started for the job that gets it.
+        gone = {"DRAIN", "NOT_RESPONDING", "FAIL", "MAINTENANCE", "MAINT", "REBOOT_ISSUED"}
         return self.state in {"IDLE", "MIXED", "ALLOCATED", "ALLOC"} and not gone & set(self.flags)
 
     @property

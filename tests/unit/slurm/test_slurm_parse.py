@@ -331,7 +331,7 @@ def test_nodes() -> None:
         ("IDLE*", "IDLE", False, False),
         ("MIXED+COMPLETING", "MIXED", True, False),
         ("IDLE+PLANNED", "IDLE", True, False),
-        ("IDLE+POWERED_DOWN", "IDLE", False, False),
+        ("IDLE+CLOUD+POWERED_DOWN", "IDLE", True, True),
         ("IDLE+DRAIN+NOT_RESPONDING", "IDLE", False, False),
     ],
 )
