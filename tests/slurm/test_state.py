@@ -24,6 +24,7 @@ from hpcmass.workflow.cancel import cancel_runs
 from hpcmass.workflow.follow import BackOff, Follower
 from hpcmass.workflow.state import RunView, observe
 from hpcmass.workflow.sweeps import lay_down_run
+from hpcmass.workflow.usage import Sampler
 from hpcmass.workflow.why import explain_run
 
 pytestmark = pytest.mark.slurm
@@ -287,6 +288,25 @@ def test_a_number_that_another_job_has_now(cluster: Cluster, project: Path, slur
     assert slurm.jobs([job_id])[job_id].comment == "hpcmass:other"
     cluster.run("scancel", job_id)
     see(other, slurm, lambda view: view.verdict.final)
+
+
+def test_what_a_running_job_uses(cluster: Cluster, project: Path, slurm: Slurm) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("this cluster gathers what jobs use with accounting only")
+    run = lay(project, "busy")
+    submit(cluster, run, "exec timeout 120 sh -c 'while :; do :; done'")
+    running = see(run, slurm, phase(Phase.RUNNING))
+    sampler = Sampler(slurm)
+    until = time.monotonic() + 90
+    while not ((usage := sampler.sample([running]).get("busy")) and usage.cpus and usage.memory_bytes):
+        assert time.monotonic() < until, usage
+        time.sleep(0.5)
+    assert usage.source == "sstat"
+    assert 0.01 < usage.cpus < 1.5
+    assert usage.memory_bytes < 1e9
+    cancel_runs([run], slurm)
+    ended = see(run, slurm, lambda view: view.verdict.final and bool(view.job and view.job.used))
+    assert sampler.sample([ended])["busy"].source == "sacct"
 
 
 def test_without_accounting(
