@@ -26,7 +26,8 @@ def command(runs: tuple[str, ...], why: str, project_root: str | None) -> int:
     from hpcmass.workflow.state import read_run
 
     chosen: list[RunFolder] = select_runs(runs, maybe_project(project_root))
-    slurm = slurm_for(any(read_run(run).jobs for run in chosen), patience_s=10.0)
+    needed = any(one.jobs or one.intent for one in map(read_run, chosen))
+    slurm = slurm_for(needed, patience_s=10.0)
     results = cancel_runs(chosen, slurm, shown(" ".join(why.split())))
     for one in results:
         click.echo(f"{one.name}: {one.text}", err=not one.done)

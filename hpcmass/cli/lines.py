@@ -1,4 +1,4 @@
-"""Text for terminals: padding by the width that characters are drawn in, spans of time, sparklines."""
+"""Text for terminals: padding by the width that characters are drawn in, sparklines, numbers."""
 
 from __future__ import annotations
 
@@ -56,20 +56,6 @@ def columns(rows: Sequence[Sequence[str]], header: Sequence[str], *, right: Sequ
             cells.append(space + cell if index in right else cell + space)
         lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def span(seconds: float | None) -> str:
-    """A span of time as a person says it: `42 s`, `12 min`, `3 h 05`, `2 d 03 h`."""
-    if seconds is None:
-        return ""
-    whole = int(max(0.0, seconds))
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d}"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
 def spark(values: Sequence[float], wide: int) -> str:

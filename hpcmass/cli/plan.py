@@ -96,14 +96,17 @@ def _tell(choice: Choice, *, as_json: bool) -> None:
         return
     header = ("target", "nodes", "starts in", "runs for", "jobs", "done in", "node-hours", "price")
     table([_row(each, each.target == choice.target) for each in choice.candidates], header)
+    notes: dict[str, list[str]] = {}
     for each in choice.candidates:
         for note in [f"refused: {each.refusal}"] if each.refusal else each.notes:
-            click.echo(f"  {each.target}: {note}")
+            notes.setdefault(note, []).append(each.target)
+    for note, targets in notes.items():
+        click.echo(f"  {', '.join(targets)}: {note}")
     click.echo(f"take {choice.reason}" if choice.target else f"no choice: {choice.reason}")
 
 
 def _row(each: Candidate, taken: bool) -> tuple[str, ...]:
-    from hpcmass.slurm.placement import span
+    from hpcmass.config.duration import span
 
     name = f"{each.target} *" if taken else each.target
     if each.refusal:

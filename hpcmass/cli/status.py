@@ -103,7 +103,7 @@ def lines_of(views: list[RunView]) -> list[str]:
 
 def about(one: RunView) -> str:
     """What there is to say of a run in one line."""
-    from hpcmass.cli.lines import span
+    from hpcmass.config.duration import span
     from hpcmass.slurm.judge import Phase
     from hpcmass.workflow.state import clock
 
@@ -114,12 +114,12 @@ def about(one: RunView) -> str:
         facts.append(f"{ranks} {where}".strip())
         if one.left_s is not None:
             facts.append(f"done in {span(one.left_s)}")
-        if one.ends is not None:
+        if one.ends is not None and not one.next_hop.startswith("hop "):
             facts.append(f"time limit {clock(one.ends)}")
         if len(one.reading.hops) > 1:
             facts.append(f"hop {len(one.reading.hops)}")
         if one.next_hop.startswith("hop "):
-            facts.append(f"next: {one.next_hop}")
+            facts.append(f"next: {one.next_hop} (time limit)")
     if one.verdict.reason:
         facts.append(one.verdict.reason)
     if one.expected_start is not None:

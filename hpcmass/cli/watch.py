@@ -38,17 +38,22 @@ def command(runs: tuple[str, ...], alternate: bool, project_root: str | None) ->
     go on. Where the output is no terminal, a line is printed when something changes.
     """
     from hpcmass.cli.status import slurm_for
+    from hpcmass.errors import HpcmassError
     from hpcmass.workflow.follow import Follower
     from hpcmass.workflow.projects import maybe_project, open_project
     from hpcmass.workflow.select import all_runs, select_runs
-    from hpcmass.workflow.state import read_run
+    from hpcmass.workflow.state import ask, look, read_run, view
 
     if runs:
         chosen = select_runs(runs, maybe_project(project_root))
     else:
-        newest = all_runs(open_project(project_root))[:_NEWEST]
-        slurm = slurm_for(any(read_run(run).jobs for run in newest))
-        views = Follower(newest, slurm).look()
+        looked = [(run, look(run)) for run in all_runs(open_project(project_root))[:_NEWEST]]
+        for run, found in looked:
+            if isinstance(found, HpcmassError):
+                click.echo(f"cannot be read: {run.path}: {found.message}", err=True)
+        readings = [found for _, found in looked if not isinstance(found, HpcmassError)]
+        answer = ask(readings, slurm_for(any(one.jobs for one in readings)))
+        views = [view(one, answer) for one in readings]
         chosen = [one.reading.run for one in views if not one.verdict.final]
         if not chosen:
             click.echo("no run is waiting or running")
@@ -153,7 +158,7 @@ def _ranks(one: RunView) -> list[Rank]:
         gpus = f", GPU {place['gpus']}" if place.get("gpus") else ""
         number = int(place["rank"])
         where = f"{place['host']}{gpus}, process {place['pid']}"
-        ranks.append(Rank(number, where, one.status.step or None, errors.get(number, "")))
+        ranks.append(Rank(number, where, errors.get(number, "")))
     return ranks
 
 

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hpcmass.cli.lines import amount, bar, fit, span, spark
+from hpcmass.cli.lines import amount, bar, fit, spark
 from hpcmass.cli.status import about, nodes_text
+from hpcmass.config.duration import span
 from hpcmass.slurm.judge import Phase
 from hpcmass.workflow.state import RunView, clock
 from hpcmass.workflow.usage import Usage
@@ -39,7 +40,6 @@ class Rank:
 
     rank: int
     where: str
-    step: int | None = None
     note: str = ""
 
 
@@ -166,8 +166,7 @@ def _some(ranks: Sequence[Rank], most: int = 12) -> list[Rank | int]:
 def _rank(rank: Rank | int) -> str:
     if isinstance(rank, int):
         return f"… and {rank} more"
-    step = f"  step {rank.step}" if rank.step is not None else ""
-    return f"{rank.rank:>3}  {rank.where}{step}" + (f"  {rank.note}" if rank.note else "")
+    return f"{rank.rank:>3}  {rank.where}" + (f"  {rank.note}" if rank.note else "")
 
 
 def _efficiency(usage: Usage | None) -> list[tuple[str, str]]:

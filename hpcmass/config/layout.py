@@ -66,7 +66,7 @@ def layout_of(resources: Resources, target: Target, *, name: str = "") -> Layout
         what = f"{resources.ranks} ranks on {nodes} nodes ({per_node} a node)"
         raise _refuse("nodes", what, f"room for {fit} such ranks a node", name)
     if target.max_nodes is not None and nodes > target.max_nodes:
-        raise _refuse("ranks", f"{nodes} nodes", f"at most {target.max_nodes} nodes a job", name)
+        raise _refuse("ranks", f"{nodes} nodes", f"at most {target.max_nodes} a job", name)
     memory = resources.memory_gb
     if memory is not None and target.memory_gb is not None and memory > target.memory_gb:
         raise _refuse("memory_gb", f"{memory:g} GB a node", f"{target.memory_gb:g} GB a node", name)
@@ -94,7 +94,7 @@ def _time_s(resources: Resources, target: Target, name: str) -> int:
 
 def _refuse(key: str, asked: str, has: str, name: str) -> ConfigError:
     return ConfigError(
-        f"{asked} is asked for, but the target{f' {name!r}' if name else ''} has {has}",
+        f"the job needs {asked}, but the target{f' {name!r}' if name else ''} has {has}",
         where=f"resources.{key}",
         hint="ask for less, or name another target (resources.target)",
     )

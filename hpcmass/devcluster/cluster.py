@@ -325,8 +325,10 @@ class Cluster:
     def _node_states(self) -> tuple[dict[str, str], int | None]:
         """Node → state, and the number of jobs; nothing where slurmctld does not answer."""
         try:
-            nodes = self.run("sinfo", "-h", "-N", "-o", "%N %T", timeout_s=15)
-            jobs = self.run("squeue", "-h", "-o", "%i", timeout_s=15)
+            # What the shell has set for Slurm's commands (SINFO_PARTITION, SQUEUE_STATES) must not filter this.
+            env = daemons.environment(self._state.settings)
+            nodes = daemons.run(env, "sinfo", "-h", "-N", "-o", "%N %T", timeout_s=15)
+            jobs = daemons.run(env, "squeue", "-h", "-o", "%i", timeout_s=15)
         except LaunchError:
             return {}, None
         if nodes.returncode != 0 or jobs.returncode != 0:
@@ -365,7 +367,7 @@ class Cluster:
         """End everything, in the order that lets each say good-bye to the next; what could not be ended."""
         s = self._state.settings
         if self._state.alive("slurmctld"):
-            daemons.cancel_all(self.env)
+            daemons.cancel_all(daemons.environment(s))
         errors: list[HpcmassError] = []
         for name in self.nodes:
             try:

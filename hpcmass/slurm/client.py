@@ -40,7 +40,7 @@ class Slurm:
 
     Attributes:
         calls: Slurm commands run so far.
-        silent: Why the controller did not answer the last call of `jobs`; empty where it did.
+        silent: Why the last call of `jobs` could not learn all that Slurm knows; empty where it could.
         patience_s: How long a command is tried again while its failure may pass by itself (the controller
             restarts, a socket times out).
     """
@@ -76,7 +76,7 @@ class Slurm:
         return dict(os.environ if self._env is None else self._env)
 
     # -- running ---------------------------------------------------------------------------------------
-    def run(self, argv: Sequence[str], *, stdin: str | None = None, patience_s: float | None = None) -> str:
+    def run(self, argv: Sequence[str], *, patience_s: float | None = None) -> str:
         """Run a Slurm command and return what it wrote to stdout.
 
         sbatch is tried again only while it is sure that the job was not taken.
@@ -85,17 +85,15 @@ class Slurm:
             SlurmError: It failed; the data carries `argv`, `exit_code` (None: it was ended), `stderr`, `kind`
                 (see `messages.Trouble`) and `unsure` (whether it may have been carried out all the same).
         """
-        out, _ = self._run(argv, stdin=stdin, patience_s=patience_s)
+        out, _ = self._run(argv, patience_s=patience_s)
         return out
 
-    def _run(
-        self, argv: Sequence[str], *, stdin: str | None = None, patience_s: float | None = None
-    ) -> tuple[str, str]:
+    def _run(self, argv: Sequence[str], *, patience_s: float | None = None) -> tuple[str, str]:
         until = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
         pause = _FIRST_PAUSE_S
         while True:
             try:
-                return self._once(list(argv), stdin)
+                return self._once(list(argv))
             except SlurmError as error:
                 # Jitter, so that many clients do not come back at the same moment.
                 wait = pause * random.uniform(0.7, 1.3)
@@ -107,7 +105,7 @@ class Slurm:
                 time.sleep(wait)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
 
-    def _once(self, argv: list[str], stdin: str | None) -> tuple[str, str]:
+    def _once(self, argv: list[str]) -> tuple[str, str]:
         env = commands.submit_env(self.env) if _is_sbatch(argv) else commands.query_env(self.env)
         if "--test-only" in argv:
             env["SLURM_TIME_FORMAT"] = "%s"
@@ -117,7 +115,7 @@ class Slurm:
             child = subprocess.Popen(
                 argv,
                 env=env,
-                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -135,7 +133,7 @@ class Slurm:
             ) from error
         limit_s = max(self.timeout_s, _SBATCH_S) if _is_sbatch(argv) else self.timeout_s
         try:
-            out_bytes, err_bytes = self._answer(child, argv, stdin, limit_s)
+            out_bytes, err_bytes = self._answer(child, argv, limit_s)
         except subprocess.TimeoutExpired:
             _end(child)
             raise SlurmError(
@@ -158,18 +156,15 @@ class Slurm:
             )
         return out, err
 
-    def _answer(
-        self, child: subprocess.Popen[bytes], argv: list[str], stdin: str | None, limit_s: float
-    ) -> tuple[bytes, bytes]:
+    def _answer(self, child: subprocess.Popen[bytes], argv: list[str], limit_s: float) -> tuple[bytes, bytes]:
         """What a command writes until its end; Slurm's own wait for a controller that is away."""
-        data = None if stdin is None else stdin.encode()
         if self._on_wait is not None and limit_s > _QUIET_S:
             try:
-                return child.communicate(data, timeout=_QUIET_S)
+                return child.communicate(timeout=_QUIET_S)
             except subprocess.TimeoutExpired:
                 self._on_wait(f"Slurm does not answer {argv[0]} yet; waiting")
                 return child.communicate(timeout=limit_s - _QUIET_S)
-        return child.communicate(data, timeout=limit_s)
+        return child.communicate(timeout=limit_s)
 
     # -- jobs ------------------------------------------------------------------------------------------
     def jobs(self, ids: Sequence[str]) -> dict[str, JobInfo]:
@@ -184,7 +179,7 @@ class Slurm:
         if not wanted:
             return {}
         patience_s = min(self.patience_s, 3.0)
-        reached, words = True, "Slurm does not know this job"
+        reached, words = True, ""
         queued: dict[str, JobRow] = {}
         try:
             argv = commands.squeue_jobs(wanted, uid=os.getuid())
@@ -197,19 +192,25 @@ class Slurm:
         missing = [one for one, info in infos.items() if info is None or info.state.ended]
         past: dict[str, JobRow] = {}
         arrays: set[str] = set()
+        unheard = ""
         if missing and self._accounting is not False:
             try:
                 past = _by_id(parse_sacct(self.run(commands.sacct_jobs(missing), patience_s=0.0)))
                 self._accounting = True
                 arrays = {row.base_id for row in (*queued.values(), *past.values()) if "_" in row.info.job_id}
             except SlurmError as error:
-                if error.data["kind"] in ("accounting", "no-slurm") and not error.data["unsure"]:
-                    self._accounting = self._accounting or None
-                    if "disabled" in error.data["stderr"]:
-                        self._accounting = False
+                if error.data["kind"] == "no-accounting":
+                    self._accounting = False
+                elif error.transient and reached:
+                    down = error.data["kind"] == "accounting"
+                    unheard = words = "its accounting database is away" if down else error.message
         found = {one: _merged(one, infos[one], _find(one, past), reached, words) for one in wanted}
         for one, info in found.items():
-            if reached and not info.source and "_" in one and one.split("_")[0] in arrays:
+            if info.source:
+                continue
+            if unheard:  # Accounting may know what the controller has forgotten.
+                self.silent = unheard
+            elif reached and "_" in one and one.split("_")[0] in arrays:
                 found[one] = replace(info, state=JobState.CANCELLED, reason="cancelled before it started")
         return found
 
@@ -261,8 +262,8 @@ class Slurm:
         """
         self.run(commands.requeue(job_id))
 
-    def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
-        """Cancel jobs, or send them a signal; one that is over already is none to fail for.
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Cancel jobs; one that is over already is none to fail for.
 
         Raises:
             SlurmError: Slurm refused or does not answer.
@@ -270,7 +271,7 @@ class Slurm:
         wanted = list(dict.fromkeys(ids))
         for start in range(0, len(wanted), _CANCEL_AT_ONCE):
             try:
-                self.run(commands.cancel(wanted[start : start + _CANCEL_AT_ONCE], signal))
+                self.run(commands.cancel(wanted[start : start + _CANCEL_AT_ONCE]))
             except SlurmError as error:
                 # One line a job: all of them have to say that there is nothing to cancel.
                 lines = [line for line in error.data["stderr"].splitlines() if line.strip()]
@@ -310,9 +311,9 @@ class Slurm:
         """All partitions."""
         return parse_partitions(self.run(commands.show_partitions()))
 
-    def config(self, *, patience_s: float | None = None) -> dict[str, str]:
+    def config(self) -> dict[str, str]:
         """Slurm's configuration, such as `{"ClusterName": "lab", "MaxArraySize": "1001"}`."""
-        return parse_config(self.run(commands.show_config(), patience_s=patience_s))
+        return parse_config(self.run(commands.show_config()))
 
     def qos(self) -> list[QosInfo]:
         """All QOS with their limits; none on a Slurm without accounting."""

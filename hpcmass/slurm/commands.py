@@ -1,7 +1,7 @@
 """The words of every Slurm command that hpcmass runs, and the environment they run in. Pure.
 
 Formats are made for `hpcmass.slurm.parse`: fields are parted by the ASCII unit separator, which no name
-holds, and a name, the only free text, comes last.
+holds, and a name, which may hold anything else, comes last.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 SEPARATOR = "\x1f"
 
-# Id, raw id, the array's or first id, state, reason, submit, start, end, limit, left, partition, nodes, name.
-SQUEUE_FIELDS = ("%i", "%A", "%F", "%T", "%r", "%V", "%S", "%e", "%l", "%L", "%P", "%N", "%j")
+# Id, raw id, array's or first id, state, reason, submit, start, end, limit, partition, nodes, comment, name.
+SQUEUE_FIELDS = ("%i", "%A", "%F", "%T", "%r", "%V", "%S", "%e", "%l", "%P", "%N", "%k", "%j")
 SACCT_FIELDS = (
     "JobID",
     "JobIDRaw",
@@ -140,16 +140,6 @@ def sacct_jobs(ids: Sequence[str]) -> list[str]:
     ]
 
 
-def sacct_comments(uid: int, since_s: float) -> list[str]:
-    """Ids and comments of a user's jobs submitted lately, where the site keeps comments in accounting."""
-    from time import localtime, strftime
-
-    start = strftime("%Y-%m-%dT%H:%M:%S", localtime(since_s))
-    fields = "JobID,State,Submit,Comment"
-    delimiter = f"--delimiter={SEPARATOR}"
-    return ["sacct", "-n", "-P", delimiter, "-X", "--user", str(uid), "--starttime", start, "--format", fields]
-
-
 def sbatch(script: Path | str) -> list[str]:
     """Submit a script file as it stands."""
     return ["sbatch", "--parsable", str(script)]
@@ -165,14 +155,9 @@ def requeue(job_id: str) -> list[str]:
     return ["scontrol", "requeue", job_id]
 
 
-def cancel(ids: Sequence[str], signal: str | None = None) -> list[str]:
-    """Cancel jobs, or send them a signal (batch shell included)."""
-    return ["scancel", *(["--full", f"--signal={signal}"] if signal else []), *ids]
-
-
-def show_job(job_id: str) -> list[str]:
-    """Everything that the controller knows of one job."""
-    return ["scontrol", "show", "job", "--oneliner", job_id]
+def cancel(ids: Sequence[str]) -> list[str]:
+    """Cancel jobs."""
+    return ["scancel", *ids]
 
 
 def show_partitions() -> list[str]:
@@ -181,8 +166,8 @@ def show_partitions() -> list[str]:
 
 
 def show_nodes() -> list[str]:
-    """All nodes, one a line, with the generic resources in use."""
-    return ["scontrol", "show", "node", "--oneliner", "--details", "--all"]
+    """All nodes, one a line."""
+    return ["scontrol", "show", "node", "--oneliner", "--all"]
 
 
 def show_config() -> list[str]:

@@ -54,9 +54,9 @@ class JobInfo:
             `ends` is the time limit's end while it runs, and when it ended afterwards.
         time_limit_s: Wall time in seconds; None where there is no limit or it is not known.
         exit_code, signal: How the batch script ended.
-        restarts: How often Slurm began it again.
+        comment: What it was submitted with, as far as squeue tells it.
         used: What accounting measured, such as `{"cpu_s": 120.0, "max_rss_bytes": 1e9}`; empty without it.
-        source: `squeue`, `sacct`, `scontrol`, or empty where nobody knew it.
+        source: `squeue`, `sacct`, or empty where nobody knew it.
     """
 
     job_id: str
@@ -71,6 +71,6 @@ class JobInfo:
     time_limit_s: int | None = None
     exit_code: int | None = None
     signal: int | None = None
-    restarts: int | None = None
     used: tuple[tuple[str, float], ...] = ()
     source: str = ""
+    comment: str = ""

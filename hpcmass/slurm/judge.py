@@ -49,8 +49,9 @@ class Facts:
         hop_began: When the newest hop began, where it has not ended.
         hop_next: What the newest hop that ended said comes next: `requeue`, `successor`, `none`, or empty.
         hop_cause: Why it ended.
+        hop_error: What the newest job's hop said when it failed; empty where it did not, or has not ended.
         cancelled: Who cancelled it and why, where somebody did.
-        submitting: Whether a submission was begun whose outcome was never written down.
+        submitted: Of a submission whose outcome is not written down: `under way`, or `cut off`; else empty.
     """
 
     folder: State
@@ -65,8 +66,9 @@ class Facts:
     hop_began: float | None = None
     hop_next: str = ""
     hop_cause: str = ""
+    hop_error: str = ""
     cancelled: str | None = None
-    submitting: bool = False
+    submitted: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def judge(facts: Facts) -> Verdict:
     job = _job_that_counts(facts)
     if facts.folder is State.COMPLETED:
         return _completed(facts, job)
-    if not facts.jobs and not facts.submitting:
+    if not facts.jobs and not facts.submitted:
         return _without_slurm(facts)
     if facts.silent and (job is None or job.state is JobState.UNKNOWN):
         return _silent(facts, job)
@@ -109,6 +111,9 @@ def judge(facts: Facts) -> Verdict:
     if facts.held and (job is None or job.state is JobState.UNKNOWN or facts.lease_job != _base(job.job_id)):
         # Somebody trains it outside of the jobs that hpcmass submitted for it.
         return Verdict(Phase.RUNNING, facts.reason)
+    if facts.submitted == "under way":
+        begun = facts.hops > 0 or facts.folder is not State.CREATED
+        return Verdict(Phase.REQUEUED if begun else Phase.CREATED, "it is being submitted", job)
     return _over(facts, job)
 
 
@@ -117,13 +122,12 @@ def _base(job_id: str) -> str:
 
 
 def _job_that_counts(facts: Facts) -> JobInfo | None:
-    """The job at work, else one that waits, else the newest that Slurm knows, else the newest."""
+    """The job at work, else one that waits, else the newest, known or not: how one before it ended is past."""
     for states in (_AT_WORK, _WAITING):
         for job in reversed(facts.jobs):
             if job.state in states:
                 return job
-    known = [job for job in facts.jobs if job.state is not JobState.UNKNOWN]
-    return next(reversed(known or list(facts.jobs)), None)
+    return next(reversed(facts.jobs), None)
 
 
 def _completed(facts: Facts, job: JobInfo | None) -> Verdict:
@@ -151,6 +155,8 @@ def _silent(facts: Facts, job: JobInfo | None) -> Verdict:
     if facts.folder is State.RUNNING and facts.held:
         return Verdict(Phase.RUNNING, facts.reason, job, notes=[*notes, "its lease shows that it runs"])
     over = facts.hop_next == "none" and facts.hop_began is None
+    if over and facts.hop_error and facts.folder is State.CREATED:
+        return Verdict(Phase.FAILED, facts.hop_error, job, notes=notes, final=True)
     if facts.folder in (State.FAILED, State.STOPPED) and over:
         phase = Phase.CANCELLED if facts.cancelled is not None else Phase(facts.folder.value)
         return Verdict(phase, facts.cancelled or facts.reason, job, notes=notes, final=True)
@@ -159,7 +165,7 @@ def _silent(facts: Facts, job: JobInfo | None) -> Verdict:
 
 def _waiting(facts: Facts, job: JobInfo) -> Verdict:
     why = plain_reason(job.reason, job.job_id)
-    begun = facts.hops > 0 or (job.restarts or 0) > 0 or facts.folder not in (State.CREATED,)
+    begun = facts.hops > 0 or facts.folder is not State.CREATED
     phase = Phase.REQUEUED if begun else Phase.QUEUED
     notes = []
     if facts.cancelled is not None:
@@ -225,7 +231,7 @@ def _over(facts: Facts, job: JobInfo | None) -> Verdict:
         said = "never started" if facts.folder is State.CREATED else "did not say that it is complete"
         text = f"Slurm calls job {job.job_id} COMPLETED, but the run {said}: that is no success"
         return Verdict(Phase.FAILED, text, job, final=True)
-    return Verdict(Phase.FAILED, _ended_words(job), job, final=True)
+    return Verdict(Phase.FAILED, facts.hop_error or _ended_words(job), job, final=True)
 
 
 def _ended_words(job: JobInfo) -> str:
@@ -234,11 +240,11 @@ def _ended_words(job: JobInfo) -> str:
 
 def _forgotten(facts: Facts, job: JobInfo | None) -> Verdict:
     """Slurm answers and knows none of its jobs (any more)."""
-    if facts.submitting and job is None:
-        text = "a submission was begun and its outcome never written: Slurm may have the job or not"
-        return Verdict(Phase.UNKNOWN, text, advice="look with squeue --me; then hpcmass rerun RUN", final=True)
+    if facts.submitted and job is None:
+        text = "its submit was cut off: Slurm may have the job or not"
+        return Verdict(Phase.UNKNOWN, text, advice="hpcmass submit finds the job, or submits anew", final=True)
     name = f"job {job.job_id}" if job else "its job"
-    why = f"Slurm no longer knows {name}"
+    why = f"{name}: {job.reason}" if job and job.reason else f"Slurm no longer knows {name}"
     if facts.accounting is False:
         why += "; it keeps no accounting, so how the job ended cannot be learnt"
     if facts.folder in (State.STOPPED, State.FAILED):
@@ -246,4 +252,6 @@ def _forgotten(facts: Facts, job: JobInfo | None) -> Verdict:
         return Verdict(phase, facts.cancelled or facts.reason, job, notes=[why], final=True)
     if facts.cancelled is not None:
         return Verdict(Phase.CANCELLED, facts.cancelled, job, notes=[why], final=True)
+    if facts.hop_error and facts.hop_next == "none":
+        return Verdict(Phase.FAILED, facts.hop_error, job, notes=[why], final=True)
     return Verdict(Phase.UNKNOWN, why, job, final=True)

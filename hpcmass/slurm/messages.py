@@ -26,18 +26,17 @@ class Trouble:
     unsure: bool = False
 
 
+_FOLDER_ONLY = "states of ended jobs, exit codes and usage are then known from the run folder only"
 _RULES: tuple[tuple[str, Trouble], ...] = (
     (
-        r"accounting storage is disabled|talking to the database"
-        r"|unable to connect to database|only allowed with an accounting"
-        r"|database connection|slurmdbd|not running a supported accounting_storage plugin"
-        r"|accounting_storage/none",
-        Trouble(
-            "accounting",
-            "Slurm's accounting database does not answer, or this Slurm has none",
-            "states of ended jobs, exit codes and usage are then known from the run folder only",
-            transient=True,
-        ),
+        # Of 22.05, and of later ones.
+        r"accounting storage is disabled|not running a supported accounting_storage plugin"
+        r"|only allowed with an accounting|accounting_storage/",
+        Trouble("no-accounting", "this Slurm keeps no accounting", _FOLDER_ONLY),
+    ),
+    (
+        r"talking to the database|unable to connect to database|database connection|slurmdbd",
+        Trouble("accounting", "Slurm's accounting database does not answer", _FOLDER_ONLY, transient=True),
     ),
     (
         r"socket timed out|zero bytes were transmitted|message receive failure|receive failure"
@@ -159,7 +158,7 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
         ),
     ),
     (
-        r"invalid generic resource|invalid gres|invalid tres|gres",
+        r"invalid generic resource|invalid gres|invalid tres|\bgres\b",
         Trouble(
             "gres",
             "Slurm does not know the generic resource (GPU, FPGA …) that is asked for",

@@ -16,8 +16,8 @@ class NodeInfo:
     Attributes:
         state: `IDLE`, `MIXED`, `ALLOCATED`, `DOWN` …: Slurm's base state.
         flags: What Slurm adds to it: `DRAIN`, `RESERVED`, `NOT_RESPONDING`, `PLANNED` …
-        memory_mb, memory_used_mb: In MiB, as Slurm counts.
-        gres, gres_used: Name, type (or empty) and count.
+        memory_mb: In MiB, as Slurm counts.
+        gres: Name, type (or empty) and count.
         reason: Why an operator or Slurm took it out, or empty.
     """
 
@@ -26,21 +26,19 @@ class NodeInfo:
     state: str = "UNKNOWN"
     flags: tuple[str, ...] = ()
     cpus: int = 0
-    cpus_used: int = 0
     memory_mb: int = 0
-    memory_used_mb: int = 0
     sockets: int | None = None
     cores_per_socket: int | None = None
     threads_per_core: int | None = None
     gres: tuple[tuple[str, str, int], ...] = ()
-    gres_used: tuple[tuple[str, str, int], ...] = ()
     features: tuple[str, ...] = ()
     reason: str = ""
 
     @property
     def usable(self) -> bool:
         """Whether jobs can run on it, now or when those before them have ended."""
-        gone = {"DRAIN", "NOT_RESPONDING", "FAIL", "MAINTENANCE", "MAINT", "POWERED_DOWN", "REBOOT_ISSUED"}
+        # A node that Slurm has powered down to save power is started for the job that gets it.
+        gone = {"DRAIN", "NOT_RESPONDING", "FAIL", "MAINTENANCE", "MAINT", "REBOOT_ISSUED"}
         return self.state in {"IDLE", "MIXED", "ALLOCATED", "ALLOC"} and not gone & set(self.flags)
 
     @property
@@ -54,10 +52,6 @@ class NodeInfo:
         """How many of a generic resource it has, over all types."""
         return sum(count for kind, _, count in self.gres if kind == name)
 
-    def gres_free(self, name: str) -> int:
-        """How many of a generic resource no job has."""
-        return self.gres_count(name) - sum(count for kind, _, count in self.gres_used if kind == name)
-
 
 @dataclass(frozen=True)
 class PartitionInfo:
@@ -68,15 +62,13 @@ class PartitionInfo:
         accounts, qos_allowed: Those that may use it; None: all.
         exclusive: Whether jobs get whole nodes (`OverSubscribe=EXCLUSIVE`).
         qos: The partition's own QOS, whose limits hold for all its jobs, or empty.
-        max_time_s, default_time_s, grace_s: Seconds.
+        max_time_s, default_time_s: Seconds.
     """
 
     name: str
     default: bool = False
     state: str = "UP"
     nodes: tuple[str, ...] = ()
-    total_nodes: int = 0
-    total_cpus: int = 0
     min_nodes: int = 0
     max_nodes: int | None = None
     max_time_s: int | None = None
@@ -89,9 +81,7 @@ class PartitionInfo:
     qos: str = ""
     priority_tier: int = 0
     preempt_mode: str = "OFF"
-    grace_s: int = 0
     exclusive: bool = False
-    hidden: bool = False
     root_only: bool = False
 
     @property
@@ -157,14 +147,11 @@ def parse_nodes(text: str) -> list[NodeInfo]:
                 state=state.rstrip("".join(marks) + "@^%!"),
                 flags=tuple(flag.rstrip("".join(marks) + "@^%!") for flag in flags),
                 cpus=_int(field.get("CPUEfctv")) or _int(field.get("CPUTot")) or 0,
-                cpus_used=_int(field.get("CPUAlloc")) or 0,
                 memory_mb=_int(field.get("RealMemory")) or 0,
-                memory_used_mb=_int(field.get("AllocMem")) or 0,
                 sockets=_int(field.get("Sockets")),
                 cores_per_socket=_int(field.get("CoresPerSocket")),
                 threads_per_core=_int(field.get("ThreadsPerCore")),
                 gres=parse_gres(field.get("Gres", "")),
-                gres_used=parse_gres(field.get("GresUsed", "")),
                 features=_list(field.get("ActiveFeatures", "")),
                 reason=field.get("Reason", ""),
             )
@@ -185,8 +172,6 @@ def parse_partitions(text: str) -> list[PartitionInfo]:
                 default=field.get("Default") == "YES",
                 state=field.get("State", "UP"),
                 nodes=expand_nodes(field.get("Nodes", "")),
-                total_nodes=_int(field.get("TotalNodes")) or 0,
-                total_cpus=_int(field.get("TotalCPUs")) or 0,
                 min_nodes=_int(field.get("MinNodes")) or 0,
                 max_nodes=_int(field.get("MaxNodes")),
                 max_time_s=parse_clock(field.get("MaxTime", "")),
@@ -199,9 +184,7 @@ def parse_partitions(text: str) -> list[PartitionInfo]:
                 qos="" if field.get("QoS", "N/A") == "N/A" else field["QoS"],
                 priority_tier=_int(field.get("PriorityTier")) or 0,
                 preempt_mode=field.get("PreemptMode", "OFF"),
-                grace_s=_int(field.get("GraceTime")) or 0,
                 exclusive=field.get("OverSubscribe", "").startswith("EXCLUSIVE"),
-                hidden=field.get("Hidden") == "YES",
                 root_only=field.get("RootOnly") == "YES",
             )
         )

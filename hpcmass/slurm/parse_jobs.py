@@ -1,6 +1,6 @@
 """The answers of squeue and sacct, in the formats of `hpcmass.slurm.commands`. Pure.
 
-A line that is no record is skipped: names may hold line ends.
+What is no record is skipped: a site prints lines of its own, comments and names may hold line ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.values import expand_nodes, parse_clock, parse_cpu, parse_size, parse_time, parse_tres
 
 _ID = re.compile(r"\d+(?:_(?:\d+|\[[\d,:%-]+(?:\.\.\.)?\]?)|\+\d+)?")
+_RECORD = re.compile(rf"\n(?=\d[^\n{SEPARATOR}]*{SEPARATOR})")
 _STATES = {
     **{state.value: state for state in JobState},
     "CONFIGURING": JobState.RUNNING,
@@ -59,16 +60,14 @@ class JobRow:
     info: JobInfo
     raw_id: str
     base_id: str
-    time_left_s: int | None = None
 
 
 def parse_squeue(text: str) -> list[JobRow]:
     """The jobs of `commands.squeue_jobs`."""
     rows = []
     for values in _records(text, len(SQUEUE_FIELDS)):
-        job_id, raw, base, state_text, reason, submitted, started, ends, limit, left, partition, nodes, name = (
-            values
-        )
+        job_id, raw, base, state_text, reason, submitted, started, ends, *rest = values
+        limit, partition, nodes, comment, name = rest
         state = parse_state(state_text)
         begun = state is not JobState.PENDING
         for one in expand_array(job_id):
@@ -84,9 +83,10 @@ def parse_squeue(text: str) -> list[JobRow]:
                 ends=parse_time(ends) if begun else None,
                 time_limit_s=parse_clock(limit),
                 source="squeue",
+                comment="" if comment == "(null)" else comment,
             )
             # Of an array's and a het job's part squeue's %F is the part's own; the id tells.
-            rows.append(JobRow(info, raw, re.split(r"[_+]", one)[0] or base, parse_clock(left)))
+            rows.append(JobRow(info, raw, re.split(r"[_+]", one)[0] or base))
     return rows
 
 
@@ -145,10 +145,10 @@ def _accounted(job_id: str, field: dict[str, str]) -> JobInfo:
 
 
 def _records(text: str, count: int, *, steps: bool = False) -> Iterator[list[str]]:
-    for line in text.split("\n"):
-        values = line.split(SEPARATOR, count - 1)
+    for record in _RECORD.split(text):
+        values = record.split(SEPARATOR, count - 1)
         if len(values) == count and _ID.fullmatch(values[0].split(".")[0] if steps else values[0]):
-            yield values
+            yield [*values[:-1], values[-1].partition("\n")[0]]
 
 
 def parse_start(text: str) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hpcmass.config import Layout, Resources, Site, layout_of
+from hpcmass.config.duration import span
 from hpcmass.errors import ConfigError
 
 # Nobody can know when a preemptible job is ended. It is counted as if it were once in so many seconds, and has
@@ -313,19 +314,3 @@ def _why_none(
 
 def _amount(value: float, goal: Goal) -> str:
     return f"{value:.3g} node-hours" if goal.node_hours else f"{value:.3g}"
-
-
-def span(seconds: float | None) -> str:
-    """A time as a person reads it: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -184,6 +184,10 @@ def plain_end(job: JobInfo) -> str:
     text = _ENDED.get(job.state, f"Slurm says {job.state.value}")
     if job.state is JobState.FAILED and job.reason == "JobLaunchFailure":
         return _REASONS["JobLaunchFailure"].text
+    if job.state is JobState.CANCELLED and job.reason == "DependencyNeverSatisfied":
+        return "Slurm cancelled it, for the job that it was to follow did not end well"
+    if job.state is JobState.CANCELLED and job.reason == "Dependency":
+        return "it was cancelled while it waited for another job"
     if job.state is JobState.FAILED and job.signal:
         return f"{text} (signal {job.signal})"
     if job.state is JobState.FAILED and job.exit_code:
@@ -191,19 +195,25 @@ def plain_end(job: JobInfo) -> str:
     return text
 
 
+_GOES_ON = ": it goes on from its last checkpoint"
 _NEXT = {
-    JobState.TIMEOUT: "hpcmass rerun RUN: it goes on from its last checkpoint; a longer resources.time "
-    "takes fewer hops",
-    JobState.NODE_FAIL: "hpcmass rerun RUN: it goes on from its last checkpoint",
-    JobState.PREEMPTED: "hpcmass rerun RUN: it goes on from its last checkpoint",
+    JobState.TIMEOUT: f"hpcmass rerun RUN{_GOES_ON}; a longer resources.time takes fewer hops",
+    JobState.NODE_FAIL: f"hpcmass rerun RUN{_GOES_ON}",
+    JobState.PREEMPTED: f"hpcmass rerun RUN{_GOES_ON}",
     JobState.BOOT_FAIL: "hpcmass rerun RUN",
     JobState.OUT_OF_MEMORY: "more memory (resources.memory_gb), more nodes, a smaller global_batch or model; "
     "then hpcmass rerun RUN",
     JobState.DEADLINE: "submit it again with a shorter resources.time",
-    JobState.CANCELLED: "hpcmass rerun RUN: it goes on from its last checkpoint",
+    JobState.CANCELLED: f"hpcmass rerun RUN{_GOES_ON}",
 }
 
 
-def next_step(state: JobState) -> str:
-    """What to do about a job that ended so; empty where the run's own error says it."""
-    return _NEXT.get(state, "")
+def next_step(state: JobState, *, begun: bool) -> str:
+    """What to do about a job that ended so; empty where the run's own error says it.
+
+    Args:
+        state: How it ended.
+        begun: Whether its run has done anything yet.
+    """
+    text = _NEXT.get(state, "")
+    return text if begun else text.replace(_GOES_ON, "")

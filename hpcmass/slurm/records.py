@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import CorruptError, NotFound
 from hpcmass.files import publish_json, read_json, read_records
+from hpcmass.slurm.jobs import JobInfo, JobState
 
 FORMAT = 1
+COMMENT = "hpcmass:"
+# Clocks of the login node and of Slurm's controller differ, and a submit waits for a controller that is away.
+_CLOCKS_S = 900.0
 _NUMBERED = re.compile(r"(submission|intent)-(\d{4,})\.json")
 
 
@@ -38,8 +43,8 @@ class SubmissionRecord:
         submitted: Seconds since the epoch.
         by: `submit`, `rerun` or `successor`.
         after: Ids of the jobs it waits for.
-        cluster: Slurm's ClusterName, or empty where it was not asked.
         comment: What the job carries as `--comment`.
+        name: The job's name, or empty where it was not noted.
     """
 
     number: int
@@ -52,13 +57,36 @@ class SubmissionRecord:
     submitted: float = 0.0
     by: str = "submit"
     after: tuple[str, ...] = ()
-    cluster: str = ""
     comment: str = ""
+    name: str = ""
 
     @property
     def slurm_id(self) -> str:
         """The id to ask Slurm about: `12`, or `12_3` for an element of an array."""
         return self.job_id if self.array_index is None else f"{self.job_id}_{self.array_index}"
+
+    def job_in(self, jobs: Mapping[str, JobInfo]) -> JobInfo:
+        """This submission's job out of what Slurm says by id; UNKNOWN where it says nothing of it.
+
+        A Slurm that lost its state counts from 1 again, and each cluster counts for itself: another job may
+        have the number now.
+        """
+        info = jobs.get(self.slurm_id)
+        if info is None:
+            return JobInfo(self.slurm_id, JobState.UNKNOWN)
+        if info.source and not self._is(info):
+            return JobInfo(self.slurm_id, JobState.UNKNOWN, "another job has its number now")
+        return info
+
+    def _is(self, info: JobInfo) -> bool:
+        if self.comment and self.comment in info.comment:
+            return True
+        if self.comment and info.comment.startswith(COMMENT):
+            return False
+        if self.name and info.name and info.name != self.name:
+            return False
+        # A requeue sets the time of submission anew: it only ever grows.
+        return not (info.submitted and self.submitted) or info.submitted > self.submitted - _CLOCKS_S
 
 
 @dataclass(frozen=True)
@@ -129,8 +157,8 @@ def publish_submission(run_path: Path, record: SubmissionRecord) -> None:
         "submitted": record.submitted,
         "by": record.by,
         "after": list(record.after),
-        "cluster": record.cluster,
         "comment": record.comment,
+        "name": record.name,
     }
     publish_json(slurm_folder(run_path) / f"submission-{record.number:04d}.json", value)
 
@@ -160,8 +188,8 @@ def _submission(run_path: Path, number: int) -> SubmissionRecord:
             submitted=float(raw.get("submitted") or 0.0),
             by=str(raw.get("by", "submit")),
             after=tuple(str(one) for one in raw.get("after") or ()),
-            cluster=str(raw.get("cluster") or ""),
             comment=str(raw.get("comment") or ""),
+            name=str(raw.get("name") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptError(f"is not a submission's record ({error})", where=file) from error

@@ -88,7 +88,16 @@ def render_script(spec: ScriptSpec) -> str:
     """
     title = spec.title or f"job {spec.name}"
     lines = ["#!/bin/bash", f"# Written by hpcmass: {_one_line(title, 'name')}"]
-    lines += [option_line(name, value, key) for name, value, key in _options(spec)]
+    said: dict[str, str] = {}
+    for name, value, key in _options(spec):
+        if name in said:
+            raise ConfigError(
+                f"'--{name}' would be said twice",
+                where=key,
+                hint=f"'{said[name]}' says it already: leave one out",
+            )
+        said[name] = key
+        lines.append(option_line(name, value, key))
     lines.append("")
     lines += list(_modules(spec.target))
     lines += [_one_line(line, "setup") for line in spec.target.setup]

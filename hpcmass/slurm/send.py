@@ -7,6 +7,7 @@ intent without a record is settled later: by its comment the job is found, or it
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Layout
-from hpcmass.errors import AlreadyExists, HpcmassError, LeaseHeld, SlurmError
+from hpcmass.errors import AlreadyExists, HpcmassError, LeaseHeld
 from hpcmass.files import Owner, publish, publish_json
 from hpcmass.slurm import records
 from hpcmass.slurm.client import Slurm
@@ -24,6 +25,7 @@ from hpcmass.slurm.submission import submit_script
 
 # An intent of a process on another machine, of which nobody here can tell whether it lives, counts this long.
 _FRESH_S = 600.0
+_NAME = re.compile(r"^#SBATCH --job-name=(\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Place:
 
 def new_comment() -> str:
     """What a job carries so that it can be found again."""
-    return f"hpcmass:{uuid.uuid4()}"
+    return f"{records.COMMENT}{uuid.uuid4()}"
 
 
 def send(
@@ -78,13 +80,15 @@ def send(
         SlurmError: Slurm refused; nothing is left behind, unless it may have taken the job all the same
             (`unsure`): then the intents stay, and the next submit looks for the job.
         LeaseHeld: Another submit of the same run is under way.
-        StorageError: The file system refused.
+        StorageError: The file system refused; after the job was taken the data say `unsure`.
     """
     comment = comment or new_comment()
     written: list[Path] = []
     numbers: list[int] = []
     layout = layout if isinstance(layout, dict) else asdict(layout)
-    facts = {"site": site, "target": target, "layout": layout, "by": by, "after": list(after)}
+    found = _NAME.search(text)
+    name = found[1] if found else ""
+    facts = {"site": site, "target": target, "layout": layout, "by": by, "after": list(after), "name": name}
     owner = vars(Owner.this_process())
     try:
         for place in places:
@@ -118,9 +122,6 @@ def send(
                 with contextlib.suppress(OSError):
                     path.unlink()
         raise
-    cluster = ""
-    with contextlib.suppress(SlurmError):
-        cluster = slurm.config(patience_s=0.0).get("ClusterName", "")
     sent = [
         SubmissionRecord(
             number=number,
@@ -133,13 +134,19 @@ def send(
             submitted=time.time(),
             by=by,
             after=tuple(after),
-            cluster=cluster,
             comment=comment,
+            name=name,
         )
         for place, number in zip(places, numbers, strict=True)
     ]
-    for place, record in zip(places, sent, strict=True):
-        _record(place.path, record)
+    try:
+        for place, record in zip(places, sent, strict=True):
+            _record(place.path, record)
+    except HpcmassError as error:
+        # The job is there: whoever takes back what it needs would break it. The intent finds it again.
+        error.data["unsure"] = True
+        error.hint = f"Slurm has taken job {job_id}; 'hpcmass submit' or 'rerun' finds it again"
+        raise
     return sent
 
 
@@ -153,9 +160,8 @@ def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:
         LeaseHeld: A submit that may be alive is still at it.
         SlurmError: Slurm does not answer, so that nobody knows.
     """
-    open_ones = sorted(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
     found = []
-    for number in open_ones:
+    for number in _open(run_path):
         intent = records.read_intent(run_path, number)
         if intent is None or not intent.get("comment"):
             continue
@@ -177,7 +183,17 @@ def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:
 
 def pending(run_path: Path) -> bool:
     """Whether a submit was cut off, or is under way: an intent stands without its record."""
-    return bool(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
+    return bool(_open(run_path))
+
+
+def under_way(run_path: Path) -> bool:
+    """Whether a submit of the run may be at work at this moment."""
+    intents = (records.read_intent(run_path, number) for number in _open(run_path))
+    return any(_under_way(intent) for intent in intents if intent is not None)
+
+
+def _open(run_path: Path) -> list[int]:
+    return sorted(set(records.numbers(run_path)) - set(records.numbers(run_path, "submission")))
 
 
 def _under_way(intent: dict[str, Any]) -> bool:
@@ -202,6 +218,7 @@ def _from_intent(number: int, intent: dict[str, Any], job_id: str) -> Submission
         by=str(intent.get("by", "submit")),
         after=tuple(str(one) for one in intent.get("after") or ()),
         comment=str(intent["comment"]),
+        name=str(intent.get("name") or ""),
     )
 
 

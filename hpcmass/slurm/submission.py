@@ -60,13 +60,11 @@ def submit_script(
             if path.read_bytes() != text.encode():
                 raise
     words = [*([f"--comment={comment}"] if comment else []), *options]
-    job: Any = _executor(folder, path, text, words, slurm, comment)._submit_command("")
+    job: Any = _executor(folder, path, words, slurm, comment)._submit_command("")
     return str(job.job_id)
 
 
-def _executor(
-    folder: Path, path: Path, text: str, words: list[str], slurm: Slurm, comment: str
-) -> SlurmExecutor:
+def _executor(folder: Path, path: Path, words: list[str], slurm: Slurm, comment: str) -> SlurmExecutor:
     try:
         from submitit.core.utils import FailedSubmissionError
         from submitit.slurm.slurm import SlurmExecutor
@@ -81,9 +79,6 @@ def _executor(
         @classmethod
         def affinity(cls) -> int:
             return 2  # Whether there is a Slurm the command itself says, in better words.
-
-        def _make_submission_file_text(self, command: str, uid: str) -> str:
-            return text
 
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
             sbatch, *rest = commands.sbatch(submission_file_path)

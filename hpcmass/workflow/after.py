@@ -33,7 +33,7 @@ def dependencies(
         NotFound: There is no such run or job, or the run was never submitted.
         ConfigError: It has failed, so that the job would wait for ever.
     """
-    found: list[tuple[str, str, str]] = []  # kind, job id, as written
+    found: list[tuple[str, records.SubmissionRecord, str]] = []  # kind, the job, as written
     notes: list[str] = []
     for text in after:
         kind, colon, rest = text.partition(":")
@@ -43,7 +43,7 @@ def dependencies(
             )
         kind, name = (kind, rest) if colon else ("afterok", text)
         if _JOB_ID.fullmatch(name):
-            found.append((kind, name, text))
+            found.append((kind, records.SubmissionRecord(0, name), text))
             continue
         run = find_run(name, project)
         if run.status().state is State.COMPLETED and kind != "afternotok":
@@ -52,16 +52,17 @@ def dependencies(
         submissions = records.read_submissions(run.path)
         if not submissions:
             raise NotFound(f"'{name}' was never submitted to Slurm", where="--after")
-        found.append((kind, submissions[-1].slurm_id, text))
+        found.append((kind, submissions[-1], text))
     if slurm is None:
-        return tuple(f"{kind}:{job_id}" for kind, job_id, _ in found), tuple(notes)
-    infos = slurm.jobs([job_id for _, job_id, _ in found])
+        return tuple(f"{kind}:{record.slurm_id}" for kind, record, _ in found), tuple(notes)
+    infos = slurm.jobs([record.slurm_id for _, record, _ in found])
     waits = []
-    for kind, job_id, text in found:
-        state = infos[job_id].state
+    for kind, record, text in found:
+        info = record.job_in(infos)
+        job_id, state = info.job_id, info.state
         if state is JobState.UNKNOWN:
             raise NotFound(
-                f"nothing is known of Slurm job {job_id} ({infos[job_id].reason})",
+                f"nothing is known of Slurm job {job_id} ({info.reason or 'Slurm does not know it'})",
                 where=f"--after {text}",
                 hint="leave it out if it has ended; Slurm would start the job at once",
             )

@@ -37,6 +37,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.placement import Speed, Work
 from hpcmass.slurm.script import ScriptSpec, render_script
+from hpcmass.slurm.send import new_comment
 from hpcmass.slurm.submission import submit_script
 
 FORMAT = 1
@@ -188,7 +189,7 @@ def begin(job: Job, project: Project, site: Site, target: str, key: str, *, slur
         cwd=project.root,
         title=f"how fast {job.name} runs on {target}",
     )
-    job_id = submit_script(render_script(spec), attempt, slurm=slurm)
+    job_id = submit_script(render_script(spec), attempt, slurm=slurm, comment=new_comment())
     publish_json(attempt / "job.json", {"format": FORMAT, "job_id": job_id, "submitted": time.time()})
     return Attempt(attempt, job_id, "running")
 

@@ -8,14 +8,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcmass.errors import HpcmassError, SlurmError
+from hpcmass.errors import HpcmassError, LeaseHeld, SlurmError
 from hpcmass.files import claim, make_dir
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.records import read_submissions
+from hpcmass.slurm.send import pending, settle
 from hpcmass.workflow.state import Answer, Reading, ask_jobs, name_of, read_run, view
 
 if TYPE_CHECKING:
@@ -50,21 +52,35 @@ def cancel_runs(runs: Sequence[RunFolder], slurm: Slurm | None, why: str = "") -
     Raises:
         StorageError: A cancel file cannot be written.
     """
+    unsettled = {run.path: trouble for run in runs if (trouble := _settled(run, slurm))}
     readings = [read_run(run) for run in runs]
     answer = ask_jobs([job for reading in readings for job in reading.jobs], slurm)
     results: list[Cancelled] = []
     claimed: list[tuple[Reading, bool]] = []
     for reading in readings:
-        said = _nothing_to_do(reading, answer)
+        said = None if reading.run.path in unsettled else _nothing_to_do(reading, answer)
         if said is not None:
             results.append(said)
-        elif not reading.submissions:
+        elif not reading.submissions and not reading.intent:
             results.append(_stop_here(reading, why))
         else:
             claimed.append((reading, _claim(reading, why)))
-    results += _end_jobs(claimed, answer, slurm)
+    results += _end_jobs(claimed, answer, slurm, unsettled)
     order = {name_of(run): number for number, run in enumerate(runs)}
     return sorted(results, key=lambda one: order.get(one.name, 0))
+
+
+def _settled(run: RunFolder, slurm: Slurm | None) -> str:
+    """Find the job of a submit that was cut off; why that was not done, or nothing."""
+    if slurm is None or not pending(run.path):
+        return ""
+    try:
+        settle(run.path, slurm)
+    except LeaseHeld:
+        return "a submit of it is under way"
+    except SlurmError as error:
+        return error.message
+    return ""
 
 
 def _nothing_to_do(reading: Reading, answer: Answer) -> Cancelled | None:
@@ -98,12 +114,17 @@ def _claim(reading: Reading, why: str) -> bool:
     return claim(file, _who(why) + "\n")
 
 
-def _end_jobs(claimed: Sequence[tuple[Reading, bool]], answer: Answer, slurm: Slurm | None) -> list[Cancelled]:
+def _end_jobs(
+    claimed: Sequence[tuple[Reading, bool]],
+    answer: Answer,
+    slurm: Slurm | None,
+    unsettled: Mapping[Path, str],
+) -> list[Cancelled]:
     if not claimed:
         return []
     # After the claim: a hop may have submitted its successor while we looked.
     ids = {id(reading): _alive(reading, answer) for reading, _ in claimed}
-    trouble = ""
+    silent = ""
     try:
         if slurm is None:
             raise SlurmError("there is no Slurm on this machine")
@@ -114,10 +135,11 @@ def _end_jobs(claimed: Sequence[tuple[Reading, bool]], answer: Answer, slurm: Sl
         if late:
             slurm.cancel(late)
     except SlurmError as error:
-        trouble = error.message
+        silent = error.message
     results = []
     for reading, new in claimed:
         name, jobs = name_of(reading.run), ", ".join(ids[id(reading)])
+        trouble = silent or unsettled.get(reading.run.path, "")
         if trouble:
             text = (
                 f"Slurm did not take it ({trouble}). The cancel file is in place: its next hop ends at once, "
@@ -137,7 +159,7 @@ def _alive(reading: Reading, answer: Answer) -> list[str]:
     found = []
     for one in read_submissions(reading.run.path):
         known = answer.jobs.get(one.slurm_id)
-        over = known is not None and known.state.ended is True
+        over = known is not None and (known.state.ended is True or one.job_in(answer.jobs) is not known)
         old = known is None and one.slurm_id not in reading.jobs and one in reading.submissions
         if not over and not old:
             found.append(one.slurm_id)

@@ -92,11 +92,12 @@ def chosen_target(
     target: str | None,
     run_name: str | None,
     sets: Sequence[str] = (),
+    measure: bool = True,
     say: Callable[[str], None] = _tell,
 ) -> tuple[str | None, tuple[str, ...]]:
     """The target as given, or, where it or the job says `auto`, the one that finishes first, and why.
 
-    Where nothing is known of the job's speed it is measured, which takes a short job on every target.
+    Where nothing is known of the job's speed it is measured if `measure`, by a short job on every target.
 
     Raises:
         ConfigError: No target can be chosen: the message says why, target by target.
@@ -106,7 +107,7 @@ def chosen_target(
         return target, ()
     site = load_site(site_file, project.site_file)
     run = project.run_path(run_name or resolved.name)
-    choice = choose_target(resolved, project, site, slurm, measure=True, run=run, say=say)
+    choice = choose_target(resolved, project, site, slurm, measure=measure, run=run, say=say)
     if choice.target is None:
         facts = "; ".join(
             f"{each.target}: {each.refusal or ', '.join(each.notes)}" for each in choice.candidates
@@ -187,11 +188,13 @@ def _queues(candidates: Sequence[Candidate], site: Site, slurm: Slurm) -> dict[s
     """The queue of every target; what Slurm does not say is unknown."""
     nodes = slurm.nodes()
     waiting = parse_pending(slurm.run(commands.squeue_pending()))
+    unnamed = any(site.targets[each.target].partition is None for each in candidates)
+    default = _default_partition(slurm) if unnamed else ""
     found = {}
     for each in candidates:
         assert each.layout is not None
         target = site.targets[each.target]
-        partition = target.partition or _default_partition(slurm)
+        partition = target.partition or default
         mine = [node for node in nodes if partition in node.partitions and node.usable]
         start, words, impossible = _expected_start(each, site, slurm)
         found[each.target] = Queue(

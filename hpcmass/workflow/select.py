@@ -78,22 +78,30 @@ def _matching(pattern: str, project: Project | None) -> list[RunFolder]:
     found = []
     for folder in _folders(project.studies):
         if fnmatch.fnmatchcase(folder.name, study):
-            trials = _below(folder / "trials")
-            found += [run for run in trials if fnmatch.fnmatchcase(str(int(run.path.name)), numbers)]
+            found += [run for run in _trials_of(folder) if fnmatch.fnmatchcase(_number(run), numbers)]
     return found
 
 
 def _trials(word: str, project: Project) -> list[RunFolder]:
     try:
-        return list(_below(find_study(word, project) / "trials"))
+        return list(_trials_of(find_study(word, project)))
     except HpcmassError:
         return []
+
+
+def _trials_of(study: Path) -> Iterator[RunFolder]:
+    """The trials of a study; a folder of another name (`000001.old-1`) was set aside."""
+    return (run for run in _below(study / "trials") if run.path.name.isdigit())
+
+
+def _number(trial: RunFolder) -> str:
+    return str(int(trial.path.name))
 
 
 def _everywhere(project: Project) -> Iterator[RunFolder]:
     yield from _below(project.runs)
     for folder in _folders(project.studies):
-        yield from _below(folder / "trials")
+        yield from _trials_of(folder)
 
 
 def _below(parent: Path) -> Iterator[RunFolder]:

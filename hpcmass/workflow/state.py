@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hpcmass.errors import CorruptError, HpcmassError, NotFound, SlurmError
+from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import Owner, read_last_records
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.judge import Facts, Phase, Verdict, judge
 from hpcmass.slurm.records import Hop, SubmissionRecord, numbers, read_hops, read_submissions
+from hpcmass.slurm.send import under_way
 
 if TYPE_CHECKING:
     from hpcmass.slurm.client import Slurm
 
 FORMAT = 1
+_SECONDS_APART = 5.0  # Clocks of a login node and of compute nodes.
 _LAST_JOBS = 3  # Submissions of a run that are asked about: a hop, its successor, and one that was cut off.
 
 
@@ -36,6 +38,7 @@ class Reading:
         jobs: Ids of the Slurm jobs that matter, oldest first.
         cancelled: The text of its cancel file, or of a stop by `hpcmass cancel`.
         intent: Whether a submission was begun that was never written down.
+        submitting: Whether that may be under way at this moment.
         loss, samples_per_s, steps_per_s: Of the last records; None where there are none.
     """
 
@@ -47,9 +50,20 @@ class Reading:
     jobs: tuple[str, ...] = ()
     cancelled: str | None = None
     intent: bool = False
+    submitting: bool = False
     loss: float | None = None
     samples_per_s: float | None = None
     steps_per_s: float | None = None
+
+    def jobs_in(self, answer: Answer) -> list[JobInfo]:
+        """Its jobs as Slurm tells them, oldest first; UNKNOWN those that it says nothing of."""
+        records = {one.slurm_id: one for one in self.submissions}
+        return [
+            records[job].job_in(answer.jobs)
+            if job in records
+            else answer.jobs.get(job) or JobInfo(job, JobState.UNKNOWN)
+            for job in self.jobs
+        ]
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,6 @@ def _job_json(job: JobInfo) -> dict[str, Any]:
         "state": job.state.value,
         "reason": job.reason,
         "partition": job.partition,
-        "restarts": job.restarts,
         "exit_code": job.exit_code,
         "signal": job.signal,
         "used": dict(job.used),
@@ -195,6 +208,7 @@ def read_run(run: RunFolder) -> Reading:
     if owner is not None and owner.slurm_job_id and not jobs:
         jobs.append(owner.slurm_job_id)  # An sbatch script of the user's own.
     pending = set(numbers(run.path)) - {one.number for one in submissions}
+    intent = bool(pending) and max(pending) > max((one.number for one in submissions), default=0)
     loss, samples, steps = _speed(run)
     return Reading(
         run=run,
@@ -204,7 +218,8 @@ def read_run(run: RunFolder) -> Reading:
         hops=hops,
         jobs=tuple(dict.fromkeys(jobs)),
         cancelled=read_cancel(run),
-        intent=bool(pending) and max(pending) > max((one.number for one in submissions), default=0),
+        intent=intent,
+        submitting=intent and under_way(run.path),
         loss=loss,
         samples_per_s=samples,
         steps_per_s=steps,
@@ -288,11 +303,12 @@ def view(reading: Reading, answer: Answer, *, last: RunView | None = None) -> Ru
     if not nodes and reading.owner is not None:
         nodes = (reading.owner.host,)
     ends = None
-    if at_work:
+    if at_work and (job is None or job.state is not JobState.COMPLETING):
         ends = job.ends if job is not None and job.ends else hop.ends if hop and hop.ended is None else None
     left = None
     starting = hop is not None and (hop.began or 0.0) > (status.updated or 0.0)
-    if at_work and not starting and reading.steps_per_s and status.total_steps > status.step:
+    working = at_work and status.state is State.RUNNING and not starting
+    if working and reading.steps_per_s and status.total_steps > status.step:
         left = (status.total_steps - status.step) / reading.steps_per_s
     expected = job.started if job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED) else None
     return RunView(
@@ -331,16 +347,24 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
         updated=status.updated or 0.0,
         held=owner is not None,
         lease_job=lease_job,
-        jobs=[answer.jobs.get(job) or JobInfo(job, JobState.UNKNOWN) for job in reading.jobs],
+        jobs=reading.jobs_in(answer),
         silent=answer.silent,
         accounting=answer.accounting,
         hops=len(reading.hops),
         hop_began=hop.began if hop is not None and hop.ended is None else None,
         hop_next=ended[-1].next if ended else "",
         hop_cause=ended[-1].cause if ended else "",
+        hop_error=_hop_error(hop, newest),
         cancelled=reading.cancelled,
-        submitting=reading.intent,
+        submitted="under way" if reading.submitting else "cut off" if reading.intent else "",
     )
+
+
+def _hop_error(hop: Hop | None, newest: SubmissionRecord | None) -> str:
+    """What failed in the newest job, where it got as far as a hop: that of an earlier job is another story."""
+    if hop is None or newest is None or hop.cause != "failed":
+        return ""
+    return hop.reason if (hop.began or 0.0) > newest.submitted - _SECONDS_APART else ""
 
 
 def _next_hop(reading: Reading, verdict: Verdict, ends: float | None, left_s: float | None) -> str:
@@ -386,5 +410,5 @@ def look(run: RunFolder) -> Reading | HpcmassError:
     """As `read_run`, with the error instead of raising it: one damaged run hides no other."""
     try:
         return read_run(run)
-    except (NotFound, CorruptError, HpcmassError) as error:
+    except HpcmassError as error:
         return error

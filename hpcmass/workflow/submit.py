@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcmass.config import Job, Layout, Project, Site, Target, job_to_toml, site_to_toml
-from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound, SlurmError
+from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files import replace, storage_errors
 from hpcmass.files.publish import temporary_beside
 from hpcmass.launch import hpcmass_command
@@ -91,7 +91,7 @@ def submit(
         sets: Overrides of the job, `key=value`.
         after: Runs or job ids to wait for; `afterany:X` waits for its end, whatever came of it.
         array: `KEY=V1,V2,V3`: one job array; its element i is the run NAME-i with the key set to that value.
-        dry_run: Render the script and touch nothing, Slurm neither.
+        dry_run: Render the script and touch nothing, Slurm neither; for target `auto` it is asked.
         fresh: Begin anew; a run of that name is kept under another name.
         slurm: The Slurm to submit to; default: that of the environment, waited for up to two minutes.
 
@@ -103,7 +103,14 @@ def submit(
     """
     slurm = slurm or Slurm(patience_s=PATIENCE_S)
     target, why = chosen_target(
-        job, project, slurm, site_file=site_file, target=target, run_name=run_name, sets=sets
+        job,
+        project,
+        slurm,
+        site_file=site_file,
+        target=target,
+        run_name=run_name,
+        sets=sets,
+        measure=not dry_run,
     )
     asked = ask(job, project, site_file=site_file, target=target, run_name=run_name, sets=sets, array=array)
     waits, notes = dependencies(after, project, None if dry_run else slurm)
@@ -305,14 +312,17 @@ def _refuse_alive(run: RunFolder, slurm: Slurm) -> None:
     """
     if pending(run.path):
         settle(run.path, slurm)
-    ids = [record.slurm_id for record in records.read_submissions(run.path)]
-    for job_id, info in slurm.alive(ids).items():
-        raise LeaseHeld(
-            f"is {info.state.value.lower()} already as Slurm job {job_id}",
-            where=run.path,
-            hint=f"hpcmass status {run.path.name} shows it; hpcmass cancel {run.path.name} ends it",
-            job_id=job_id,
-        )
+    submissions = records.read_submissions(run.path)
+    alive = slurm.alive([record.slurm_id for record in submissions])
+    for record in submissions:
+        info = record.job_in(alive)
+        if info.state.ended is False:
+            raise LeaseHeld(
+                f"is {info.state.value.lower()} already as Slurm job {info.job_id}",
+                where=run.path,
+                hint=f"hpcmass status {run.path.name} shows it; hpcmass cancel {run.path.name} ends it",
+                job_id=info.job_id,
+            )
     if run.status().state is State.RUNNING:
         owner = run.lease().owner()
         who = f" by process {owner.pid} on {owner.host}" if owner else ""
@@ -329,7 +339,7 @@ def _laying_down(asked: Asked, indices: list[int], *, fresh: bool) -> Iterator[N
         yield
     except BaseException as error:
         # Where the job may have been taken, or we are ended from outside meanwhile, what it needs must stay.
-        unsure = isinstance(error, SlurmError) and error.data.get("unsure")
+        unsure = isinstance(error, HpcmassError) and error.data.get("unsure")
         if isinstance(error, Exception) and not unsure:
             for one in reversed(laid):
                 _undo(one)

@@ -57,17 +57,12 @@ class Usage:
 
 
 class Sampler:
-    """Measures runs again and again.
-
-    Attributes:
-        silent: Why sstat gave nothing; empty where it did.
-    """
+    """Measures runs again and again."""
 
     def __init__(self, slurm: Slurm | None) -> None:
         self._slurm = slurm
         self._before: dict[str, tuple[float, float]] = {}  # by run: when, and CPU seconds by then
         self._kept: dict[str, Usage] = {}
-        self.silent = ""
 
     def sample(self, views: Sequence[RunView], *, ask: bool = True) -> dict[str, Usage]:
         """Usage by a run's name; a run of which nothing is known is left out.
@@ -98,12 +93,9 @@ class Sampler:
         if self._slurm is None:
             return {}
         try:
-            told = parse_sstat(self._slurm.run(sstat(ids), patience_s=0.0))
-        except SlurmError as error:
-            self.silent = error.message
+            return parse_sstat(self._slurm.run(sstat(ids), patience_s=0.0))
+        except SlurmError:
             return {}
-        self.silent = "" if told else "this Slurm does not gather what jobs use (JobAcctGatherType)"
-        return told
 
     def _of_job(self, one: RunView, used: Used) -> Usage:
         layout = one.reading.submissions[-1].layout if one.reading.submissions else {}

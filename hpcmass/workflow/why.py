@@ -50,9 +50,11 @@ class Why:
         if not self.view.reading.jobs and self.view.phase.value == self.folder.state.value:
             return self.folder.lines()
         shown = replace(self.folder, advice=[]).lines()
+        if not self.folder.attempts:
+            del shown[1]  # That it has done no step says nothing.
         reason = self.view.verdict.reason or self.folder.headline
         shown[0] = f"{self.view.name}: {self.view.phase.value}: {reason}"
-        if self.view.phase is not Phase(self.folder.state.value):
+        if self.folder.attempts and self.view.phase is not Phase(self.folder.state.value):
             shown.insert(1, f"its folder says {self.folder.state.value}: {self.folder.headline}")
         if self.view.last_known:
             shown.append(f"last known: {self.view.last_known}")
@@ -82,9 +84,8 @@ def explain_run(run: RunFolder, slurm: Slurm | None) -> Why:
         return Why(found, folder, advice=folder.advice)
     outputs = list(batch_logs(run.path).values())
     tail = log_tail(outputs[-1], lines=20) if outputs else ""
-    jobs = [answer.jobs[job] for job in reading.jobs if job in answer.jobs]
     oom = _out_of_memory(reading, found, folder, tail)
-    lines = [_job_line(job) for job in jobs]
+    lines = [_job_line(job) for job in reading.jobs_in(answer)] if answer.jobs else []
     if answer.silent:
         lines.append(f"does not answer: {answer.silent}")
     if answer.accounting is False:
@@ -129,16 +130,13 @@ def _job_line(job: JobInfo) -> str:
 
 def _hop_line(hop: Hop) -> str:
     where = f" on {', '.join(hop.nodes)}" if hop.nodes else ""
-    line = (
-        f"{hop.hop}: job {hop.job_id}{where}, {hop.ranks} ranks, from {clock(hop.began)}, step {hop.from_step}"
-    )
+    ranks = f"{hop.ranks} rank{'s' * (hop.ranks != 1)}"
+    line = f"{hop.hop}: job {hop.job_id}{where}, {ranks}, from {clock(hop.began)}, step {hop.from_step}"
     if hop.ended is None:
         return f"{line}, no end written yet"
-    line += (
-        f" to {clock(hop.ended)}, step {hop.step if hop.step is not None else '?'}: {hop.cause or hop.state}"
-    )
-    if hop.reason:
-        line += f" ({hop.reason})"
+    cause = hop.cause or hop.state
+    line += f" to {clock(hop.ended)}, step {hop.step if hop.step is not None else '?'}: "
+    line += hop.reason if hop.reason.startswith(cause) else f"{cause} ({hop.reason})" if hop.reason else cause
     return line + (f"; next: {hop.next}" if hop.next and hop.next != "none" else "")
 
 
@@ -182,13 +180,22 @@ def _advice(found: RunView, folder: Explanation, oom: str, tail: str) -> list[st
     if found.phase in (Phase.QUEUED, Phase.REQUEUED, Phase.RUNNING, Phase.COMPLETED, Phase.UNKNOWN):
         advice = [found.verdict.advice]
         if found.phase is Phase.UNKNOWN:
-            advice += [*folder.advice[:-1], "look again later: hpcmass status " + name]
+            # Slurm answers and does not know it: looking again would not help.
+            lost = found.verdict.final and found.reading.submissions
+            advice += [
+                *folder.advice[:-1],
+                "hpcmass rerun RUN" if lost else "look again later: hpcmass status RUN",
+            ]
     else:
-        ended = "" if found.job is None else next_step(found.job.state)
+        ended = "" if found.job is None else next_step(found.job.state, begun=found.status.attempt > 0)
         own = [line for line in folder.advice if not line.startswith("run the same command again")]
         advice = [_OOM_ADVICE if oom else "", *own, found.verdict.advice, "" if oom else ended]
         if _LIMIT.search(tail) and found.job is not None and found.job.state is not JobState.TIMEOUT:
-            advice.append(next_step(JobState.TIMEOUT))
+            advice.append(next_step(JobState.TIMEOUT, begun=True))
+        if found.phase is Phase.FAILED and not found.status.attempt and not ended:
+            advice.append(
+                "mend it, then submit the job again; hpcmass rerun RUN starts the very same once more"
+            )
         if not any("hpcmass rerun" in line for line in advice):
             again = next((line for line in folder.advice if line.startswith("run the same command")), "")
             advice.append("hpcmass rerun RUN: " + again.partition(": ")[2] if again else "hpcmass rerun RUN")

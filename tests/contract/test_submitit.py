@@ -21,7 +21,6 @@ def test_the_private_methods_are_there() -> None:
     def parameters(name: str) -> list[str]:
         return list(inspect.signature(getattr(executor, name)).parameters)
 
-    assert parameters("_make_submission_file_text") == ["self", "command", "uid"]
     assert parameters("_make_submission_command") == ["self", "submission_file_path"]
     assert parameters("_get_job_id_from_submission_command") == ["string"]
     assert parameters("_submit_command") == ["self", "command"]

@@ -53,8 +53,10 @@ def hpcmass(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_is_up_and_its_site_file_is_true(cluster: Cluster) -> None:
-    found = cluster.status()
+def test_it_is_up_and_its_site_file_is_true(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as shell:
+        shell.setenv("SINFO_PARTITION", "gpu")
+        found = cluster.status()
     assert found.up
     assert not found.down
     assert found.jobs == 0

@@ -11,6 +11,7 @@ import pytest
 from hpcmass.cli.root import run as cli
 from hpcmass.config import Project, load_job, load_site
 from hpcmass.devcluster import Cluster
+from hpcmass.errors import ConfigError
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.placement import Choice, Goal
 from hpcmass.workflow.plan import choose_target
@@ -94,6 +95,9 @@ def test_measured_once_then_taken_where_the_queue_is_short(
     assert by_name["cpu"]["start_s"] is not None
     assert "never measured" in " ".join(by_name["cpu"]["notes"])
     assert "2 nodes" in by_name["tiny"]["refusal"]
+    opened = Project(project)
+    with pytest.raises(ConfigError, match="never measured"):
+        submit(job_file, opened, site_file=site_file, dry_run=True)
     assert attempts(project) == []
 
     # A short run on each target; the second time it is known.
@@ -105,7 +109,6 @@ def test_measured_once_then_taken_where_the_queue_is_short(
     assert cli([*words, "--calibrate"]) == 0
     assert attempts(project) == first
 
-    opened = Project(project)
     job, site = load_job(job_file), load_site(site_file)
 
     def choice(goal: Goal | None = None) -> Choice:

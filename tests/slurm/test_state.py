@@ -17,12 +17,14 @@ from hpcmass.config import Site, load_job
 from hpcmass.devcluster import Cluster
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.judge import Phase
 from hpcmass.slurm.records import SubmissionRecord, publish_submission
 from hpcmass.workflow.cancel import cancel_runs
 from hpcmass.workflow.follow import BackOff, Follower
 from hpcmass.workflow.state import RunView, observe
 from hpcmass.workflow.sweeps import lay_down_run
+from hpcmass.workflow.usage import Sampler
 from hpcmass.workflow.why import explain_run
 
 pytestmark = pytest.mark.slurm
@@ -271,6 +273,40 @@ def test_a_job_that_slurm_has_forgotten(cluster: Cluster, project: Path, slurm: 
     run.update(state=State.FAILED, reason="the loss is NaN")
     (found,) = observe([run], slurm)
     assert (found.phase, found.verdict.reason) == (Phase.FAILED, "the loss is NaN")
+
+
+def test_a_number_that_another_job_has_now(cluster: Cluster, project: Path, slurm: Slurm) -> None:
+    """A Slurm that lost its state counts from 1 again: neither shown nor cancelled is the other job."""
+    mine, other = lay(project, "mine"), lay(project, "other")
+    job_id = submit(cluster, other, "sleep 300", "--comment=hpcmass:other", "--job-name=other")
+    record = SubmissionRecord(1, job_id, submitted=time.time(), comment="hpcmass:mine", name="mine")
+    publish_submission(mine.path, record)
+    see(other, slurm, phase(Phase.RUNNING))
+    assert observe([mine], slurm)[0].phase is Phase.UNKNOWN
+    assert cancel_runs([mine], slurm)[0].done
+    assert slurm.jobs([job_id])[job_id].state is JobState.RUNNING
+    assert slurm.jobs([job_id])[job_id].comment == "hpcmass:other"
+    cluster.run("scancel", job_id)
+    see(other, slurm, lambda view: view.verdict.final)
+
+
+def test_what_a_running_job_uses(cluster: Cluster, project: Path, slurm: Slurm) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("this cluster gathers what jobs use with accounting only")
+    run = lay(project, "busy")
+    submit(cluster, run, "exec timeout 120 sh -c 'while :; do :; done'")
+    running = see(run, slurm, phase(Phase.RUNNING))
+    sampler = Sampler(slurm)
+    until = time.monotonic() + 90
+    while not ((usage := sampler.sample([running]).get("busy")) and usage.cpus and usage.memory_bytes):
+        assert time.monotonic() < until, usage
+        time.sleep(0.5)
+    assert usage.source == "sstat"
+    assert 0.01 < usage.cpus < 1.5
+    assert usage.memory_bytes < 1e9
+    cancel_runs([run], slurm)
+    ended = see(run, slurm, lambda view: view.verdict.final and bool(view.job and view.job.used))
+    assert sampler.sample([ended])["busy"].source == "sacct"
 
 
 def test_without_accounting(

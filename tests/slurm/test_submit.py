@@ -15,13 +15,16 @@ import pytest
 
 from hpcmass.config import Project, load_site, site_to_toml
 from hpcmass.devcluster import Cluster
-from hpcmass.errors import ConfigError, HpcmassError, LeaseHeld, NotFound, SlurmError
+from hpcmass.errors import ConfigError, HpcmassError, LeaseHeld, NotFound, SlurmError, StorageError
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm import send as send_module
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobInfo, JobState
+from hpcmass.slurm.judge import Phase
 from hpcmass.slurm.records import read_submissions
 from hpcmass.workflow import submit as submit_module
+from hpcmass.workflow.cancel import Cancelled, cancel_runs
+from hpcmass.workflow.state import observe
 from hpcmass.workflow.submit import Submission, rerun, submit
 
 pytestmark = pytest.mark.slurm
@@ -128,7 +131,6 @@ def test_a_job_runs_with_its_records(
         "cpu",
         "devcluster",
     )
-    assert record.cluster == slurm.config()["ClusterName"]
     assert record.layout["ranks"] == 1
     assert (run / "slurm" / record.script).read_text() == done.script
     assert RunFolder(run).status().state is State.CREATED
@@ -585,10 +587,31 @@ submit.submit({str(proj.root / "job.toml")!r}, Project(Path({str(proj.root)!r}))
     assert caught.value.data["job_id"] == job_id
     [record] = read_submissions(run)
     assert (record.job_id, record.script, record.target) == (job_id, "job-0001.sbatch", "cpu")
-    cluster.run("scancel", job_id)
+    # `cancel` finds it as well.
+    (run / "slurm" / "submission-0001.json").unlink()
+    assert cancel_runs([RunFolder(run)], slurm)[0] == Cancelled("job", f"cancelled job {job_id}")
     ended(slurm, job_id)
     again = go()
     assert [record.job_id for record in read_submissions(run)] == [job_id, again.job_id]
+
+
+def test_a_record_that_cannot_be_written_takes_no_run_from_its_job(
+    go: Callable[..., Submission], proj: Project, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after sbatch has taken the job: what the job needs has to stay."""
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(send_module, "publish_submission", full)
+        with pytest.raises(StorageError) as caught:
+            go()
+    run = proj.runs / "job"
+    (job_id,) = slurm.find_comment(json.loads((run / "slurm" / "intent-0001.json").read_text())["comment"])
+    assert f"has taken job {job_id}" in str(caught.value.hint)
+    assert ended(slurm, job_id).state is JobState.COMPLETED
+    assert got(run, job_id)
 
 
 def test_a_submit_that_dies_before_sbatch_stands_in_nobodys_way(
@@ -605,9 +628,17 @@ def test_a_submit_that_dies_before_sbatch_stands_in_nobodys_way(
     assert (run / "slurm" / "intent-0001.json").exists()
     with pytest.raises(LeaseHeld, match="under way"):  # its process, this one, still lives
         go()
+    (view,) = observe([RunFolder(run)], slurm)
+    assert (view.phase, view.verdict.reason, view.verdict.final) == (
+        Phase.CREATED,
+        "it is being submitted",
+        False,
+    )
     intent = json.loads((run / "slurm" / "intent-0001.json").read_text())
     intent["owner"]["start_ticks"] = 1
     (run / "slurm" / "intent-0001.json").write_text(json.dumps(intent))
+    (view,) = observe([RunFolder(run)], slurm)
+    assert (view.phase, view.verdict.final) == (Phase.UNKNOWN, True)
     done = go()
     assert ended(slurm, str(done.job_id)).state is JobState.COMPLETED
     assert [record.number for record in read_submissions(run)] == [2]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmass.config import Layout, Resources, Site, Target
+from hpcmass.config.duration import span
 from hpcmass.slurm.placement import (
     Candidate,
     Goal,
@@ -18,7 +19,6 @@ from hpcmass.slurm.placement import (
     choose,
     estimate,
     layouts,
-    span,
 )
 
 
@@ -246,6 +246,7 @@ def test_without_a_price_the_reason_says_what_helps() -> None:
         (600, "10 min"),
         (12_000, "3 h 20 min"),
         (187_200, "2 d 4 h"),
+        (-3.0, "0 s"),
     ],
 )
 def test_spans(seconds: float | None, text: str) -> None:

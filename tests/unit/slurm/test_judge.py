@@ -123,9 +123,13 @@ def test_forgotten_jobs() -> None:
     assert "no accounting" in found.reason
     assert judge(Facts(State.STOPPED, reason="asked", jobs=unknown)).reason == "asked"
     assert judge(Facts(State.CREATED, jobs=unknown, cancelled="x")).phase is Phase.CANCELLED
-    cut_off = judge(Facts(State.CREATED, submitting=True))
+    cut_off = judge(Facts(State.CREATED, submitted="cut off"))
     assert cut_off.phase is Phase.UNKNOWN
-    assert "squeue" in cut_off.advice
+    assert "hpcmass submit" in cut_off.advice
+    begun = judge(Facts(State.CREATED, submitted="under way"))
+    assert (begun.phase, begun.final) == (Phase.CREATED, False)
+    late = judge(Facts(State.CREATED, jobs=[job(JobState.UNKNOWN, reason="sacct still says RUNNING")]))
+    assert late.reason == "job 7: sacct still says RUNNING"
 
 
 def test_a_promise_to_go_on_that_was_not_kept() -> None:

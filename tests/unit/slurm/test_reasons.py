@@ -66,6 +66,9 @@ def test_the_advice_names_the_job() -> None:
         (JobInfo("1", JobState.FAILED, exit_code=0, signal=9), "failed (signal 9)"),
         (JobInfo("1", JobState.FAILED, reason="JobLaunchFailure", exit_code=1), "could not start it"),
         (JobInfo("1", JobState.COMPLETED, exit_code=0), "exit code 0"),
+        # The controller's word, and later accounting's, for a job of kill-on-invalid-dep (seen on 22.05).
+        (JobInfo("1", JobState.CANCELLED, "DependencyNeverSatisfied"), "did not end well"),
+        (JobInfo("1", JobState.CANCELLED, "Dependency"), "while it waited for another job"),
     ],
 )
 def test_ends(job: JobInfo, words: str) -> None:
@@ -76,5 +79,7 @@ def test_every_way_to_end_has_words_and_those_that_need_it_a_next_step() -> None
     for state in JobState:
         if state.ended:
             assert not plain_end(JobInfo("1", state)).startswith("Slurm says")
-    assert "memory" in next_step(JobState.OUT_OF_MEMORY)
-    assert "longer" in next_step(JobState.TIMEOUT)
+    assert "memory" in next_step(JobState.OUT_OF_MEMORY, begun=True)
+    assert "longer" in next_step(JobState.TIMEOUT, begun=True)
+    assert "last checkpoint" in next_step(JobState.CANCELLED, begun=True)
+    assert next_step(JobState.CANCELLED, begun=False) == "hpcmass rerun RUN"

@@ -141,6 +141,37 @@ def test_unknown_where_nothing_answers(slurm: Slurm, command: Command) -> None:
     assert slurm.calls == 3  # that there is no accounting was learnt
 
 
+def test_accounting_that_does_not_answer_is_no_forgotten_job(slurm: Slurm, command: Command) -> None:
+    """The controller forgets a job after minutes; then only accounting can say how it ended."""
+    command("squeue", f"echo '{squeue_line('8', 'RUNNING')}'")
+    command("sacct", "echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1")
+    infos = slurm.jobs(["7", "8"])
+    assert infos["7"].reason == slurm.silent == "its accounting database is away"
+    assert infos["8"].state is JobState.RUNNING
+    slurm.jobs(["8"])
+    assert slurm.silent == ""
+    command("sacct", f"echo '{sacct_line('7', 'FAILED', '1:0')}'")
+    assert slurm.jobs(["7"])["7"].state is JobState.FAILED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Slurm accounting storage is disabled",
+        # From 23.02 on.
+        "sacct: fatal: You are not running a supported accounting_storage plugin",
+    ],
+)
+def test_a_slurm_without_accounting_is_asked_once(slurm: Slurm, command: Command, text: str) -> None:
+    command("squeue", "exit 0")
+    command("sacct", f"echo '{text}' >&2; exit 1")
+    assert (slurm.jobs(["7"])["7"].state, slurm.jobs(["7"])["7"].reason) == (JobState.UNKNOWN, "")
+    assert slurm.silent == ""
+    calls = slurm.calls
+    slurm.jobs(["7"])
+    assert slurm.calls == calls + 1
+
+
 def test_a_state_of_accounting_is_stale_while_the_controller_is_down(slurm: Slurm, command: Command) -> None:
     command("squeue", DOWN)
     command("sacct", f"printf '%s\\n' '{sacct_line('7', 'RUNNING')}' '{sacct_line('8', 'FAILED', '3:0')}'")
@@ -198,10 +229,10 @@ def test_the_environment_is_cleaned(slurm: Slurm, command: Command, monkeypatch:
 
 def test_a_wait_is_told(slurm: Slurm, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_QUIET_S", 0.3)
-    command("squeue", "sleep 2; cat")
+    command("squeue", "sleep 2; echo all of it")
     told: list[str] = []
     slurm._on_wait = told.append
-    assert slurm.run(["squeue"], stdin="all of it\n") == "all of it\n"
+    assert slurm.run(["squeue"]) == "all of it\n"
     assert told == ["Slurm does not answer squeue yet; waiting"]
 
 

@@ -19,6 +19,7 @@ TEXTS = [
     ("partition-down", FAILED + "Partition in DOWN state"),
     ("qos", FAILED + "Invalid qos specification"),
     ("constraint", FAILED + "Invalid feature specification"),
+    ("other", "slurm_load_jobs error: Operation now in progress"),
     ("gres", "sbatch: error: Invalid generic resource (gres) specification"),
     ("gres", FAILED + "Invalid generic resource (gres) specification"),
     ("nodes", MEMORY + "\n" + FAILED + "Requested node configuration is not available"),
@@ -51,7 +52,12 @@ TEXTS = [
         "sbatch: error: fetch_config: DNS SRV lookup failed\n"
         "sbatch: fatal: Could not establish a configuration source",
     ),
-    ("accounting", "Slurm accounting storage is disabled"),
+    ("no-accounting", "Slurm accounting storage is disabled"),
+    (
+        "no-accounting",
+        "sacct: fatal: You are not running a supported accounting_storage plugin\n"
+        "Only 'accounting_storage/slurmdbd' is supported.",
+    ),
     ("accounting", "sacct: error: Problem talking to the database: Connection refused"),
     ("quota", "sbatch: error: Unable to open file: Disk quota exceeded"),
     ("space", FAILED + "I/O error writing script/environment to file"),

@@ -29,7 +29,7 @@ def record(number: int, job_id: str = "12", **more: object) -> SubmissionRecord:
 def test_submissions_come_back_newest_last(tmp_path: Path) -> None:
     assert read_submissions(tmp_path / "none") == []
     records = [
-        record(2, "13", array_index=4, after=("afterok:12",), cluster="lab", layout={"nodes": 2}),
+        record(2, "13", array_index=4, after=("afterok:12",), name="a", layout={"nodes": 2}),
         record(1),
     ]
     for each in records:

@@ -242,6 +242,7 @@ def sbatch_reads(line: str) -> list[str]:
         ({"after": ("first",)}, "after"),
         ({"after": ("afterok:1;id",)}, "after"),
         ({"target": CPU.model_copy(update={"sbatch": {"array": "0-3"}})}, "sbatch.array"),
+        ({"target": CPU.model_copy(update={"sbatch": {"partition": "other"}})}, "sbatch.partition"),
         ({"target": CPU.model_copy(update={"sbatch": {"--mem": "0"}})}, "sbatch.--mem"),
         ({"target": CPU.model_copy(update={"sbatch": {"mem": "0\n#SBATCH -p x"}})}, "sbatch.mem"),
         ({"target": CPU.model_copy(update={"env": {"A B": "x"}})}, "env"),

@@ -46,7 +46,7 @@ class Recorded:
     def has_accounting(self) -> bool:
         return self.accounting
 
-    def cancel(self, ids: Sequence[str], *, signal: str | None = None) -> None:
+    def cancel(self, ids: Sequence[str]) -> None:
         if self.down:
             raise SlurmError(self.down, transient=True)
         self.cancelled += ids
@@ -140,6 +140,7 @@ def test_runs_by_what_people_write(project: Project) -> None:
     assert names("12") == ["lr-1"]
     assert names("13_4") == names("13") == ["lr-2"]
     assert names(str(first.path)) == ["lr-1"]
+    RunFolder(trial.path.with_name("000003.old-1")).create('name = "s"\n', "")
     assert names("s") == names("s/*") == names("s/3") == ["000003"]
     for word in ("nothing-*", "99", "lr-3", "s/4"):
         with pytest.raises(NotFound):
@@ -237,7 +238,7 @@ def test_a_successor_submitted_meanwhile_is_cancelled_too(project: Project) -> N
     run = make(project, "r", "7", state=State.STOPPED)
     slurm = Recorded({"7": JobInfo("7", JobState.COMPLETING)})
 
-    def cancel(ids: Sequence[str], *, signal: str | None = None) -> None:
+    def cancel(ids: Sequence[str]) -> None:
         assert (run.path / "slurm" / "cancel").exists()
         slurm.cancelled += ids
         if "8" not in ids:
@@ -246,6 +247,38 @@ def test_a_successor_submitted_meanwhile_is_cancelled_too(project: Project) -> N
     slurm.cancel = cancel  # type: ignore[method-assign]
     assert cancel_runs([run], slurm)[0].done  # type: ignore[arg-type]
     assert slurm.cancelled == ["7", "8"]
+
+
+def test_a_number_that_another_job_has_now(project: Project) -> None:
+    """Slurm lost its state and counts from 1 again: the other job is neither shown nor cancelled."""
+    run = RunFolder(project.runs / "r")
+    run.create('name = "r"\n', "")
+    mine = SubmissionRecord(1, "7", submitted=time.time(), comment="hpcmass:mine", name="r")
+    publish_submission(run.path, mine)
+    others = [
+        JobInfo("7", JobState.RUNNING, name="r", comment="hpcmass:another", source="squeue"),
+        JobInfo("7", JobState.RUNNING, name="bash", source="squeue"),
+        JobInfo("7", JobState.FAILED, name="bash", source="sacct"),
+        JobInfo("7", JobState.RUNNING, name="r", submitted=mine.submitted - 3600, source="sacct"),
+    ]
+    for other in others:
+        slurm = Recorded({"7": other})
+        (view,) = observe([run], slurm)  # type: ignore[arg-type]
+        assert view.phase is Phase.UNKNOWN
+        lines = explain_run(run, slurm).lines()  # type: ignore[arg-type]
+        assert any("another job has its number" in line for line in lines)
+        assert lines[-1] == "- hpcmass rerun r"
+        assert cancel_runs([run], slurm)[0].done  # type: ignore[arg-type]
+        assert slurm.cancelled == []
+        (run.path / "slurm" / "cancel").unlink()
+    for same in (
+        JobInfo("7", JobState.RUNNING, name="renamed", comment="a site's: hpcmass:mine", source="squeue"),
+        JobInfo("7", JobState.RUNNING, name="r", comment="a site's own", source="squeue"),
+        # A requeued job counts as submitted anew.
+        JobInfo("7", JobState.RUNNING, name="r", submitted=mine.submitted + 3600, source="sacct"),
+    ):
+        (view,) = observe([run], Recorded({"7": same}))  # type: ignore[arg-type]
+        assert view.phase is Phase.RUNNING
 
 
 def test_a_local_run_is_asked_to_stop(project: Project) -> None:
@@ -314,6 +347,41 @@ def test_why_tells_the_hops(project: Project) -> None:
     assert lines[0].startswith("r: REQUEUED: it goes on after the time limit")
     assert any("1: job 7 on cn1, 2 ranks" in line and "step 40: time-limit" in line for line in lines)
     assert any("next: requeue" in line for line in lines)
+
+
+def test_what_a_hop_said_is_why_its_job_failed(project: Project) -> None:
+    """A recipe that cannot be loaded: no rank has begun, and Slurm knows an exit code only."""
+    run = make(project, "r", "7")
+    slurm = Recorded({"7": JobInfo("7", JobState.FAILED, exit_code=1)})
+    hops = run.path / "slurm" / "hops.jsonl"
+    begin = {"kind": "begin", "hop": 1, "job_id": "7", "nodes": ["cn1"], "ranks": 1, "time": time.time()}
+    append_record(hops, begin)
+    said = {"cause": "failed", "state": "FAILED", "reason": "build_model: no width", "next": "none"}
+    append_record(hops, {"kind": "end", "hop": 1, "step": 0, "time": time.time(), **said})
+    (view,) = observe([run], slurm)  # type: ignore[arg-type]
+    assert (view.phase, view.verdict.reason) == (Phase.FAILED, "build_model: no width")
+    lines = explain_run(run, slurm).lines()  # type: ignore[arg-type]
+    assert lines[0] == "r: FAILED: build_model: no width"
+    assert not any("never started" in line or "attempts: 0" in line for line in lines)
+    assert any("1 rank," in line for line in lines)
+    assert "submit the job again" in lines[-1]  # rerun would do the very same again
+    # What the folder proves stands, also when Slurm has forgotten the job or does not answer.
+    assert observe([run], Recorded({}))[0].phase is Phase.FAILED  # type: ignore[arg-type]
+    assert observe([run], None)[0].phase is Phase.FAILED
+    # A later job that never got as far as a hop failed for a reason of its own.
+    publish_submission(run.path, SubmissionRecord(2, "8", by="rerun", submitted=time.time() + 60))
+    slurm.known["8"] = JobInfo("8", JobState.NODE_FAIL)
+    (view,) = observe([run], slurm)  # type: ignore[arg-type]
+    assert view.verdict.reason == "job 8: one of its nodes failed"
+
+
+def test_a_job_that_is_ending_promises_nothing(project: Project) -> None:
+    run = make(project, "r", "7", state=State.STOPPED, step=4, total_steps=9, reason="stopped by SIGTERM")
+    for step in (1, 4):
+        append_record(run.metrics_file, {"kind": "train", "step": step, "time": 1000.0 + step})
+    ending = JobInfo("7", JobState.COMPLETING, started=1.0, ends=time.time())
+    (view,) = observe([run], Recorded({"7": ending}))  # type: ignore[arg-type]
+    assert (view.phase, view.left_s, view.ends) == (Phase.RUNNING, None, None)
 
 
 def test_gpus_of_this_machine() -> None:
