@@ -26,6 +26,7 @@ from outliving_tools import (
     job_of,
     preempt,
     steps_begun,
+    wait_ended,
     wait_until,
 )
 
@@ -46,7 +47,7 @@ def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def check_preempted(bench: Bench, run: RunFolder) -> None:
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     preempt(bench, run)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next) == ("preempted", "requeue")
     assert (last.cause, last.restart) == ("completed", 1)
@@ -83,7 +84,7 @@ def test_preempted_with_grace(
     run = bench.submit("run", resources={"target": "preempt"})
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     preempt(bench, run)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert first.state == "STOPPED"
     assert (last.cause, last.restart, last.from_step) == ("completed", 1, first.step)
@@ -98,7 +99,7 @@ def test_one_of_two_nodes_is_lost_in_the_middle_of_a_step(bench: Bench) -> None:
     assert len(nodes) == 2
     bench.cluster.kill_node(next(node for node in nodes if node != read_hops(run.path)[0].host))
     try:
-        last = wait_until(lambda: ended(run), "the run's end", 400)
+        last = wait_ended(bench, run, 400)
     finally:
         for node in nodes:
             if not bench.cluster.processes[f"slurmd-{node}"].alive:
@@ -141,7 +142,7 @@ def test_the_controller_is_away_for_half_a_minute_during_a_requeue(bench: Bench)
         time.sleep(30)
     finally:
         bench.cluster.start_controller()
-    last = wait_until(lambda: ended(run), "the run's end", 400)
+    last = wait_ended(bench, run, 400)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next) == ("signal", "requeue")
     assert (last.cause, last.restart) == ("completed", 1)
@@ -156,7 +157,7 @@ def test_held_between_two_hops_and_released(bench: Bench) -> None:
     wait_until(lambda: bench.job_state(job_id) == "PENDING", "the held job")
     assert len(read_hops(run.path)) == 1
     bench.cluster.run("scontrol", "release", job_id)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     assert (last.cause, last.restart) == ("completed", 1)
     bench.check_same(run)
 
@@ -226,6 +227,6 @@ def test_a_limit_of_file_sizes_or_quota_is_told_and_not_repeated(bench: Bench) -
     """What `ulimit -f` refuses stands for a quota: the kernel's error comes at the same place."""
     bench.site.write_text(bench.site.read_text().replace("requeue = false", 'setup = ["ulimit -f 4"]'))
     run = bench.submit("run", resources={"target": "norequeue"})
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     assert (last.cause, last.next) == ("failed", "none")
     assert "limit" in last.reason or "too large" in last.reason
