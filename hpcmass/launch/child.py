@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:
     # Slurm ends a job by SIGTERM to each of its processes, and an mpiexec that gets it kills the ranks at once:
-    # they could write no checkpoint. Whoever started it ends it otherwise. srun is not to be shielded (it
-    # fetches its signals, blocked or not), and need not be: of a job that ends, Slurm leaves it nothing to kill.
+    # they could write no checkpoint. Whoever started it ends it otherwise. srun cannot be shielded (it fetches
+    # its signals, blocked or not), and need not be: while a job ends, Slurm does not let it kill the ranks.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _die_with_parent(number)
     if os.getppid() != parent:
