@@ -30,6 +30,8 @@ SCRIPT = """
 import json, os, sys, time
 names = ["RANK", "CUDA_VISIBLE_DEVICES", "SLURMD_NODENAME"]
 seen = {name: os.environ.get(name) for name in names}
+visible = (seen["CUDA_VISIBLE_DEVICES"] or "").split(",")
+seen["gpu"] = visible[int(os.environ["LOCAL_RANK"]) % len(visible)]  # as scripts made for torchrun pick theirs
 begun = time.time()
 time.sleep(2)
 with open(os.path.join(os.environ["HPCMASS_RUN_DIR"], f"own-{os.environ['RANK']}.json"), "w") as file:
@@ -156,8 +158,8 @@ def check_run(cluster: Cluster, run: RunFolder, sacct: dict[str, dict[str, str]]
         assert each["host"] == node or not cluster.has_network
         assert note["cuda_visible_devices"] == each["CUDA_VISIBLE_DEVICES"]
         assert int(step["Start"]) - 2 <= each["begun"] <= each["ended"] <= int(step["End"]) + 2
-        gpus = numbers(each["CUDA_VISIBLE_DEVICES"] or "")
-        assert gpus <= seen.gpus[job, node]
+        gpus = numbers(each["gpu"])
+        assert numbers(each["CUDA_VISIBLE_DEVICES"] or "") <= seen.gpus[job, node]
         used += [(node, gpu, each["begun"], each["ended"], job, each["RANK"]) for gpu in gpus]
     # Every GPU that Slurm gave was one rank's, and no other was used.
     given = {(node, gpu) for (id_, node), ids in seen.gpus.items() if id_ == job for gpu in ids}
