@@ -30,6 +30,7 @@ from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_t
 from hpcmass.runs.folder import FORMAT
 
 _LAUNCHER = {"torch": "spawn", "horovod": "mpiexec", "mpi": "mpiexec"}
+_LAST_BREATH_S = 5.0
 _ENDED = (State.COMPLETED, State.FAILED, State.STOPPED)
 
 
@@ -184,9 +185,16 @@ def note_end(run: RunFolder, attempt: int, end: RankExit, step: int | None) -> N
 
 def _finish(run: RunFolder, state: State, reason: str) -> Status:
     """Write the last status under the lease; a run that somebody else runs by now is left alone."""
-    with contextlib.suppress(LeaseHeld), run.lease():
-        return run.update(state=state, reason=reason, ended=time.time())
-    return run.status()
+    until = time.monotonic() + _LAST_BREATH_S
+    while True:
+        try:
+            with run.lease():
+                return run.update(state=state, reason=reason, ended=time.time())
+        except LeaseHeld:
+            # A rank that was killed a moment ago may still be on its way out, with the lease.
+            if time.monotonic() > until:
+                return run.status()
+            time.sleep(0.1)
 
 
 def _attempt(run: RunFolder) -> int:

@@ -349,7 +349,7 @@ class _Hop:
             # A run that somebody else has at the moment is not this job's to begin again.
             passing = (error.transient or isinstance(error, LaunchError)) and not isinstance(error, LeaseHeld)
             return ("transient" if passing else "own"), error.message
-        if status.state is not State.FAILED:
+        if status.state in (State.COMPLETED, State.STOPPED):
             return "", ""
         cause = first_error(self.run.errors(status.attempt))
         return ("own" if cause is not None and _is_own(cause, asked) else "transient"), ""
