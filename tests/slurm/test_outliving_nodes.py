@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from hpcmass.runs import RunFolder
 from hpcmass.slurm.records import Hop, read_hops
 
 sys.path.append(str(Path(__file__).parent))
-from outliving_tools import Bench, job_of, preempt, steps_begun, steps_of_ranks, wait_ended, wait_until
+from outliving_tools import (
+    Bench,
+    hop_ended,
+    job_of,
+    preempt,
+    steps_begun,
+    steps_of_ranks,
+    wait_ended,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 LAUNCHERS = {
@@ -23,16 +33,34 @@ LAUNCHERS = {
 MPI = ["mpiexec", "srun-pmix"]
 
 
-@pytest.fixture
-def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def project_on(cluster: Cluster, root: Path, patch: pytest.MonkeyPatch) -> Bench:
     """A project and a site whose targets are called as what starts the ranks; their partition is preempted."""
     for name in ("SLURM_CONF", "PATH"):
-        monkeypatch.setenv(name, cluster.env[name])
-    bench = Bench(cluster, tmp_path / "project", epochs=4)
+        patch.setenv(name, cluster.env[name])
+    bench = Bench(cluster, root, epochs=4)
     with open(bench.site, "a") as site:
         for name, keys in LAUNCHERS.items():
             site.write(f'\n[targets.{name}]\nkind = "slurm"\npartition = "preempt"\ncores = 4\n{keys}\n')
     return bench
+
+
+@pytest.fixture
+def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return project_on(cluster, tmp_path / "project", monkeypatch)
+
+
+@pytest.fixture
+def patient_bench(
+    cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    """On a cluster that ends jobs as real ones do: half a minute lies between SIGTERM and SIGKILL."""
+    cluster = cluster_factory(accounting=False)
+    conf = Path(cluster.env["SLURM_CONF"])
+    text = conf.read_text()
+    assert "KillWait=2\n" in text
+    conf.write_text(text.replace("KillWait=2\n", "KillWait=30\n"))
+    assert cluster.run("scontrol", "reconfigure").returncode == 0
+    return project_on(cluster, tmp_path / "project", monkeypatch)
 
 
 def begin(bench: Bench, launcher: str, pause: float = 0.3) -> tuple[RunFolder, Hop]:
@@ -64,10 +92,19 @@ def check_went_on(bench: Bench, run: RunFolder, cut: Hop, cause: str) -> None:
 
 
 @pytest.mark.parametrize("launcher", [*MPI, pytest.param("srun", marks=pytest.mark.soak)])
-def test_sigterm_to_every_process_of_the_job(bench: Bench, launcher: str) -> None:
-    """As `scontrol requeue` sends it: to launcher, daemons, keepers, ranks, and the batch script, at once."""
-    run, hop = begin(bench, launcher)
+def test_sigterm_to_every_process_of_the_job(patient_bench: Bench, launcher: str) -> None:
+    """As `scontrol requeue` sends it: to launcher, daemons, keepers, ranks, and the batch script, at once.
+
+    A step takes longer than launchers leave their ranks that are told to end.
+    """
+    bench = patient_bench
+    run, hop = begin(bench, launcher, pause=0.1)
+    (run.path / "break.py").write_text("time.sleep(3)")
+    before = steps_begun(run)
+    wait_until(lambda: steps_begun(run) > before + 1, "a slow step")
     bench.cluster.run("scontrol", "requeue", job_of(run))
+    wait_until(lambda: hop_ended(run, hop.hop), "the hop's end")
+    (run.path / "break.py").unlink()
     check_went_on(bench, run, hop, "signal")
 
 
