@@ -43,10 +43,12 @@ def write_files(s: Settings) -> None:
     etc = s.folder / "etc"
     replace(s.slurm_conf, render.slurm_conf(s))
     replace(etc / "gres.conf", render.gres_conf(s))
+    replace(etc / "task-prolog", render.task_prolog(s))
     replace(etc / "cgroup.conf", render.cgroup_conf(s))
     replace(etc / "plugstack.conf", "")
     replace(s.folder / SITE_FILE, render.site_toml())
     with storage_errors(s.folder, "write the cluster's files"):
+        (etc / "task-prolog").chmod(0o755)
         for name in render.device_files():
             link = s.folder / "dev" / name
             if not link.is_symlink():

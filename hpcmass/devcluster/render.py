@@ -48,6 +48,7 @@ def _daemons(s: Settings) -> list[str]:
         f"SlurmdSpoolDir={folder}/spool/%n",
         # Where PMIx puts a step's sockets: one folder a node, for /tmp is that of all nodes.
         f"TmpFS={folder}/tmp/%n",
+        f"TaskProlog={folder}/etc/task-prolog",
         f"SlurmctldPidFile={folder}/run/slurmctld.pid",
         f"SlurmdPidFile={folder}/run/slurmd-%n.pid",
         f"SlurmctldLogFile={folder}/log/slurmctld.log",
@@ -125,6 +126,15 @@ def _partition(s: Settings, p: Partition) -> str:
         f"PreemptMode=REQUEUE GraceTime={s.grace_s}" if p.preemptible else "PreemptMode=OFF",
     ]
     return " ".join(words)
+
+
+def task_prolog(s: Settings) -> str:
+    """Gives each node a TMPDIR of its own.
+
+    /tmp is that of all nodes, and of all clusters on this machine, and process ids are those of a node where it
+    has a namespace of its own: Open MPI's daemons, which call their folders by them, would meet.
+    """
+    return f'#!/bin/sh\necho "export TMPDIR={s.folder}/tmp/$SLURMD_NODENAME"\n'
 
 
 def gres_conf(s: Settings) -> str:

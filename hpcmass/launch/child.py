@@ -3,8 +3,8 @@
 `child.py rank COMMAND…` runs COMMAND as the rank that the launcher's environment says: sets the variables
 that torchrun sets, sends its output to the rank's log, waits, and notes how it ended, because no mpiexec
 tells that for every rank. `child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when
-PARENT is gone. `child.py shield COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard that gives another
-signal shields too. `child.py port` prints a free port of this machine.
+PARENT is gone. `child.py shield COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard shields too. `child.py
+port` prints a free port of this machine.
 
 Nothing outlives what started it: the command dies with its keeper (PR_SET_PDEATHSIG), and a keeper whose
 own parent is gone ends its whole process group, so also the data loader's workers of a rank.
@@ -43,17 +43,13 @@ def main(argv: list[str]) -> int:
 
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:
-    if _patient():
-        # Slurm ends a job by SIGTERM to each of its processes, and an mpiexec that gets it kills the ranks at
-        # once: they could write no checkpoint. The ranks have their signals unblocked (see `_keep`).
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        number = signal.SIGHUP if number == signal.SIGTERM else number
+    # Slurm ends a job by SIGTERM to each of its processes, and an mpiexec that gets it kills the ranks at once:
+    # they could write no checkpoint. Whoever started it ends it otherwise. srun cannot be shielded (it fetches
+    # its signals, blocked or not), and need not be: while a job ends, Slurm does not let it kill the ranks.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _die_with_parent(number)
     if os.getppid() != parent:
         sys.exit(128 + number)
-    if number == signal.SIGINT:
-        # Slurm's SIGTERM goes to every process of a job; Open MPI's launcher would kill its ranks at once.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _become(command, dict(os.environ))
 
 
@@ -62,11 +58,6 @@ def _shield(command: list[str]) -> NoReturn:
     if not os.access(command[0], os.X_OK):  # another installation keeps its daemon elsewhere
         command = [os.path.basename(command[0]), *command[1:]]
     _become(command, dict(os.environ))
-
-
-def _patient() -> bool:
-    """Whether this is a job of Slurm's whose batch process alone decides when ranks are ended."""
-    return os.environ.get("HPCMASS_PATIENT") == "1"
 
 
 def _keep(command: list[str]) -> int:

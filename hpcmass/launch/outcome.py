@@ -50,6 +50,7 @@ class Outcome:
     """How all ranks ended.
 
     Attributes:
+        hosts: Where the ranks that began ran, by rank.
         exits: By rank; a rank is missing where nothing is known of its end.
         first_failure: The first rank that ended badly, before the supervisor or mpiexec ended the others.
         launcher_exit: The exit code of mpiexec (negative: a signal); of spawned ranks the first bad one.
@@ -59,12 +60,24 @@ class Outcome:
     """
 
     ranks: int
+    hosts: dict[int, str] = field(default_factory=dict)
     exits: dict[int, RankExit] = field(default_factory=dict)
     first_failure: RankExit | None = None
     launcher_exit: int = 0
     launcher_tail: str = ""
     signalled: int | None = None
     words: dict[int, HpcmassError] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> tuple[int, str] | None:
+        """A rank of another node of which nothing is known any more, as when its node fails, and that node.
+
+        The ranks of this node may be without a last word too: their launcher ends them when it loses another
+        node. It blames no rank then, and may even end with exit code 0 (Open MPI 5).
+        """
+        here = socket.gethostname()
+        gone = sorted(rank for rank, host in self.hosts.items() if rank not in self.exits and host != here)
+        return (gone[0], self.hosts[gone[0]]) if gone else None
 
     @property
     def ok(self) -> bool:

@@ -143,7 +143,7 @@ class _Watch:
         self.stop_grace_s = stop_grace_s
         self.processes: list[subprocess.Popen[bytes]] = []
         self.pids: dict[int, tuple[int, int | None]] = {}  # rank here -> keeper (leads its group), its start
-        self.begun: set[int] = set()  # ranks, also on other nodes
+        self.begun: dict[int, str] = {}  # rank -> host, also on other nodes
         self.forwarded = 0  # signals of `pending` that the launcher was given to pass on
         self.ended_launcher: float | None = None
         self.exits: dict[int, RankExit] = {}
@@ -232,7 +232,7 @@ class _Watch:
         if len(self.begun) < self.plan.ranks:
             for note in self._notes("start", self.begun):
                 rank, pid = int(note["rank"]), int(note["pid"])
-                self.begun.add(rank)
+                self.begun[rank] = str(note["host"])
                 if note["host"] == socket.gethostname():
                     self.pids.setdefault(rank, (pid, process_start(pid)))
         if len(self.exits) < self.plan.ranks:
@@ -335,6 +335,7 @@ class _Watch:
         codes = [process.returncode for process in self.processes]
         return Outcome(
             ranks=self.plan.ranks,
+            hosts=dict(self.begun),
             exits=self.exits,
             first_failure=bad[0] if bad else None,
             launcher_exit=next((code for code in codes if code), 0),

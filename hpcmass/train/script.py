@@ -30,6 +30,7 @@ from hpcmass.launch import (
 )
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
+from hpcmass.train.start import note_lost
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][\w.-]*)\}\}|\{([A-Za-z_][\w.-]*)\}")
 _EXCEPTION_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Iteration)): ?(.*)")
@@ -218,6 +219,9 @@ def _settle(run: RunFolder, attempt: int, outcome: Outcome) -> Status:
     if outcome.signalled is not None and all(end.signal or end.ok for end in outcome.exits.values()):
         return run.update(state=State.STOPPED, reason=_stop_reason(asked, outcome), **changes)
     failure = _cause(run, attempt, outcome)
+    if failure is None and outcome.lost is not None:
+        reason = note_lost(run, run.status(), *outcome.lost)
+        return run.update(state=State.FAILED, reason=reason, **changes)
     if failure is None:
         said = outcome.launcher_tail.strip() or "nothing"
         reason = f"the launcher ended with exit code {outcome.launcher_exit}; it said: {said[-1000:]}"

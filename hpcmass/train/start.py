@@ -30,6 +30,7 @@ from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_t
 from hpcmass.runs.folder import FORMAT
 
 _LAUNCHER = {"torch": "spawn", "horovod": "mpiexec", "mpi": "mpiexec"}
+_LAST_BREATH_S = 5.0
 _ENDED = (State.COMPLETED, State.FAILED, State.STOPPED)
 
 
@@ -138,9 +139,26 @@ def settle(run: RunFolder, outcome: Outcome) -> Status:
             return status
         note_end(run, status.attempt, failure, status.step)
         return _finish(run, State.FAILED, failure.text())
+    if outcome.lost is not None:
+        return _finish(run, State.FAILED, note_lost(run, status, *outcome.lost))
     if outcome.launcher_exit:
         return _finish(run, State.FAILED, f"the launcher ended with exit code {outcome.launcher_exit}")
-    return status
+    if status.state in _ENDED:
+        return status
+    return _finish(run, State.FAILED, "the ranks ended without saying why")
+
+
+def note_lost(run: RunFolder, status: Status, rank: int, host: str) -> str:
+    """Record that a rank is gone together with whatever watched it; what is told of it."""
+    message = f"rank {rank} on {host} was lost: its node failed, or what had started it there was killed"
+    hint = "'sinfo -N' shows the nodes that are down; the run goes on from its last checkpoint"
+    run.record_error(
+        RankError(
+            attempt=status.attempt, rank=rank, kind="signal", error="Lost", message=message, hint=hint,
+            step=status.step, time=time.time(), host=host,
+        )
+    )  # fmt: skip
+    return message
 
 
 def note_end(run: RunFolder, attempt: int, end: RankExit, step: int | None) -> None:
@@ -167,9 +185,16 @@ def note_end(run: RunFolder, attempt: int, end: RankExit, step: int | None) -> N
 
 def _finish(run: RunFolder, state: State, reason: str) -> Status:
     """Write the last status under the lease; a run that somebody else runs by now is left alone."""
-    with contextlib.suppress(LeaseHeld), run.lease():
-        return run.update(state=state, reason=reason, ended=time.time())
-    return run.status()
+    until = time.monotonic() + _LAST_BREATH_S
+    while True:
+        try:
+            with run.lease():
+                return run.update(state=state, reason=reason, ended=time.time())
+        except LeaseHeld:
+            # A rank that was killed a moment ago may still be on its way out, with the lease.
+            if time.monotonic() > until:
+                return run.status()
+            time.sleep(0.1)
 
 
 def _attempt(run: RunFolder) -> int:

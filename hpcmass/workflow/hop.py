@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmass.config import Job, Project, load_site, read_run_job
-from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound, SlurmError
+from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound
 from hpcmass.files import Owner
 from hpcmass.launch import Control, hpcmass_command, read_allocation
 from hpcmass.runs import (
@@ -328,7 +328,7 @@ class _Hop:
         state = status.state.value if ended.error is None else "FAILED"
         if ended.error is None and ended.status is None:
             state = "STOPPED"  # asked to before the ranks were started
-        if fault == "transient" and fate is Fate.RUNNING and self._lost_nodes():
+        if fault == "transient" and fate is Fate.RUNNING and self.eyes.lost_nodes():
             fate = Fate.NODE_FAIL
         return Seen(
             state=state,
@@ -349,21 +349,10 @@ class _Hop:
             # A run that somebody else has at the moment is not this job's to begin again.
             passing = (error.transient or isinstance(error, LaunchError)) and not isinstance(error, LeaseHeld)
             return ("transient" if passing else "own"), error.message
-        if status.state is not State.FAILED:
+        if status.state in (State.COMPLETED, State.STOPPED):
             return "", ""
         cause = first_error(self.run.errors(status.attempt))
         return ("own" if cause is not None and _is_own(cause, asked) else "transient"), ""
-
-    def _lost_nodes(self) -> bool:
-        """Whether Slurm sees a node of this job down, or not answering."""
-        if len(self.place.nodes) < 2:
-            return False
-        try:
-            known = {node.name: node.state.upper() for node in self.slurm.nodes()}
-        except SlurmError:
-            return False
-        words = ("DOWN", "NOT_RESPONDING", "*", "FAIL")
-        return any(word in known.get(name, "") for name in self.place.nodes for word in words)
 
     def _end(self, decision: Decision, state: str) -> int:
         """Write the end down, and hand the run on. In this order: a requeue ends this process."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.launch import Control
+from hpcmass.launch.scrub import scrubbed
 from hpcmass.runs import NewestCommit
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.outlive import (
@@ -36,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _READ_EVERY_S, _READ_UNKNOWN_S, _READ_BEFORE_STOP_S = 300.0, 20.0, 60.0
 _PACE_EVERY_S = 15.0
 _SAID_BYTES = 1 << 16
+_START_S = 60.0  # how long a node may take to start a process
 
 
 class SignalInbox:
@@ -115,6 +117,44 @@ class JobEyes:
         """What Slurm is doing with the job, and what slurmstepd said."""
         said = self.said()
         return fate_of(self.shown(), said, self.place.restart), said
+
+    def lost_nodes(self) -> bool:
+        """Whether a node of this job is down, by Slurm's word or because nothing can be started there any more.
+
+        Slurm itself takes up to its SlurmdTimeout (five minutes by default) to call a silent node down.
+        """
+        if len(self.place.nodes) < 2:
+            return False
+        try:
+            if self._called_down():
+                return True
+            self._start_on_all()
+            return False
+        except SlurmError as error:
+            if error.data["kind"] == "no-slurm":
+                return False
+        try:  # A controller that does not answer says nothing about the nodes.
+            self.slurm.nodes()
+        except SlurmError:
+            return False
+        return True
+
+    def _called_down(self) -> bool:
+        known = {node.name: node.state.upper() for node in self.slurm.nodes()}
+        words = ("DOWN", "NOT_RESPONDING", "*", "FAIL")
+        return any(word in known.get(name, "") for name in self.place.nodes for word in words)
+
+    def _start_on_all(self) -> None:
+        """Start nothing much on every node of the job, beside whatever runs there.
+
+        Raises:
+            SlurmError: It did not start everywhere, or did not end in time.
+        """
+        count = len(self.place.nodes)
+        words = ["srun", f"--jobid={self.place.job_id}", f"--nodes={count}", f"--ntasks={count}"]
+        words += ["--ntasks-per-node=1", "--overlap", "--mpi=none", "--quiet", "--input=none", "true"]
+        env = scrubbed(self.slurm.env, in_allocation=True)
+        Slurm(env, timeout_s=_START_S, patience_s=0.0).run(words)
 
 
 class Warden:
@@ -218,7 +258,10 @@ class Warden:
                 self.fate, self.said = self.eyes.fate()
                 say(f"{signal.Signals(number).name} came; Slurm's word on the job: {self.fate.value}")
                 self._on_term(self.fate)
-        elif is_early_warning(time.time(), self.times, self.signal_s) and not preempted_soon(self.eyes.shown()):
+            return
+        if self.signal_s is not None and not self.asked:
+            self.read_limit()  # it may have been changed, and the signal be Slurm's warning of the new one
+        if is_early_warning(time.time(), self.times, self.signal_s) and not preempted_soon(self.eyes.shown()):
             say("SIGUSR1 is Slurm's warning of the time limit; there is time left")
         else:
             self.stop("signal")

@@ -146,19 +146,27 @@ class Bench:
         assert mine == whole
         assert weights(run) == weights(self.undisturbed(ranks))
 
+    def told(self, run: RunFolder) -> str:
+        """What is known of a run, for whoever reads why a test failed."""
+        outputs = sorted((run.path / "slurm").glob("out-*.log"))
+        said = "\n".join(file.read_text(errors="replace")[-2000:] for file in outputs)
+        queue = self.cluster.run("squeue", "-o", "%i %j %T %r %M %N").stdout
+        hops = "\n".join(map(str, read_hops(run.path)))
+        return f"{queue}{hops}\n{run.status()}\n{said}"
+
     def job_state(self, job_id: str) -> str:
         """What squeue says of a job; empty where it is gone."""
         return self.cluster.run("squeue", "-h", "-j", job_id, "-o", "%T").stdout.strip()
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 240.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], limit_s: float = 240.0) -> Any:
     """Poll for a state; the first true answer."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         if answer := condition():
             return answer
         time.sleep(0.1)
-    raise AssertionError(f"not within {limit_s:g} s: {what}")
+    raise AssertionError(f"not within {limit_s:g} s: {what if isinstance(what, str) else what()}")
 
 
 def job_of(run: RunFolder) -> str:
@@ -191,6 +199,12 @@ def ended(run: RunFolder) -> Hop | None:
     return hops[-1] if hops and hops[-1].cause and hops[-1].next == "none" else None
 
 
+def wait_ended(bench: Bench, run: RunFolder, limit_s: float = 240.0) -> Hop:
+    """Wait for the end of a run; its last hop."""
+    last: Hop = wait_until(lambda: ended(run), lambda: f"the run's end\n{bench.told(run)}", limit_s)
+    return last
+
+
 def hop_ended(run: RunFolder, number: int) -> Hop | None:
     """Hop `number`, where it has ended."""
     return next((hop for hop in read_hops(run.path) if hop.hop == number and hop.cause), None)
@@ -199,6 +213,14 @@ def hop_ended(run: RunFolder, number: int) -> Hop | None:
 def steps_begun(run: RunFolder) -> int:
     """Steps begun in all hops, by the recipe's own files of rank 0."""
     return sum(len(file.read_text().splitlines()) for file in (run.path / "seen").glob("*-0.jsonl"))
+
+
+def steps_of_ranks(run: RunFolder, hop: Hop) -> dict[int, int]:
+    """The step that each rank of a hop had begun last, by the recipe's own files."""
+    files = (run.path / "seen").glob(f"{hop.job_id}-{hop.restart}-*.jsonl")
+    return {
+        int(file.stem.rpartition("-")[2]): hop.from_step + len(file.read_text().splitlines()) for file in files
+    }
 
 
 def committed_samples(run: RunFolder) -> dict[int, list[int]]:

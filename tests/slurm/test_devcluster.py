@@ -77,6 +77,13 @@ def test_nodes_are_hosts_of_their_own(cluster: Cluster) -> None:
     assert sorted(lines) == expected
 
 
+def test_a_nodes_temporary_folder_is_its_own(cluster: Cluster) -> None:
+    """In a /tmp of all nodes Open MPI's daemons, called by their process ids, would meet."""
+    code = 'test -w "$TMPDIR" && echo "$SLURMD_NODENAME $TMPDIR"'
+    lines = output(cluster, "srun", "-N2", "sh", "-c", code).splitlines()
+    assert sorted(lines) == [f"{node} {cluster.folder}/tmp/{node}" for node in ("cn1", "cn2")]
+
+
 def test_accelerators_are_given_and_not_given_twice(cluster: Cluster) -> None:
     said = output(
         cluster,

@@ -25,6 +25,7 @@ from outliving_tools import (
     hop_ended,
     job_of,
     steps_begun,
+    wait_ended,
     wait_until,
 )
 
@@ -53,7 +54,7 @@ def test_requeued_by_an_operator_it_goes_on_with_exactly_the_samples_left(bench:
     run = bench.submit("requeued")
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     bench.cluster.run("scontrol", "requeue", job_of(run))
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next) == ("signal", "requeue")
     assert (last.hop, last.cause, last.restart) == (2, "completed", 1)
@@ -66,7 +67,7 @@ def test_only_sigterm_to_the_batch_script_checkpoints_and_requeues(bench: Bench)
     run = bench.submit("term", resources={"ranks": 1})
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     signal_batch(bench, run, signal.SIGTERM)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.state, first.next) == ("signal", "STOPPED", "requeue")
     assert (last.cause, last.restart, last.from_step) == ("completed", 1, first.step)
@@ -79,7 +80,7 @@ def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench:
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     before = job_of(run)
     signal_batch(bench, run, signal.SIGUSR1)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next, first.ranks) == ("signal", "successor", 1)
     records = read_submissions(run.path)
@@ -110,7 +111,7 @@ def test_two_failures_at_the_same_step_stop_it(bench: Bench) -> None:
     run = bench.submit("loop", resources={"ranks": 1})
     breaks = "if len((folder / f'{name}.jsonl').read_text().splitlines()) == 5: os.kill(os.getpid(), 9)"
     (run.path / "break.py").write_text(breaks)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next, first.state) == ("failed", "requeue", "FAILED")
     assert (last.hop, last.cause, last.step) == (2, "no-progress", 0)
@@ -122,7 +123,7 @@ def test_two_failures_at_the_same_step_stop_it(bench: Bench) -> None:
 def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
     run = bench.submit("own", resources={"ranks": 1})
     (run.path / "break.py").write_text("raise ValueError('a defect of the recipe')")
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     assert (last.hop, last.cause, last.next) == (1, "failed", "none")
     assert "a defect of the recipe" in last.reason
     wait_until(lambda: not bench.job_state(job_of(run)), "the job's end")
@@ -130,7 +131,7 @@ def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
 
 def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_path: Path) -> None:
     run = bench.submit("done", epochs=1, resources={"ranks": 1})
-    wait_until(lambda: ended(run), "the run's end")
+    wait_ended(bench, run)
     job_id = job_of(run)
     bench.cluster.run("scontrol", "requeue", job_id)
     wait_until(lambda: len(read_hops(run.path)) == 2 and ended(run), "the second hop's end")
@@ -150,7 +151,7 @@ def test_it_outlives_its_time_limit(bench: Bench) -> None:
     first = wait_until(lambda: hop_ended(run, 1), "the first hop's end")
     assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")
     assert first.step > 0
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     # Two hops on an idle machine; on a busy one the ranks' start takes more of a minute.
     assert last.cause == "completed"
     assert {hop.cause for hop in read_hops(run.path)[:-1]} == {"time-limit"}

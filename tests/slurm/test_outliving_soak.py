@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hpcmass.devcluster import Cluster
+from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.records import read_hops, read_submissions
 from hpcmass.workflow.submit import rerun
@@ -26,6 +30,7 @@ from outliving_tools import (
     job_of,
     preempt,
     steps_begun,
+    wait_ended,
     wait_until,
 )
 
@@ -46,7 +51,7 @@ def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def check_preempted(bench: Bench, run: RunFolder) -> None:
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     preempt(bench, run)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next) == ("preempted", "requeue")
     assert (last.cause, last.restart) == ("completed", 1)
@@ -83,7 +88,7 @@ def test_preempted_with_grace(
     run = bench.submit("run", resources={"target": "preempt"})
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     preempt(bench, run)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert first.state == "STOPPED"
     assert (last.cause, last.restart, last.from_step) == ("completed", 1, first.step)
@@ -98,7 +103,7 @@ def test_one_of_two_nodes_is_lost_in_the_middle_of_a_step(bench: Bench) -> None:
     assert len(nodes) == 2
     bench.cluster.kill_node(next(node for node in nodes if node != read_hops(run.path)[0].host))
     try:
-        last = wait_until(lambda: ended(run), "the run's end", 400)
+        last = wait_ended(bench, run, 400)
     finally:
         for node in nodes:
             if not bench.cluster.processes[f"slurmd-{node}"].alive:
@@ -131,21 +136,41 @@ def test_a_node_that_slurm_gives_up_while_its_ranks_run_on(bench: Bench) -> None
     bench.check_same(run)
 
 
-def test_the_controller_is_away_for_half_a_minute_during_a_requeue(bench: Bench) -> None:
-    run = bench.submit("run")
-    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+def test_the_controller_is_away_for_half_a_minute(bench: Bench) -> None:
+    """During a requeue, a submit, and while states are asked for: nothing is lost, doubled or called ended."""
+    going = bench.submit("going")
+    wait_until(lambda: steps_begun(going) > 15, "15 steps")
     bench.cluster.stop_controller()
-    try:
-        os.kill(hop_process(run), signal.SIGUSR1)
-        wait_until(lambda: hop_ended(run, 1), "the first hop's end")
-        time.sleep(30)
-    finally:
-        bench.cluster.start_controller()
-    last = wait_until(lambda: ended(run), "the run's end", 400)
-    first = read_hops(run.path)[0]
-    assert (first.cause, first.next) == ("signal", "requeue")
-    assert (last.cause, last.restart) == ("completed", 1)
-    bench.check_same(run)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            submitted = pool.submit(bench.submit, "new")
+            os.kill(hop_process(going), signal.SIGUSR1)
+            shown = states(bench)
+            wait_until(lambda: hop_ended(going, 1), "the first hop's end")
+            time.sleep(30)
+            assert not submitted.done()
+            shown += states(bench)
+        finally:
+            bench.cluster.start_controller()
+        new = submitted.result(timeout=120)
+    # What is under way in the folder is told from it; of the rest nobody knows.
+    assert set(shown) <= {"RUNNING", "UNKNOWN", "REQUEUED"}
+    assert "UNKNOWN" in shown
+    for run in (going, new):
+        last = wait_ended(bench, run, 400)
+        assert last.cause == "completed"
+        assert len(read_submissions(run.path)) == 1
+        bench.check_same(run)
+    first = read_hops(going.path)[0]
+    assert (first.cause, first.next, len(read_hops(going.path))) == ("signal", "requeue", 2)
+
+
+def states(bench: Bench) -> list[str]:
+    """What `hpcmass status` calls the runs of the project."""
+    words = [*hpcmass_command(), "status", "--json", "--project", str(bench.project.root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return [run["state"] for run in json.loads(done.stdout)["runs"]]
 
 
 def test_held_between_two_hops_and_released(bench: Bench) -> None:
@@ -156,7 +181,7 @@ def test_held_between_two_hops_and_released(bench: Bench) -> None:
     wait_until(lambda: bench.job_state(job_id) == "PENDING", "the held job")
     assert len(read_hops(run.path)) == 1
     bench.cluster.run("scontrol", "release", job_id)
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     assert (last.cause, last.restart) == ("completed", 1)
     bench.check_same(run)
 
@@ -226,6 +251,76 @@ def test_a_limit_of_file_sizes_or_quota_is_told_and_not_repeated(bench: Bench) -
     """What `ulimit -f` refuses stands for a quota: the kernel's error comes at the same place."""
     bench.site.write_text(bench.site.read_text().replace("requeue = false", 'setup = ["ulimit -f 4"]'))
     run = bench.submit("run", resources={"target": "norequeue"})
-    last = wait_until(lambda: ended(run), "the run's end")
+    last = wait_ended(bench, run)
     assert (last.cause, last.next) == ("failed", "none")
     assert "limit" in last.reason or "too large" in last.reason
+
+
+QUOTA = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* As a file system whose quota is used up: what goes into a file below a folder of that name is refused. */
+ssize_t write(int fd, const void *bytes, size_t count) {
+    static ssize_t (*real)(int, const void *, size_t);
+    char link[64], path[4096];
+    const char *used_up = getenv("TEST_QUOTA_FILE"), *folder = getenv("TEST_QUOTA_FOLDER");
+    if (!real) real = (ssize_t (*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+    if (used_up && folder && access(used_up, F_OK) == 0) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(link, path, sizeof path - 1);
+        if (length > 0) {
+            path[length] = 0;
+            if (strstr(path, folder)) { errno = EDQUOT; return -1; }
+        }
+    }
+    return real(fd, bytes, count);
+}
+"""
+
+
+@pytest.mark.parametrize("folder", ["/checkpoints/", "/runs/"])
+def test_a_quota_that_is_used_up(bench: Bench, tmp_path: Path, folder: str) -> None:
+    """EDQUOT where checkpoints are written, or wherever the run writes; with room again it goes on exactly."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    (tmp_path / "quota.c").write_text(QUOTA)
+    words = [compiler, "-shared", "-fPIC", "-o", str(tmp_path / "quota.so"), str(tmp_path / "quota.c"), "-ldl"]
+    subprocess.run(words, check=True)
+    used_up = tmp_path / "used-up"
+    env = {
+        "LD_PRELOAD": str(tmp_path / "quota.so"),
+        "TEST_QUOTA_FILE": str(used_up),
+        "TEST_QUOTA_FOLDER": folder,
+    }
+    values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
+    with open(bench.site, "a") as site:
+        site.write(f'\n[targets.quota]\nkind = "slurm"\npartition = "cpu"\ncores = 4\nenv = {{ {values} }}\n')
+    run = bench.submit("run", pause=0.3, resources={"target": "quota"})
+    wait_until(lambda: steps_begun(run) > 12, "12 steps")
+    used_up.touch()
+    job_id = job_of(run)
+    wait_until(lambda: bench.job_state(job_id) in ("", "FAILED"), lambda: f"the end\n{bench.told(run)}", 400)
+    assert len(read_submissions(run.path)) == 1
+    if folder == "/checkpoints/":  # it can be written down
+        first, last = read_hops(run.path)
+        assert (first.cause, first.next) == ("failed", "requeue")
+        assert (last.cause, last.step) == ("no-progress", 10)
+        assert "quota" in last.reason.lower()
+        assert run.status().state is State.FAILED
+        words = [*hpcmass_command(), "why", "run", "--project", str(bench.project.root)]
+        assert "quota" in subprocess.run(words, capture_output=True, text=True, timeout=200).stdout
+    else:
+        assert len(read_hops(run.path)) <= 2
+        assert run.status().state is not State.COMPLETED
+    used_up.unlink()
+    again = rerun(run).job_id
+    wait_until(lambda: read_hops(run.path)[-1].job_id == again, "the next hop")
+    assert wait_ended(bench, run).cause == "completed"
+    bench.check_same(run)

@@ -128,7 +128,7 @@ def test_a_stop_without_scontrol_says_that_it_could_not_be_handed_on(project: Pr
 
 def test_the_time_limit_of_the_environment_counts_where_slurm_cannot_be_asked(project: Project) -> None:
     run = trained(project, epochs=100000)
-    process = begin(run, project, SLURM_JOB_END_TIME=str(int(time.time()) + 24))
+    process = begin(run, project, SLURM_JOB_END_TIME=str(int(time.time()) + 40))
     assert process.wait(120) != 0
     assert (last(run).cause, last(run).state) == ("time-limit", "STOPPED")
     assert last(run).ended < last(run).ends
