@@ -2,9 +2,10 @@
 
 `child.py rank COMMAND…` runs COMMAND as the rank that the launcher's environment says: sets the variables
 that torchrun sets, sends its output to the rank's log, waits, and notes how it ended, because no mpiexec
-tells that for every rank. `child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when
-PARENT is gone. `child.py shield COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard that gives another
-signal shields too. `child.py port` prints a free port of this machine.
+tells that for every rank; `child.py rank-json JSON` does so for a command in one word, the list of its own.
+`child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when PARENT is gone. `child.py shield
+COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard that gives another signal shields too. `child.py port`
+prints a free port of this machine.
 
 Nothing outlives what started it: the command dies with its keeper (PR_SET_PDEATHSIG), and a keeper whose
 own parent is gone ends its whole process group, so also the data loader's workers of a rank.
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
             probe.bind(("", 0))
             print(f"port {probe.getsockname()[1]}", flush=True)
         return 0
-    return _keep(argv[1:])
+    return _keep(json.loads(argv[1]) if argv[0] == "rank-json" else argv[1:])
 
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:

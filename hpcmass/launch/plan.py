@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def plan_ranks(
     # A rank that is killed loses nothing it has printed, and a crash in native code names the line.
     clean.setdefault("PYTHONUNBUFFERED", "1")
     clean.setdefault("PYTHONFAULTHANDLER", "1")
-    command = [*keeper(), *(container or ()), *argv]
+    command = _kept([*(container or ()), *argv])
     gpus = layout.gpus_per_node // layout.ranks_per_node if layout is not None else 0
     host = allocation.host if allocation is not None else ""
     if how == "spawn":
@@ -216,6 +217,17 @@ def _in_groups(words: list[list[str]], command: list[str]) -> list[str]:
     for number, options in enumerate(words):
         argv += [*([":"] if number else []), *options, *command]
     return argv
+
+
+def _kept(command: list[str]) -> list[str]:
+    """A rank's command behind its keeper.
+
+    srun and every mpiexec take a word that is a colon for the end of the command, wherever it stands; a
+    command with such a word goes as one word of JSON.
+    """
+    if ":" in command:
+        return [*keeper()[:-1], "rank-json", json.dumps(command)]
+    return [*keeper(), *command]
 
 
 def keeper() -> list[str]:
