@@ -143,11 +143,12 @@ def test_an_allocation_that_is_too_small_is_refused(cluster: Cluster, project: P
     assert list((project / "runs").iterdir()) == []
 
 
-DIE = """
+DIE = f"""
 import os, sys, time
 from pathlib import Path
+{tools.ME}
 rank = int(os.environ["RANK"])
-Path(sys.argv[1], f"up-{rank}").write_text(str(os.getpid()))
+Path(sys.argv[1], f"up-{{rank}}").write_text(me)
 while len(list(Path(sys.argv[1]).glob("up-*"))) < 4: time.sleep(0.05)
 if rank == 3:
     os.kill(os.getpid(), 9)
@@ -172,8 +173,8 @@ def test_a_rank_killed_on_another_node_ends_all_and_is_named(
     assert error.rank == 3
     assert error.host == "cn2" or not cluster.has_network
     for file in project.glob("up-*"):
-        pid = int(file.read_text())
-        tools.wait_for(lambda pid=pid: not tools.lives(pid), f"{file.name} outlived the run")
+        me = file.read_text()
+        tools.wait_for(lambda me=me: not tools.lives(me), f"{file.name} outlived the run")
 
 
 STAY = """
