@@ -81,15 +81,32 @@ def batch(cluster: Cluster, folder: Path, body: str, *options: str) -> str:
     return ended(folder, job)
 
 
-def ended(folder: Path, job: str, mark: str = "rc ") -> str:
-    """What a job said, once a line of it begins with the mark; `sbatch --wait` looks too rarely."""
+def ended(folder: Path, job: str) -> str:
+    """What a job said, once a line of it begins with `rc`; `sbatch --wait` looks too rarely."""
+    wait_for(lambda: is_over(folder, job), lambda: so_far(folder, job))
+    return so_far(folder, job)
+
+
+def so_far(folder: Path, job: str) -> str:
+    """What a job has said."""
     out = folder / f"out-{job}"
+    return out.read_text(encoding="utf-8") if out.exists() else ""
 
-    def said() -> bool:
-        return out.exists() and any(line.startswith(mark) for line in out.read_text().splitlines())
 
-    wait_for(said, lambda: out.read_text() if out.exists() else "nothing was said")
-    return out.read_text(encoding="utf-8")
+def is_over(folder: Path, job: str) -> bool:
+    """Whether a job has said how it ended."""
+    return any(line.startswith("rc ") for line in so_far(folder, job).splitlines())
+
+
+def wait_in(folder: Path, job: str, condition: Callable[[], bool]) -> None:
+    """Wait until something holds while a job is at work."""
+
+    def holds() -> bool:
+        met = condition()
+        assert met or not is_over(folder, job), so_far(folder, job)
+        return met
+
+    wait_for(holds, lambda: so_far(folder, job) or "nothing was said")
 
 
 def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeout_s: float = 240) -> None:

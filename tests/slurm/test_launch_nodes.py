@@ -206,7 +206,7 @@ def test_slurms_sigterm_leaves_ranks_the_time_for_a_checkpoint(
         sys.executable, "run", "--site", site, "--name", "stay", "--", "python", "stay.py", str(project)
     )
     job = tools.submit(cluster, project, f"{line}\necho rc $?", *TWO)
-    tools.wait_for(lambda: len(list(project.glob("up-*"))) == 4, "the ranks did not come up")
+    tools.wait_in(project, job, lambda: len(list(project.glob("up-*"))) == 4)
     assert cluster.run("scancel", "--signal=TERM", job).returncode == 0
     text = tools.ended(project, job)
     assert len(list(project.glob("checkpoint-*"))) == 4, text
@@ -227,7 +227,7 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
 ) -> None:
     """Plain `scancel` sends SIGTERM to every process of the job at once: launcher, daemons, keepers, ranks."""
     job_file = project / "job.toml"
-    job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_minutes = 600"))
+    job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_every_steps = 100000000"))
     site = tools.site(project, **keys)
     line = tools.hpcmass(sys.executable, "train", "job.toml", "--site", site, "--backend", backend)
     job = tools.submit(
@@ -235,11 +235,7 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
     )  # fmt: skip
     run = RunFolder(project / "runs" / "job")
-    out = project / f"out-{job}"
-    tools.wait_for(
-        lambda: run.exists() and run.status().step > 2,
-        lambda: out.read_text() if out.exists() else "nothing was said",
-    )
+    tools.wait_in(project, job, lambda: run.exists() and run.status().step > 2)
     assert cluster.run("scancel", job).returncode == 0
     text = tools.ended(project, job)
     status = run.status()
