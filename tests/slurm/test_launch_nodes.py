@@ -244,5 +244,5 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     assert latest_step(run.checkpoints) == status.step
     assert "rc 130" in text
     assert run.errors() == []
-    nodes = {json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("*.json")}
+    nodes = {json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")}
     assert nodes == {"cn1", "cn2"}
