@@ -13,6 +13,7 @@ own parent is gone ends its whole process group, so also the data loader's worke
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_END = 5
 EXIT_CANNOT_START = 127
+_CONNECT_S = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -101,11 +103,15 @@ def _keep(command: list[str]) -> int:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)
     _drop_launcher_pipes(env)
+    line = _lifeline(settings, env, record)
     _, status = os.waitpid(child, 0)
     ended = time.time()
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     _note(folder, f"exit-{rank}.json", {"rank": rank, "exit_code": code, "signal": number, "time": ended})
+    if line is not None:
+        with contextlib.suppress(OSError):
+            line.sendall(b"bye")
     if number is not None:
         _die_by(number)
     return code if code is not None else 1
@@ -200,6 +206,20 @@ def _end_group_with_parent(parent: int) -> None:
     _die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lifeline(settings: dict[str, Any], env: dict[str, str], record: dict[str, object]) -> socket.socket | None:
+    """The connection that says that this node lives (see `lifeline.py`); one a node, beside the running rank."""
+    told = settings.get("lifeline")
+    if not told or env["LOCAL_RANK"] != "0":
+        return None
+    try:
+        line = socket.create_connection((told["host"], told["port"]), timeout=_CONNECT_S)
+        line.settimeout(None)
+        line.sendall(f"{told['token']} {record['node']}\n".encode())
+    except OSError:
+        return None
+    return line
 
 
 def _drop_launcher_pipes(env: dict[str, str]) -> None:

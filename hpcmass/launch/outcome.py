@@ -46,6 +46,27 @@ class RankExit:
 
 
 @dataclass(frozen=True)
+class LostNode:
+    """A node that was there and is no more, with its ranks.
+
+    Attributes:
+        time: When that was seen, in seconds since the epoch.
+    """
+
+    node: str
+    ranks: tuple[int, ...]
+    time: float
+
+    def text(self) -> str:
+        """Such as `node cn2 was lost with rank 1: …`."""
+        many = "s" if len(self.ranks) != 1 else ""
+        some = ", ".join(str(rank) for rank in self.ranks[:8]) + (" …" if len(self.ranks) > 8 else "")
+        return (
+            f"node {self.node} was lost with rank{many} {some}: it failed, or all of its processes were killed"
+        )
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How all ranks ended.
 
@@ -56,6 +77,7 @@ class Outcome:
         launcher_tail: The last of what mpiexec itself said, or a rank before it had its log.
         signalled: The first signal that was passed on to the ranks, or None.
         words: Errors that ranks left by `leave_word`, by rank, the earliest first.
+        lost: The node that was lost before any rank ended badly, or None.
     """
 
     ranks: int
@@ -65,6 +87,20 @@ class Outcome:
     launcher_tail: str = ""
     signalled: int | None = None
     words: dict[int, HpcmassError] = field(default_factory=dict)
+    lost: LostNode | None = None
+
+    @property
+    def unknown(self) -> str | None:
+        """That nothing is known of the end of some ranks, or None where all of them said it."""
+        missing = [rank for rank in range(self.ranks) if rank not in self.exits]
+        if not missing:
+            return None
+        who = (
+            f"rank {missing[0]}"
+            if len(missing) == 1
+            else f"{len(missing)} ranks, the first of them rank {missing[0]}"
+        )
+        return f"nothing is known of the end of {who}; the launcher ended with exit code {self.launcher_exit}"
 
     @property
     def ok(self) -> bool:

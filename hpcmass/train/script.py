@@ -30,6 +30,7 @@ from hpcmass.launch import (
 )
 from hpcmass.runs import RankError, RunFolder, State, Status, is_lost_peer, log_tail
 from hpcmass.runs.report import numbers
+from hpcmass.train.start import note_lost
 
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z_][\w.-]*)\}\}|\{([A-Za-z_][\w.-]*)\}")
 _EXCEPTION_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Iteration)): ?(.*)")
@@ -217,6 +218,9 @@ def _settle(run: RunFolder, attempt: int, outcome: Outcome) -> Status:
         return run.update(state=state, reason=_stop_reason(asked, outcome), **changes)
     if outcome.signalled is not None and all(end.signal or end.ok for end in outcome.exits.values()):
         return run.update(state=State.STOPPED, reason=_stop_reason(asked, outcome), **changes)
+    if outcome.lost is not None:
+        note_lost(run, attempt, outcome.lost, run.status().step or None)
+        return run.update(state=State.FAILED, reason=outcome.lost.text(), **changes)
     failure = _cause(run, attempt, outcome)
     if failure is None:
         said = outcome.launcher_tail.strip() or "nothing"

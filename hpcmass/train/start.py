@@ -18,6 +18,7 @@ from hpcmass.files import make_dir, replace_json, storage_errors
 from hpcmass.launch import (
     Allocation,
     Control,
+    LostNode,
     Outcome,
     RankExit,
     find_mpiexec,
@@ -130,6 +131,9 @@ def settle(run: RunFolder, outcome: Outcome) -> Status:
             return status
         reason = f"ended by {signal.Signals(outcome.signalled).name} without a checkpoint of its last steps"
         return _finish(run, State.STOPPED, reason)
+    if outcome.lost is not None:
+        note_lost(run, status.attempt, outcome.lost, status.step)
+        return _finish(run, State.FAILED, outcome.lost.text())
     hard = failure is not None and failure.signal is not None and not failure.ended_by_us
     if cause is not None and cause.kind == "exception" and not (hard and failure and failure.time < cause.time):
         return status if status.state in _ENDED else _finish(run, State.FAILED, cause.message)
@@ -140,7 +144,26 @@ def settle(run: RunFolder, outcome: Outcome) -> Status:
         return _finish(run, State.FAILED, failure.text())
     if outcome.launcher_exit:
         return _finish(run, State.FAILED, f"the launcher ended with exit code {outcome.launcher_exit}")
+    if outcome.unknown and status.state not in _ENDED:  # an mpiexec may end with 0 all the same
+        return _finish(run, State.FAILED, outcome.unknown)
     return status
+
+
+def note_lost(run: RunFolder, attempt: int, lost: LostNode, step: int | None) -> None:
+    """Record the end of a node, as its first rank's error."""
+    run.record_error(
+        RankError(
+            attempt=attempt,
+            rank=lost.ranks[0],
+            kind="signal",
+            error="NodeLost",
+            message=lost.text(),
+            hint=f"'scontrol show node {lost.node}' tells what Slurm knows of it; start the run again to go on",
+            step=step,
+            time=lost.time,
+            host=lost.node,
+        )
+    )
 
 
 def note_end(run: RunFolder, attempt: int, end: RankExit, step: int | None) -> None:

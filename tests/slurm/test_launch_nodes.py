@@ -227,7 +227,9 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
 ) -> None:
     """Plain `scancel` sends SIGTERM to every process of the job at once: launcher, daemons, keepers, ranks."""
     job_file = project / "job.toml"
-    job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_every_steps = 100000000"))
+    job_file.write_text(
+        job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_every_steps = 100000000")
+    )
     site = tools.site(project, **keys)
     line = tools.hpcmass(sys.executable, "train", "job.toml", "--site", site, "--backend", backend)
     job = tools.submit(
@@ -244,5 +246,7 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     assert latest_step(run.checkpoints) == status.step
     assert "rc 130" in text
     assert run.errors() == []
-    nodes = {json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")}
+    nodes = {
+        json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")
+    }
     assert nodes == {"cn1", "cn2"}
