@@ -209,7 +209,7 @@ def _end_group_with_parent(parent: int) -> None:
 
 
 def _lifeline(settings: dict[str, Any], env: dict[str, str], record: dict[str, object]) -> socket.socket | None:
-    """The connection that says that this node lives (see `lifeline.py`); one a node, beside the running rank."""
+    """The connection that says that this node lives (see `lifeline.py`); one a node."""
     told = settings.get("lifeline")
     if not told or env["LOCAL_RANK"] != "0":
         return None

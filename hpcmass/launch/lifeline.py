@@ -1,4 +1,4 @@
-"""A connection from every node of a run to its supervisor: when a node is gone, it is known at once, and by name.
+"""A connection from every node of a run to its supervisor: a node that is gone is known at once, and by name.
 
 Launchers learn of a dead node late (srun from Slurm, after minutes), or end everything with a text that blames
 a survivor. The first keeper of each node holds a TCP connection open and says good-bye when its rank has ended;

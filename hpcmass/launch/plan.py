@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from hpcmass.errors import LaunchError
 from hpcmass.launch.allocation import Allocation
 from hpcmass.launch.mpi import MpiFlavour
-from hpcmass.launch.nodes import hydra_words, openmpi_words, shield_agent, srun_words
+from hpcmass.launch.nodes import hydra_words, openmpi_words, ranks_by_node, shield_agent, srun_words
 from hpcmass.launch.scrub import scrubbed
 
 if TYPE_CHECKING:  # pydantic is not there for launch.child
@@ -124,15 +124,20 @@ def plan_ranks(
             nodes=nodes or allocation.nodes[:1], host=host, pmi=pmi, gpus_per_rank=gpus, own_gpus=sliced,
         )  # fmt: skip
     assert mpiexec is not None
+    counts: dict[str, int] = {}
+    if nodes:
+        assert layout is not None
+        assert allocation is not None
+        counts = ranks_by_node(ranks, layout, nodes, allocation)
     if mpiexec.kind == "openmpi":
         # Containers and clusters' compute nodes run as root; Open MPI refuses that without these two.
         clean["OMPI_ALLOW_RUN_AS_ROOT"] = clean["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-        options = openmpi_words(ranks, layout, nodes)
+        options = openmpi_words(ranks, counts)
         if nodes:
             for name, value in shield_agent(mpiexec, keeper()).items():
                 clean.setdefault(name, value)
     else:
-        options = hydra_words(ranks, layout, nodes)
+        options = hydra_words(ranks, counts)
     return LaunchPlan(
         [mpiexec.path, *options, *command],
         clean,
