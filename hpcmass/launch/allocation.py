@@ -95,7 +95,7 @@ def _gpus(env: Mapping[str, str]) -> int:
 
 
 def share_out(ranks: int, room: Sequence[int]) -> tuple[int, ...]:
-    """How many ranks each node gets, as Slurm shares tasks out: one a node, round after round, where there is room.
+    """How many ranks each node gets, as Slurm shares tasks out: one a node, round after round.
 
     Args:
         ranks: Over all nodes.

@@ -82,6 +82,25 @@ def test_the_right_ones_are_n_ranks_of_size_n(
     assert all(record["slurm_job_id"] for record in records)
 
 
+@pytest.mark.parametrize(("mpi", "pmi"), [("openmpi", "pmix"), ("mpich", "pmi2")])
+def test_a_start_inside_a_step_is_a_world_of_its_own(
+    cluster: Cluster, project: Path, pythons: dict[str, str], mpi: str, pmi: str
+) -> None:
+    """Two steps' ranks, each of which starts two: what srun left for its own must not reach the inner mpiexec."""
+    (project / "meet.py").write_text(MEET)
+    line = tools.hpcmass(
+        pythons[mpi], "run", "--ranks", "2", "--name", "NAME", "--", "python", "meet.py", str(project)
+    )
+    inner = "'" + line.replace("'", "'\\''").replace("NAME", "'inner-$SLURM_PROCID'") + "'"
+    outer = f"srun --mpi={pmi} --cpus-per-task=2 bash -c {inner}"
+    said = tools.batch(cluster, project, outer, "--nodes=2", "--ntasks=2", "--cpus-per-task=2")
+    assert "rc 0" in said, said
+    found = sorted((json.loads(file.read_text()) for file in project.glob("said-*")), key=lambda s: s["mpi"])
+    assert [each["mpi"] for each in found] == [[0, 2], [0, 2], [1, 2], [1, 2]]
+    assert {each["sum"] for each in found} == {2}
+    assert {path.name for path in (project / "runs").iterdir()} == {"inner-0", "inner-1"}
+
+
 SOAK = pytest.mark.soak
 BY_HAND = [
     pytest.param("openmpi", "srun --mpi=pmi2", "srun --mpi=pmi2", "pmix", id="openmpi-pmi2"),

@@ -48,6 +48,7 @@ said = {"argv": sys.argv[2:], "env": {k: v for k, v in os.environ.items() if k.s
 said["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
 names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "SLURMD_NODENAME"]
 said["place"] = [os.environ.get(name) for name in names]
+said["threads"] = os.environ.get("OMP_NUM_THREADS")
 said["slurm"] = sorted(name for name in os.environ if name.startswith("SLURM_"))
 Path(sys.argv[1], "said-" + os.environ["RANK"] + ".json").write_text(json.dumps(said))
 """
@@ -109,6 +110,22 @@ def test_gpus_of_a_rank(cluster: Cluster, project: Path, launcher: str) -> None:
     assert "rc 0" in text, text
     gpus = [each["gpus"] for each in said(project)]
     assert gpus == (["0", "1", "0", "1"] if launcher == "spawn" else ["0,1"] * 4)
+
+
+@pytest.mark.parametrize("keys", [{"launcher": "spawn"}, {"launcher": "mpiexec"}, {}], ids=str)
+def test_unequal_nodes_and_cores_a_task(cluster: Cluster, project: Path, keys: dict[str, str]) -> None:
+    """`--ntasks=3 --cpus-per-task=2` on two nodes: Slurm gives one 4 CPUs and the other 2. {}: no site file."""
+    (project / "show.py").write_text(SHOW)
+    site = ["--site", tools.site(project, **keys)] if keys else []
+    line = tools.hpcmass(sys.executable, "run", *site, "--quiet", "--", "python", "show.py", str(project))
+    options = ["--nodes=2", "--ntasks=3", "--cpus-per-task=2", "--partition=cpu"]
+    text = tools.batch(cluster, project, f"unset OMP_NUM_THREADS\n{line}", *options)
+    assert "rc 0" in text, text
+    found = said(project)
+    assert [each["place"][:5] for each in found] == [
+        ["0", "3", "0", "2", "0"], ["1", "3", "1", "2", "0"], ["2", "3", "0", "1", "1"],
+    ]  # fmt: skip
+    assert [each["threads"] for each in found] == ["2"] * 3
 
 
 def test_a_heterogeneous_job_is_one_world(cluster: Cluster, project: Path) -> None:
@@ -250,3 +267,75 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
         json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")
     }
     assert nodes == {"cn1", "cn2"}
+
+
+WAIT = f"""
+import os, sys, time
+from pathlib import Path
+{tools.ME}
+Path(sys.argv[1], "up-" + os.environ["RANK"]).write_text(me)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "backend"),
+    [
+        ({"launcher": "mpiexec"}, "mpi"),
+        ({"pmi": "pmix"}, ""),
+        pytest.param({"launcher": "spawn"}, "torch", marks=pytest.mark.soak),
+        pytest.param({"pmi": "pmix"}, "mpi", marks=pytest.mark.soak),
+        pytest.param({"launcher": "mpiexec"}, "", marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
+def test_a_node_that_is_lost_ends_the_run_and_is_named(
+    cluster: Cluster, project: Path, keys: dict[str, str], backend: str
+) -> None:
+    """Without a backend: a script whose ranks do not speak to each other, so that nobody else could notice."""
+    if not cluster.has_network:
+        pytest.skip("without namespaces a node's processes are not its own: only slurmd could be killed")
+    site = tools.site(project, **keys)
+    if backend:
+        job_file = project / "job.toml"
+        job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000"))
+        line = tools.hpcmass(sys.executable, "train", "job.toml", "--site", site, "--backend", backend)
+    else:
+        (project / "wait.py").write_text(WAIT)
+        words = ["run", "--site", site, "--name", "job", "--", "python", "wait.py", str(project)]
+        line = tools.hpcmass(sys.executable, *words)
+    job = tools.submit(
+        cluster,
+        project,
+        f"{line}\necho rc $?",
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--no-requeue",
+    )
+    run = RunFolder(project / "runs" / "job")
+    tools.wait_in(
+        project, job, lambda: (run.exists() and run.status().step > 2) or len(list(project.glob("up-*"))) == 2
+    )
+    gone = cluster.run("scontrol", "show", "hostnames", nodes_of(cluster, job)).stdout.split()[1]
+    cluster.kill_node(gone)
+    text = tools.ended(project, job)
+    reason = f"node {gone} was lost with rank 1: it failed, or all of its processes were killed"
+    # Said by the run itself: Slurm, which would have ended the job with the node, had not noticed.
+    assert "rc 2" in text, text
+    assert f"failed at step {run.status().step}: {reason}" in text
+    assert (run.status().state, run.status().reason) == (State.FAILED, reason)
+    first = min(run.errors(), key=lambda error: error.time)
+    assert (first.rank, first.host, first.error) == (1, gone, "NodeLost")
+    for file in project.glob("up-*"):
+        me = file.read_text()
+        tools.wait_for(lambda me=me: not tools.lives(me), f"{file.name} outlived the run")
+    assert "NODE_FAIL" not in text
+    cluster.start_node(gone)
+    tools.wait_for(
+        lambda: "idle" in cluster.run("sinfo", "-h", "-n", gone, "-o", "%t").stdout, "the node is lost"
+    )
+
+
+def nodes_of(cluster: Cluster, job: str) -> str:
+    return cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
