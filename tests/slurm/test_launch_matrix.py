@@ -88,11 +88,10 @@ def test_a_start_inside_a_step_is_a_world_of_its_own(
 ) -> None:
     """Two steps' ranks, each of which starts two: what srun left for its own must not reach the inner mpiexec."""
     (project / "meet.py").write_text(MEET)
-    line = tools.hpcmass(
-        pythons[mpi], "run", "--ranks", "2", "--name", "NAME", "--", "python", "meet.py", str(project)
-    )
-    inner = "'" + line.replace("'", "'\\''").replace("NAME", "'inner-$SLURM_PROCID'") + "'"
-    outer = f"srun --mpi={pmi} --cpus-per-task=2 bash -c {inner}"
+    words = ["run", "--ranks", "2", "--name", "NAME", "--", "python", "meet.py", str(project)]
+    line = tools.hpcmass(pythons[mpi], *words).replace("NAME", '"inner-$SLURM_PROCID"')
+    (project / "inner.sh").write_text(line + "\n")
+    outer = f"srun --mpi={pmi} --cpus-per-task=2 bash inner.sh"
     said = tools.batch(cluster, project, outer, "--nodes=2", "--ntasks=2", "--cpus-per-task=2")
     assert "rc 0" in said, said
     found = sorted((json.loads(file.read_text()) for file in project.glob("said-*")), key=lambda s: s["mpi"])
