@@ -26,7 +26,7 @@ from hpcmass.launch import (
     supervise,
     usable_cores,
 )
-from hpcmass.launch.advice import launcher_hint
+from hpcmass.launch.advice import daemon_failed, launcher_hint
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -254,4 +254,7 @@ def _refusal(outcome: Outcome, waiting: Path, console: bool, pmi: str | None) ->
     exit_code = failure.exit_code if failure is not None else None
     number = failure.signal if failure is not None else None
     hint = None if plain is not None else launcher_hint(f"{outcome.launcher_tail}\n{said}", pmi)
-    return RankFailed(message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number)
+    return RankFailed(
+        message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number,
+        transient=plain is None and daemon_failed(outcome.launcher_tail),
+    )  # fmt: skip

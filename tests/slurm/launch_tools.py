@@ -18,6 +18,24 @@ from hpcmass.devcluster import Cluster
 
 MPICH = "mpich==5.0.2"
 ROOT = Path(__file__).parents[2]
+# What no launcher, shell or option parser may change on its way to the program.
+WORDS = [
+    "two words",
+    "'",
+    '"',
+    "a\nb",
+    ";",
+    "$(touch x)",
+    "`id`",
+    "é 漢字 🚀",
+    "",
+    "*",
+    "\\",
+    "-n",
+    "--",
+    ":",
+    "%j",
+]
 
 
 def make_mpich(folder: Path) -> str:

@@ -24,23 +24,6 @@ spec.loader.exec_module(tools)
 
 pytestmark = pytest.mark.slurm
 TWO = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2")
-WORDS = [
-    "two words",
-    "'",
-    '"',
-    "a\nb",
-    ";",
-    "$(touch x)",
-    "`id`",
-    "é 漢字 🚀",
-    "",
-    "*",
-    "\\",
-    "-n",
-    "--",
-    ":",
-    "%j",
-]
 SHOW = """
 import json, os, sys
 from pathlib import Path
@@ -82,10 +65,10 @@ def test_words_and_variables_reach_the_program_unharmed(
     (project / "show.py").write_text(SHOW)
     site = tools.site(project, **keys)
     line = tools.hpcmass(
-        sys.executable, "run", "--site", site, "--quiet", "--", "python", "show.py", str(project), *WORDS
+        sys.executable, "run", "--site", site, "--quiet", "--", "python", "show.py", str(project), *tools.WORDS
     )
     exports = "\n".join(
-        f"export ODD_{number}={tools.shlex.quote(word)}" for number, word in enumerate(WORDS) if word
+        f"export ODD_{number}={tools.shlex.quote(word)}" for number, word in enumerate(tools.WORDS) if word
     )
     # What sbatch was asked for must not reach srun: it would empty the environment, or be fatal.
     spoil = "export SLURM_EXPORT_ENV=NONE SLURM_MEM_PER_CPU=1 SLURM_MEM_PER_NODE=1 SLURM_NTASKS_PER_NODE=1"
@@ -94,8 +77,8 @@ def test_words_and_variables_reach_the_program_unharmed(
     found = said(project)
     assert len(found) == 4
     for each in found:
-        assert each["argv"] == WORDS
-        assert each["env"] == {f"ODD_{number}": word for number, word in enumerate(WORDS) if word}
+        assert each["argv"] == tools.WORDS
+        assert each["env"] == {f"ODD_{number}": word for number, word in enumerate(tools.WORDS) if word}
     assert not (project / "x").exists()
 
 
