@@ -307,9 +307,12 @@ class _Watch:
             self._signal(rank, number)
         if number != signal.SIGKILL:
             return
-        self.ended_launcher = self.ended_launcher or time.monotonic()
+        again, now = self.ended_launcher is not None, time.monotonic()
+        self.ended_launcher = self.ended_launcher or now
         # srun kills the step on all nodes at SIGTERM, and says so; killed itself, it leaves that to Slurm.
-        asked = self.plan.launcher == "srun" and time.monotonic() - self.ended_launcher < _SRUN_KILLS_S
+        asked = self.plan.launcher == "srun" and now - self.ended_launcher < _SRUN_KILLS_S
+        if asked and again:
+            return
         for process in self.processes:
             if process.poll() is None:
                 process.terminate() if asked else process.kill()
