@@ -106,6 +106,9 @@ def plan_ranks(
         clean.setdefault("OMP_NUM_THREADS", str(layout.threads_per_rank))
     else:
         clean.setdefault("OMP_NUM_THREADS", str(max(1, (target.cores or cores) // ranks)))
+    if allocation is not None:
+        # Slurm's SIGTERM reaches a rank from Slurm and from us; the supervisor alone decides when it is ended.
+        clean["HPCMASS_PATIENT"] = "1"
     # A rank that is killed loses nothing it has printed, and a crash in native code names the line.
     clean.setdefault("PYTHONUNBUFFERED", "1")
     clean.setdefault("PYTHONFAULTHANDLER", "1")

@@ -225,7 +225,7 @@ def test_slurms_sigterm_leaves_ranks_the_time_for_a_checkpoint(
 def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     cluster: Cluster, project: Path, keys: dict[str, str], backend: str
 ) -> None:
-    """Plain `scancel` sends SIGTERM to every process of the job at once: launcher, daemons, keepers, ranks."""
+    """SIGTERM to every process of the job: launcher, daemons, keepers, ranks; as preemption does, but no SIGKILL."""
     job_file = project / "job.toml"
     job_file.write_text(
         job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_every_steps = 100000000")
@@ -238,7 +238,8 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     )  # fmt: skip
     run = RunFolder(project / "runs" / "job")
     tools.wait_in(project, job, lambda: run.exists() and run.status().step > 2)
-    assert cluster.run("scancel", job).returncode == 0
+    for whose in ([], ["--full"]):  # the steps, the batch script with its children
+        assert cluster.run("scancel", "--signal=TERM", *whose, job).returncode == 0
     text = tools.ended(project, job)
     status = run.status()
     assert status.state is State.STOPPED, (status, text)

@@ -153,6 +153,7 @@ def test_options_of_sbatch_do_not_reach_srun_nor_the_step_above() -> None:
         "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_CPUS_PER_NODE", "SLURM_NNODES", "SLURM_TASKS_PER_NODE",
     }  # fmt: skip
     assert env["OMP_NUM_THREADS"] == "2"
+    assert env["HPCMASS_PATIENT"] == "1"
 
 
 @pytest.mark.parametrize(
