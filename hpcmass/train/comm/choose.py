@@ -90,11 +90,11 @@ def _open(name: str, ranks: RankEnv, promised: int) -> Communicator:
         library = import_module("hpcmass.train.comm.mpi_start").mpi_library() if needed else ""
         check_size(promised, comm.size, name, library=library)
     except LaunchError as error:
-        if comm.size == 1 and ranks.rank != 0:
-            error.data["told"] = True  # each thinks that it is alone: one of them says it
-            if "HPCMASS_KEEPER" not in os.environ:
-                # Started by the user's own srun, which ends all at the first bad exit: rank 0 is to come first.
-                time.sleep(_RANK_0_SPEAKS_S)
+        # Each thinks that it is alone, and one of them is to say it. Above ranks of the user's own srun, which
+        # ends all at the first bad exit, there is nobody to collect their words: rank 0 is to come first.
+        if comm.size == 1 and ranks.rank != 0 and "HPCMASS_KEEPER" not in os.environ:
+            error.data["told"] = True
+            time.sleep(_RANK_0_SPEAKS_S)
         comm.close()
         raise
     return comm
