@@ -12,11 +12,15 @@ from hpcmass.devcluster.settings import Settings
 from hpcmass.errors import LaunchError
 
 # What becomes process 1 of a node. One SIGKILL to the unshare above it ends all that runs on the node.
+# Process numbers begin anywhere: Open MPI names its folders in /tmp, which the nodes share, by them alone, and
+# a daemon that finds its number taken ends with 213.
 _NODE = """set -e
 hostname "$1"
 mount --bind "$2/etc/hosts" /etc/hosts
 [ ! -e /etc/resolv.conf ] || mount --bind "$2/etc/resolv.conf" /etc/resolv.conf
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+first=$(($(od -An -N2 -tu2 /dev/urandom) % 28000 + 1000))
+{ echo "$first" > /proc/sys/kernel/ns_last_pid; } 2>/dev/null || true
 shift 2
 "$@" &
 wait

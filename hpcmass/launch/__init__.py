@@ -11,7 +11,7 @@ from hpcmass.launch.control import Control
 from hpcmass.launch.cores import usable_cores
 from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
-from hpcmass.launch.outcome import Outcome, RankExit
+from hpcmass.launch.outcome import LostNode, Outcome, RankExit, unheard_node
 from hpcmass.launch.plan import LaunchPlan, plan_ranks
 from hpcmass.launch.ranks import RankEnv, describe, detect_ranks, promised_ranks
 from hpcmass.launch.supervise import supervise
@@ -22,6 +22,7 @@ __all__ = [
     "ContainerSpec",
     "Control",
     "LaunchPlan",
+    "LostNode",
     "MpiFlavour",
     "Outcome",
     "RankEnv",
@@ -39,5 +40,6 @@ __all__ = [
     "promised_ranks",
     "read_allocation",
     "supervise",
+    "unheard_node",
     "usable_cores",
 ]

@@ -19,6 +19,9 @@ _NO_PLUGIN = re.compile(
 )
 
 
+_DAEMON = re.compile(r"launching\s+the per-node daemon|per-node daemon .*?failed", re.I)
+
+
 def started_by(env: Mapping[str, str]) -> str:
     """What started this process, in the words that its user typed."""
     if "OMPI_COMM_WORLD_RANK" in env:
@@ -81,6 +84,8 @@ def launcher_hint(text: str, pmi: str | None) -> str | None:
             f"this Slurm cannot offer pmi = {pmi!r}: 'srun --mpi=list' shows what it has; or "
             'launcher = "mpiexec" in the site file\'s target'
         )
+    if daemon_failed(text):
+        return "Open MPI's daemon did not come up on a node, which may pass: start it again"
     if _MISFIT.search(text):
         how = f"srun --mpi={pmi}" if pmi else "this launcher"
         return (
@@ -88,3 +93,8 @@ def launcher_hint(text: str, pmi: str | None) -> str | None:
             "or each the mpiexec of its own"
         )
     return None
+
+
+def daemon_failed(text: str) -> bool:
+    """Whether an mpiexec says that its daemon on another node ended at once, before there were ranks."""
+    return bool(_DAEMON.search(text))

@@ -7,7 +7,7 @@ a launcher that starts from it must not take the rest of the job.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpcmass.errors import LaunchError
@@ -29,6 +29,7 @@ class Allocation:
         gpus: GPUs of the job on this node.
         tasks: Tasks that sbatch was asked for (`--ntasks`), or None.
         groups: Nodes of each group of a heterogeneous job; () for an ordinary one.
+        cpus_per_task: What sbatch was asked for (`--cpus-per-task`), or None.
     """
 
     nodes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Allocation:
     gpus: int = 0
     tasks: int | None = None
     groups: tuple[tuple[str, ...], ...] = ()
+    cpus_per_task: int | None = None
 
     @property
     def cores(self) -> int | None:
@@ -72,7 +74,7 @@ def read_allocation(env: Mapping[str, str]) -> Allocation | None:
     if not nodes:
         return None
     host = env.get("SLURMD_NODENAME", "")
-    tasks = env.get("SLURM_NTASKS", "")
+    tasks, per_task = env.get("SLURM_NTASKS", ""), env.get("SLURM_CPUS_PER_TASK", "")
     return Allocation(
         nodes=nodes,
         job_id=job_id,
@@ -81,6 +83,7 @@ def read_allocation(env: Mapping[str, str]) -> Allocation | None:
         gpus=_gpus(env),
         tasks=int(tasks) if tasks.isdigit() and not groups else None,
         groups=groups,
+        cpus_per_task=int(per_task) or None if per_task.isdigit() and not groups else None,
     )
 
 
@@ -89,6 +92,27 @@ def _gpus(env: Mapping[str, str]) -> int:
     if said.isdigit():
         return int(said)
     return len([part for part in env.get("SLURM_JOB_GPUS", "").split(",") if part.strip()])
+
+
+def share_out(ranks: int, room: Sequence[int]) -> tuple[int, ...]:
+    """How many ranks each node gets, as Slurm shares tasks out: one a node, round after round.
+
+    Args:
+        ranks: Over all nodes.
+        room: The most ranks of each node.
+
+    Raises:
+        LaunchError: There is room for fewer.
+    """
+    if sum(room) < ranks:
+        raise LaunchError(f"{ranks} ranks, but the nodes have room for {sum(room)}", where="ranks")
+    counts = [0] * len(room)
+    while ranks:
+        for node, most in enumerate(room):
+            if ranks and counts[node] < most:
+                counts[node] += 1
+                ranks -= 1
+    return tuple(counts)
 
 
 def expand_nodes(text: str) -> tuple[str, ...]:

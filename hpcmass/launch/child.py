@@ -2,9 +2,10 @@
 
 `child.py rank COMMAND…` runs COMMAND as the rank that the launcher's environment says: sets the variables
 that torchrun sets, sends its output to the rank's log, waits, and notes how it ended, because no mpiexec
-tells that for every rank. `child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when
-PARENT is gone. `child.py shield COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard shields too. `child.py
-port` prints a free port of this machine.
+tells that for every rank; `child.py rank-json JSON` does so for a command in one word, the list of its own.
+`child.py guard SIGNAL PARENT COMMAND…` becomes COMMAND, which gets SIGNAL when PARENT is gone. `child.py shield
+COMMAND…` becomes COMMAND, deaf to SIGTERM; a guard shields too. `child.py port` prints a free port of this
+machine.
 
 Nothing outlives what started it: the command dies with its keeper (PR_SET_PDEATHSIG), and a keeper whose
 own parent is gone ends its whole process group, so also the data loader's workers of a rank.
@@ -12,6 +13,7 @@ own parent is gone ends its whole process group, so also the data loader's worke
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -26,6 +28,7 @@ from typing import Any, NoReturn
 PR_SET_PDEATHSIG = 1
 SECONDS_TO_END = 5
 EXIT_CANNOT_START = 127
+_CONNECT_S = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +42,7 @@ def main(argv: list[str]) -> int:
             probe.bind(("", 0))
             print(f"port {probe.getsockname()[1]}", flush=True)
         return 0
-    return _keep(argv[1:])
+    return _keep(json.loads(argv[1]) if argv[0] == "rank-json" else argv[1:])
 
 
 def _guard(number: int, parent: int, command: list[str]) -> NoReturn:
@@ -91,11 +94,15 @@ def _keep(command: list[str]) -> int:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)
     _drop_launcher_pipes(env)
+    line = _lifeline(settings, env, record)
     _, status = os.waitpid(child, 0)
     ended = time.time()
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     _note(folder, f"exit-{rank}.json", {"rank": rank, "exit_code": code, "signal": number, "time": ended})
+    if line is not None:
+        with contextlib.suppress(OSError):
+            line.sendall(b"bye")
     if number is not None:
         _die_by(number)
     return code if code is not None else 1
@@ -190,6 +197,20 @@ def _end_group_with_parent(parent: int) -> None:
     _die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lifeline(settings: dict[str, Any], env: dict[str, str], record: dict[str, object]) -> socket.socket | None:
+    """The connection that says that this node lives (see `lifeline.py`); one a node."""
+    told = settings.get("lifeline")
+    if not told or env["LOCAL_RANK"] != "0":
+        return None
+    try:
+        line = socket.create_connection((told["host"], told["port"]), timeout=_CONNECT_S)
+        line.settimeout(None)
+        line.sendall(f"{told['token']} {record['node']}\n".encode())
+    except OSError:
+        return None
+    return line
 
 
 def _drop_launcher_pipes(env: dict[str, str]) -> None:

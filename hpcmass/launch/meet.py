@@ -23,12 +23,14 @@ def meeting_place(plan: LaunchPlan, env: Mapping[str, str]) -> dict[str, str]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1"))}
     first = plan.nodes[0]
     if plan.host == first:
-        return {"MASTER_ADDR": _name(first), "MASTER_PORT": str(free_port(""))}
+        return {"MASTER_ADDR": node_address(first), "MASTER_PORT": str(free_port(""))}
     return {"MASTER_ADDR": first, "MASTER_PORT": str(_ask(first, env))}
 
 
-def _name(node: str) -> str:
-    """The node's name, or this machine's where Slurm calls it by a name that is none."""
+def node_address(node: str) -> str:
+    """The name by which this node is reached: Slurm's, or this machine's where that is none ("" or unknown)."""
+    if not node:
+        return socket.gethostname()
     with contextlib.suppress(OSError):
         socket.getaddrinfo(node, None)
         return node

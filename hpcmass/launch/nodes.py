@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpcmass.errors import LaunchError
-from hpcmass.launch.allocation import Allocation
+from hpcmass.launch.allocation import Allocation, share_out
 from hpcmass.launch.mpi import MpiFlavour
 
 if TYPE_CHECKING:  # pydantic is not there for launch.child
     from hpcmass.config.layout import Layout
 
 
-def ranks_by_node(ranks: int, per_node: int, nodes: int) -> list[int]:
-    """How many ranks each node gets: filled one after the other, so that the last may have fewer."""
-    return [min(per_node, ranks - per_node * number) for number in range(nodes)]
+def ranks_by_node(ranks: int, layout: Layout, nodes: tuple[str, ...], allocation: Allocation) -> dict[str, int]:
+    """How many ranks each node gets: evenly, and on unequal nodes as many as have their cores there."""
+    cpus = dict(zip(allocation.nodes, allocation.cpus, strict=False))
+    room = [min(layout.ranks_per_node, cpus.get(node, 0) // layout.threads_per_rank) for node in nodes]
+    if sum(room) < ranks:  # not known, or more than Slurm would start; whoever made the layout wants it so
+        room = [layout.ranks_per_node] * len(nodes)
+    return dict(zip(nodes, share_out(ranks, room), strict=True))
 
 
 def srun_words(
@@ -43,7 +46,7 @@ def srun_words(
         "--wait=0",
         "--input=none",
     ]
-    counts = dict(zip(nodes, ranks_by_node(ranks, layout.ranks_per_node, len(nodes)), strict=True))
+    counts = ranks_by_node(ranks, layout, nodes, allocation)
     if not allocation.groups:
         return [[*_counts(list(nodes), counts, layout, whole=allocation.nodes), *common]]
     found = []
@@ -58,33 +61,35 @@ def _counts(nodes: list[str], counts: dict[str, int], layout: Layout, *, whole: 
     ranks = sum(counts[node] for node in nodes)
     words = [f"--nodes={len(nodes)}", f"--ntasks={ranks}"]
     if ranks == layout.ranks_per_node * len(nodes):
-        words.append(f"--ntasks-per-node={layout.ranks_per_node}")  # else Slurm shares them out as it likes
+        # Else Slurm shares them out, by the rule of `share_out`; a keeper takes its place from Slurm alone.
+        words.append(f"--ntasks-per-node={layout.ranks_per_node}")
     if tuple(nodes) != whole:
         words.append(f"--nodelist={','.join(nodes)}")
     return words
 
 
-def openmpi_words(ranks: int, layout: Layout | None, nodes: tuple[str, ...]) -> list[str]:
-    """Options of Open MPI's mpiexec. Bound, each rank would have one core, whatever its number of threads."""
-    if not nodes:
+def openmpi_words(ranks: int, counts: dict[str, int]) -> list[str]:
+    """Options of Open MPI's mpiexec. Bound, each rank would have one core, whatever its number of threads.
+
+    Args:
+        ranks: Over all nodes.
+        counts: Ranks of each node; {} for this machine alone.
+    """
+    if not counts:
         return ["-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
-    placed = ["--host", _hosts(ranks, layout, nodes), "--map-by", "slot:OVERSUBSCRIBE"]
+    placed = ["--host", _hosts(counts), "--map-by", "slot:OVERSUBSCRIBE"]
     return ["-n", str(ranks), *placed, "--bind-to", "none"]
 
 
-def hydra_words(ranks: int, layout: Layout | None, nodes: tuple[str, ...]) -> list[str]:
-    """Options of MPICH's mpiexec."""
-    if not nodes:
+def hydra_words(ranks: int, counts: dict[str, int]) -> list[str]:
+    """Options of MPICH's mpiexec; arguments as those of `openmpi_words`."""
+    if not counts:
         return ["-n", str(ranks), "-launcher", "fork", "-bind-to", "none"]
-    hosts = _hosts(ranks, layout, nodes)
-    return ["-n", str(ranks), "-launcher", "slurm", "-hosts", hosts, "-bind-to", "none"]
+    return ["-n", str(ranks), "-launcher", "slurm", "-hosts", _hosts(counts), "-bind-to", "none"]
 
 
-def _hosts(ranks: int, layout: Layout | None, nodes: tuple[str, ...]) -> str:
-    if layout is None:
-        raise LaunchError("ranks on several nodes need a layout", where="layout")
-    counts = ranks_by_node(ranks, layout.ranks_per_node, len(nodes))
-    return ",".join(f"{node}:{count}" for node, count in zip(nodes, counts, strict=True))
+def _hosts(counts: dict[str, int]) -> str:
+    return ",".join(f"{node}:{count}" for node, count in counts.items())
 
 
 def shield_agent(mpiexec: MpiFlavour, keeper: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from hpcmass.errors import LaunchError
 from hpcmass.launch.allocation import Allocation
 from hpcmass.launch.mpi import MpiFlavour
-from hpcmass.launch.nodes import hydra_words, openmpi_words, shield_agent, srun_words
+from hpcmass.launch.nodes import hydra_words, openmpi_words, ranks_by_node, shield_agent, srun_words
 from hpcmass.launch.scrub import scrubbed
 
 if TYPE_CHECKING:  # pydantic is not there for launch.child
@@ -105,10 +106,13 @@ def plan_ranks(
         clean.setdefault("OMP_NUM_THREADS", str(layout.threads_per_rank))
     else:
         clean.setdefault("OMP_NUM_THREADS", str(max(1, (target.cores or cores) // ranks)))
+    if allocation is not None:
+        # Slurm's SIGTERM reaches a rank from Slurm and from us; the supervisor alone decides when it is ended.
+        clean["HPCMASS_PATIENT"] = "1"
     # A rank that is killed loses nothing it has printed, and a crash in native code names the line.
     clean.setdefault("PYTHONUNBUFFERED", "1")
     clean.setdefault("PYTHONFAULTHANDLER", "1")
-    command = [*keeper(), *(container or ()), *argv]
+    command = _kept([*(container or ()), *argv])
     gpus = layout.gpus_per_node // layout.ranks_per_node if layout is not None else 0
     host = allocation.host if allocation is not None else ""
     if how == "spawn":
@@ -123,15 +127,20 @@ def plan_ranks(
             nodes=nodes or allocation.nodes[:1], host=host, pmi=pmi, gpus_per_rank=gpus, own_gpus=sliced,
         )  # fmt: skip
     assert mpiexec is not None
+    counts: dict[str, int] = {}
+    if nodes:
+        assert layout is not None
+        assert allocation is not None
+        counts = ranks_by_node(ranks, layout, nodes, allocation)
     if mpiexec.kind == "openmpi":
         # Containers and clusters' compute nodes run as root; Open MPI refuses that without these two.
         clean["OMPI_ALLOW_RUN_AS_ROOT"] = clean["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-        options = openmpi_words(ranks, layout, nodes)
+        options = openmpi_words(ranks, counts)
         if nodes:
             for name, value in shield_agent(mpiexec, keeper()).items():
                 clean.setdefault(name, value)
     else:
-        options = hydra_words(ranks, layout, nodes)
+        options = hydra_words(ranks, counts)
     return LaunchPlan(
         [mpiexec.path, *options, *command],
         clean,
@@ -216,6 +225,17 @@ def _in_groups(words: list[list[str]], command: list[str]) -> list[str]:
     for number, options in enumerate(words):
         argv += [*([":"] if number else []), *options, *command]
     return argv
+
+
+def _kept(command: list[str]) -> list[str]:
+    """A rank's command behind its keeper.
+
+    srun and every mpiexec take a word that is a colon for the end of the command, wherever it stands; a
+    command with such a word goes as one word of JSON.
+    """
+    if ":" in command:
+        return [*keeper()[:-1], "rank-json", json.dumps(command)]
+    return [*keeper(), *command]
 
 
 def keeper() -> list[str]:

@@ -25,8 +25,9 @@ from hpcmass.launch.abort import parse_abort
 from hpcmass.launch.console import Tail, terminal
 from hpcmass.launch.control import Control
 from hpcmass.launch.lastword import read_words
-from hpcmass.launch.meet import meeting_place
-from hpcmass.launch.outcome import Outcome, RankExit
+from hpcmass.launch.lifeline import Lifelines
+from hpcmass.launch.meet import meeting_place, node_address
+from hpcmass.launch.outcome import LostNode, Outcome, RankExit, unheard_node
 from hpcmass.launch.plan import LaunchPlan
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -97,6 +98,7 @@ def supervise(
             "launcher": plan.launcher,
             "gpus_per_rank": plan.gpus_per_rank,
             "own_gpus": plan.own_gpus,
+            "lifeline": watch.lifelines.settings(node_address(plan.host)) if watch.lifelines else None,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         with _forwarding(watch.on_signal) if control is None else contextlib.nullcontext():
@@ -143,13 +145,14 @@ class _Watch:
         self.stop_grace_s = stop_grace_s
         self.processes: list[subprocess.Popen[bytes]] = []
         self.pids: dict[int, tuple[int, int | None]] = {}  # rank here -> keeper (leads its group), its start
-        self.begun: dict[int, str] = {}  # rank -> host, also on other nodes
+        self.begun: dict[int, tuple[str, str]] = {}  # rank -> its host and its node
         self.forwarded = 0  # signals of `pending` that the launcher was given to pass on
         self.ended_launcher: float | None = None
         self.exits: dict[int, RankExit] = {}
         self.pending: list[int] = []
         self.delivered: dict[int, int] = {}  # rank -> signals of `pending` that it has had
         self.kill_now = False
+        self.lifelines = Lifelines() if plan.nodes else None
         self.ending_since: float | None = None  # when the supervisor began to end the ranks
         self.failed_since: float | None = None
         self.stop_since: float | None = None
@@ -207,6 +210,7 @@ class _Watch:
         failed = any(not end.ok for end in self.exits.values()) or any(
             process.returncode not in (None, 0) for process in self.processes
         )
+        failed = failed or self._lost() is not None
         if failed and self.failed_since is None:
             self.failed_since = now
         too_long = self._over(self.stop_since, self.stop_grace_s, now)
@@ -232,7 +236,7 @@ class _Watch:
         if len(self.begun) < self.plan.ranks:
             for note in self._notes("start", self.begun):
                 rank, pid = int(note["rank"]), int(note["pid"])
-                self.begun[rank] = str(note["host"])
+                self.begun[rank] = str(note["host"]), str(note.get("node", ""))
                 if note["host"] == socket.gethostname():
                     self.pids.setdefault(rank, (pid, process_start(pid)))
         if len(self.exits) < self.plan.ranks:
@@ -301,12 +305,27 @@ class _Watch:
             self._signal(rank, number)
         if number != signal.SIGKILL:
             return
-        self.ended_launcher = self.ended_launcher or time.monotonic()
+        again, now = self.ended_launcher is not None, time.monotonic()
+        self.ended_launcher = self.ended_launcher or now
         # srun kills the step on all nodes at SIGTERM, and says so; killed itself, it leaves that to Slurm.
-        asked = self.plan.launcher == "srun" and time.monotonic() - self.ended_launcher < _SRUN_KILLS_S
+        asked = self.plan.launcher == "srun" and now - self.ended_launcher < _SRUN_KILLS_S
+        if asked and again:
+            return
         for process in self.processes:
             if process.poll() is None:
                 process.terminate() if asked else process.kill()
+
+    def _lost(self) -> LostNode | None:
+        """The first node that was lost, unless a rank had ended badly before, or we had begun to end them."""
+        lost = self.lifelines.lost if self.lifelines is not None else {}
+        for node, when in sorted(lost.items(), key=lambda item: item[1]):
+            ranks = tuple(sorted(rank for rank, place in self.begun.items() if place[1] == node))
+            # A launcher that ends the others after a failure may kill their keepers too.
+            before = [end.time for end in self.exits.values() if not end.ok and 0 < end.time < when]
+            ours = self.ending_since is not None and self.ending_since < when
+            if ranks and not before and not ours and not any(rank in self.exits for rank in ranks):
+                return LostNode(node, ranks, when)
+        return None
 
     def end_all(self) -> None:
         """Kill what is left, also what a rank has started and left behind, and reap it."""
@@ -319,6 +338,8 @@ class _Watch:
                 process.kill()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=10)
+        if self.lifelines is not None:
+            self.lifelines.close()
 
     # -- outcome ----------------------------------------------------------------------------------------
     def outcome(self) -> Outcome:
@@ -327,21 +348,24 @@ class _Watch:
         self._note_lost()
         tail = (self.folder / "launcher.log").read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
         bad = sorted((end for end in self.exits.values() if not end.ok), key=lambda end: end.time)
+        lost = self._lost()
         blamed = parse_abort(tail) if self.plan.launcher != "spawn" else None
         if blamed and blamed.rank is not None and blamed.rank not in self.exits:
             end = RankExit(blamed.rank, blamed.exit_code, blamed.signal, host=blamed.host)
             self.exits[blamed.rank] = end
             bad.insert(0, end)
+        if lost is None and not bad and self.ending_since is None and not self.pending:
+            lost = unheard_node(self.begun, self.exits)
         codes = [process.returncode for process in self.processes]
         return Outcome(
             ranks=self.plan.ranks,
-            hosts=dict(self.begun),
             exits=self.exits,
             first_failure=bad[0] if bad else None,
             launcher_exit=next((code for code in codes if code), 0),
             launcher_tail=tail,
             signalled=self.pending[0] if self.pending else None,
             words=read_words(self.folder),
+            lost=lost,
         )
 
 

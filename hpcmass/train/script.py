@@ -218,10 +218,10 @@ def _settle(run: RunFolder, attempt: int, outcome: Outcome) -> Status:
         return run.update(state=state, reason=_stop_reason(asked, outcome), **changes)
     if outcome.signalled is not None and all(end.signal or end.ok for end in outcome.exits.values()):
         return run.update(state=State.STOPPED, reason=_stop_reason(asked, outcome), **changes)
+    if outcome.lost is not None:
+        note_lost(run, attempt, outcome.lost, run.status().step or None)
+        return run.update(state=State.FAILED, reason=outcome.lost.text(), **changes)
     failure = _cause(run, attempt, outcome)
-    if failure is None and outcome.lost is not None:
-        reason = note_lost(run, run.status(), *outcome.lost)
-        return run.update(state=State.FAILED, reason=reason, **changes)
     if failure is None:
         said = outcome.launcher_tail.strip() or "nothing"
         reason = f"the launcher ended with exit code {outcome.launcher_exit}; it said: {said[-1000:]}"

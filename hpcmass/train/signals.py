@@ -12,7 +12,7 @@ for it; and SIGTERM after it is Slurm's, which does not mean to end a checkpoint
 
 Inside a Slurm job (`HPCMASS_PATIENT`) signals come twice and more by themselves: from Slurm to every process of
 the job, from the launcher, from the batch script's process. There a second one does not end a rank at once, and
-a rank is not given up for a slow step or a long checkpoint: Slurm, or the batch script's process, ends it.
+a rank is not given up for a slow step or a long checkpoint: Slurm, or whoever supervises the ranks, ends it.
 """
 
 from __future__ import annotations

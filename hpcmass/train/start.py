@@ -18,6 +18,7 @@ from hpcmass.files import make_dir, replace_json, storage_errors
 from hpcmass.launch import (
     Allocation,
     Control,
+    LostNode,
     Outcome,
     RankExit,
     find_mpiexec,
@@ -25,7 +26,7 @@ from hpcmass.launch import (
     supervise,
     usable_cores,
 )
-from hpcmass.launch.advice import launcher_hint
+from hpcmass.launch.advice import daemon_failed, launcher_hint
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -131,6 +132,9 @@ def settle(run: RunFolder, outcome: Outcome) -> Status:
             return status
         reason = f"ended by {signal.Signals(outcome.signalled).name} without a checkpoint of its last steps"
         return _finish(run, State.STOPPED, reason)
+    if outcome.lost is not None:
+        note_lost(run, status.attempt, outcome.lost, status.step)
+        return _finish(run, State.FAILED, outcome.lost.text())
     hard = failure is not None and failure.signal is not None and not failure.ended_by_us
     if cause is not None and cause.kind == "exception" and not (hard and failure and failure.time < cause.time):
         return status if status.state in _ENDED else _finish(run, State.FAILED, cause.message)
@@ -139,26 +143,28 @@ def settle(run: RunFolder, outcome: Outcome) -> Status:
             return status
         note_end(run, status.attempt, failure, status.step)
         return _finish(run, State.FAILED, failure.text())
-    if outcome.lost is not None:
-        return _finish(run, State.FAILED, note_lost(run, status, *outcome.lost))
     if outcome.launcher_exit:
         return _finish(run, State.FAILED, f"the launcher ended with exit code {outcome.launcher_exit}")
-    if status.state in _ENDED:
-        return status
-    return _finish(run, State.FAILED, "the ranks ended without saying why")
+    if outcome.unknown and status.state not in _ENDED:  # an mpiexec may end with 0 all the same
+        return _finish(run, State.FAILED, outcome.unknown)
+    return status
 
 
-def note_lost(run: RunFolder, status: Status, rank: int, host: str) -> str:
-    """Record that a rank is gone together with whatever watched it; what is told of it."""
-    message = f"rank {rank} on {host} was lost: its node failed, or what had started it there was killed"
-    hint = "'sinfo -N' shows the nodes that are down; the run goes on from its last checkpoint"
+def note_lost(run: RunFolder, attempt: int, lost: LostNode, step: int | None) -> None:
+    """Record the end of a node, as its first rank's error."""
     run.record_error(
         RankError(
-            attempt=status.attempt, rank=rank, kind="signal", error="Lost", message=message, hint=hint,
-            step=status.step, time=time.time(), host=host,
+            attempt=attempt,
+            rank=lost.ranks[0],
+            kind="signal",
+            error="NodeLost",
+            message=lost.text(),
+            hint=f"'scontrol show node {lost.node}' tells what Slurm knows of it; start the run again to go on",
+            step=step,
+            time=lost.time,
+            host=lost.node,
         )
-    )  # fmt: skip
-    return message
+    )
 
 
 def note_end(run: RunFolder, attempt: int, end: RankExit, step: int | None) -> None:
@@ -256,4 +262,7 @@ def _refusal(outcome: Outcome, waiting: Path, console: bool, pmi: str | None) ->
     exit_code = failure.exit_code if failure is not None else None
     number = failure.signal if failure is not None else None
     hint = None if plain is not None else launcher_hint(f"{outcome.launcher_tail}\n{said}", pmi)
-    return RankFailed(message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number)
+    return RankFailed(
+        message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number,
+        transient=plain is None and daemon_failed(outcome.launcher_tail),
+    )  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpcmass.config import Layout, Resources, Target, layout_of
-from hpcmass.errors import ConfigError
+from hpcmass.errors import ConfigError, LaunchError
 from hpcmass.launch import Allocation, read_allocation
+from hpcmass.launch.allocation import share_out
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,21 @@ def place_ranks(
     if allocation is None or (target.kind == "local" and allocation.nodes == (allocation.host,)):
         # One node, and nothing known of it but what the operating system says: as on any machine.
         tasks = allocation.tasks if allocation is not None else None
+        if allocation is not None and target.cores is None and allocation.cores is not None:
+            # Where Slurm binds nothing, the operating system shows every core of the node.
+            target = target.model_copy(update={"cores": allocation.cores})
         return Placed(asked or own or tasks or 1, target)
     usual = len(allocation.nodes) * max(1, allocation.gpus) if script else 1
     ranks = asked or own or allocation.tasks or usual
-    target = _as_given(target, allocation)
+    most, target = target.cores, _as_given(target, allocation)
     nodes = resources.nodes or min(ranks, len(allocation.nodes))
-    wanted = resources.model_copy(update={"ranks": ranks, "nodes": nodes})
+    threads = resources.threads_per_rank
+    if threads is None and ranks == allocation.tasks:
+        threads = allocation.cpus_per_task
+    wanted = resources.model_copy(update={"ranks": ranks, "nodes": nodes, "threads_per_rank": threads})
+    cpus = tuple(min(cpu, most or cpu) for cpu in allocation.cpus[:nodes])
     try:
-        layout = layout_of(wanted, target)
+        layout = _lay_out(wanted, target, cpus if not allocation.groups else ())
     except ConfigError as error:
         what = error.message.replace("the target has", "the job has")
         raise ConfigError(
@@ -68,6 +76,24 @@ def place_ranks(
             hint="ask sbatch for more (--nodes, --ntasks, --cpus-per-task, --gres), or start fewer ranks",
         ) from error
     return Placed(ranks, target, allocation, layout)
+
+
+def _lay_out(wanted: Resources, target: Target, cpus: tuple[int, ...]) -> Layout:
+    """The layout; on nodes of which Slurm gave unequal parts, with as many ranks as fit each part."""
+    if len(set(cpus)) < 2:
+        return layout_of(wanted, target)
+    threads = wanted.threads_per_rank
+    try:
+        counts = share_out(wanted.ranks, [cpu // (threads or 1) for cpu in cpus])
+    except LaunchError as error:
+        raise ConfigError(error.message, where="resources.ranks") from error
+    layout = layout_of(wanted, target.model_copy(update={"cores": max(cpus)}))
+    return replace(
+        layout,
+        ranks_per_node=max(counts),
+        threads_per_rank=threads or max(1, min(cpu // count for cpu, count in zip(cpus, counts, strict=True))),
+        gpus_per_node=layout.gpus_per_node // layout.ranks_per_node * max(counts),
+    )
 
 
 def _as_given(target: Target, allocation: Allocation) -> Target:
@@ -85,5 +111,8 @@ def _say(allocation: Allocation) -> str:
     nodes = len(allocation.nodes)
     text = f"{nodes} node{'s' * (nodes != 1)}"
     if allocation.cores is not None:
-        text += f" of {allocation.cores} CPU{'s' * (allocation.cores != 1)}"
+        most = max(allocation.cpus)
+        text += (
+            f" of {allocation.cores}{f' to {most}' if most > allocation.cores else ''} CPU{'s' * (most != 1)}"
+        )
     return text + (f", {allocation.gpus} GPUs a node" if allocation.gpus else "")

@@ -18,6 +18,24 @@ from hpcmass.devcluster import Cluster
 
 MPICH = "mpich==5.0.2"
 ROOT = Path(__file__).parents[2]
+# What no launcher, shell or option parser may change on its way to the program.
+WORDS = [
+    "two words",
+    "'",
+    '"',
+    "a\nb",
+    ";",
+    "$(touch x)",
+    "`id`",
+    "é 漢字 🚀",
+    "",
+    "*",
+    "\\",
+    "-n",
+    "--",
+    ":",
+    "%j",
+]
 
 
 def make_mpich(folder: Path) -> str:
@@ -81,15 +99,32 @@ def batch(cluster: Cluster, folder: Path, body: str, *options: str) -> str:
     return ended(folder, job)
 
 
-def ended(folder: Path, job: str, mark: str = "rc ") -> str:
-    """What a job said, once a line of it begins with the mark; `sbatch --wait` looks too rarely."""
+def ended(folder: Path, job: str) -> str:
+    """What a job said, once a line of it begins with `rc`; `sbatch --wait` looks too rarely."""
+    wait_for(lambda: is_over(folder, job), lambda: so_far(folder, job))
+    return so_far(folder, job)
+
+
+def so_far(folder: Path, job: str) -> str:
+    """What a job has said."""
     out = folder / f"out-{job}"
+    return out.read_text(encoding="utf-8") if out.exists() else ""
 
-    def said() -> bool:
-        return out.exists() and any(line.startswith(mark) for line in out.read_text().splitlines())
 
-    wait_for(said, lambda: out.read_text() if out.exists() else "nothing was said")
-    return out.read_text(encoding="utf-8")
+def is_over(folder: Path, job: str) -> bool:
+    """Whether a job has said how it ended."""
+    return any(line.startswith("rc ") for line in so_far(folder, job).splitlines())
+
+
+def wait_in(folder: Path, job: str, condition: Callable[[], bool]) -> None:
+    """Wait until something holds while a job is at work."""
+
+    def holds() -> bool:
+        met = condition()
+        assert met or not is_over(folder, job), so_far(folder, job)
+        return met
+
+    wait_for(holds, lambda: so_far(folder, job) or "nothing was said")
 
 
 def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeout_s: float = 240) -> None:
@@ -100,12 +135,18 @@ def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeo
         time.sleep(0.1)
 
 
-def lives(pid: int) -> bool:
+# A line of a program: its process as `lives` knows it, by number and start, for numbers are given anew.
+ME = "me = open('/proc/self/stat').read(); me = me.split()[0] + ' ' + me.rpartition(')')[2].split()[19]"
+
+
+def lives(me: str) -> bool:
     """Whether a process is there and no zombie. The nodes of the cluster share this machine's processes."""
+    pid, start = me.split()
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[19] == start and fields[0] not in "ZX"
 
 
 def site(folder: Path, **keys: str) -> str:

@@ -30,6 +30,7 @@ comm, env = MPI.COMM_WORLD, os.environ
 names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR"]
 said = {name: env[name] for name in names} | {"mpi": [comm.rank, comm.size], "sum": comm.allreduce(1)}
 said["port"] = comm.allgather(env["MASTER_PORT"])
+said["words"] = sys.argv[2:]
 said["library"] = MPI.Get_library_version().split()[0]
 hpcmass.report(step=1, size=comm.size)
 Path(sys.argv[1], f"said-{comm.rank}-{os.getpid()}.json").write_text(json.dumps(said))
@@ -55,7 +56,7 @@ def test_the_right_ones_are_n_ranks_of_size_n(
 ) -> None:
     (project / "meet.py").write_text(MEET)
     site = tools.site(project, **keys)
-    words = ["run", "--site", site, "--name", "meet", "--", "python", "meet.py", str(project)]
+    words = ["run", "--site", site, "--name", "meet", "--", "python", "meet.py", str(project), *tools.WORDS]
     said = tools.batch(
         cluster, project, tools.hpcmass(pythons[mpi], *words), "--nodes=2", "--ntasks=4", "--ntasks-per-node=2"
     )
@@ -63,6 +64,7 @@ def test_the_right_ones_are_n_ranks_of_size_n(
     found = sorted((json.loads(file.read_text()) for file in project.glob("said-*")), key=lambda s: s["mpi"])
     assert [each["mpi"] for each in found] == [[rank, 4] for rank in range(4)]
     assert all(each["sum"] == 4 for each in found)
+    assert all(each["words"] == tools.WORDS for each in found)
     names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK"]
     assert [[each[name] for name in names] for each in found] == [
         ["0", "4", "0", "2", "0", "0"],
@@ -80,6 +82,24 @@ def test_the_right_ones_are_n_ranks_of_size_n(
     ]  # fmt: skip
     assert len({record["node"] for record in records}) == 2 or not cluster.has_network
     assert all(record["slurm_job_id"] for record in records)
+
+
+@pytest.mark.parametrize(("mpi", "pmi"), [("openmpi", "pmix"), ("mpich", "pmi2")])
+def test_a_start_inside_a_step_is_a_world_of_its_own(
+    cluster: Cluster, project: Path, pythons: dict[str, str], mpi: str, pmi: str
+) -> None:
+    """Two steps' ranks, each of which starts two: what srun left for its own must not reach the inner mpiexec."""
+    (project / "meet.py").write_text(MEET)
+    words = ["run", "--ranks", "2", "--name", "NAME", "--", "python", "meet.py", str(project)]
+    line = tools.hpcmass(pythons[mpi], *words).replace("NAME", '"inner-$SLURM_PROCID"')
+    (project / "inner.sh").write_text(line + "\n")
+    outer = f"srun --mpi={pmi} --cpus-per-task=2 bash inner.sh"
+    said = tools.batch(cluster, project, outer, "--nodes=2", "--ntasks=2", "--cpus-per-task=2")
+    assert "rc 0" in said, said
+    found = sorted((json.loads(file.read_text()) for file in project.glob("said-*")), key=lambda s: s["mpi"])
+    assert [each["mpi"] for each in found] == [[0, 2], [0, 2], [1, 2], [1, 2]]
+    assert {each["sum"] for each in found} == {2}
+    assert {path.name for path in (project / "runs").iterdir()} == {"inner-0", "inner-1"}
 
 
 SOAK = pytest.mark.soak

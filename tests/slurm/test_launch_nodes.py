@@ -24,23 +24,6 @@ spec.loader.exec_module(tools)
 
 pytestmark = pytest.mark.slurm
 TWO = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2")
-WORDS = [
-    "two words",
-    "'",
-    '"',
-    "a\nb",
-    ";",
-    "$(touch x)",
-    "`id`",
-    "é 漢字 🚀",
-    "",
-    "*",
-    "\\",
-    "-n",
-    "--",
-    ":",
-    "%j",
-]
 SHOW = """
 import json, os, sys
 from pathlib import Path
@@ -48,6 +31,7 @@ said = {"argv": sys.argv[2:], "env": {k: v for k, v in os.environ.items() if k.s
 said["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
 names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "SLURMD_NODENAME"]
 said["place"] = [os.environ.get(name) for name in names]
+said["threads"] = os.environ.get("OMP_NUM_THREADS")
 said["slurm"] = sorted(name for name in os.environ if name.startswith("SLURM_"))
 Path(sys.argv[1], "said-" + os.environ["RANK"] + ".json").write_text(json.dumps(said))
 """
@@ -81,10 +65,10 @@ def test_words_and_variables_reach_the_program_unharmed(
     (project / "show.py").write_text(SHOW)
     site = tools.site(project, **keys)
     line = tools.hpcmass(
-        sys.executable, "run", "--site", site, "--quiet", "--", "python", "show.py", str(project), *WORDS
+        sys.executable, "run", "--site", site, "--quiet", "--", "python", "show.py", str(project), *tools.WORDS
     )
     exports = "\n".join(
-        f"export ODD_{number}={tools.shlex.quote(word)}" for number, word in enumerate(WORDS) if word
+        f"export ODD_{number}={tools.shlex.quote(word)}" for number, word in enumerate(tools.WORDS) if word
     )
     # What sbatch was asked for must not reach srun: it would empty the environment, or be fatal.
     spoil = "export SLURM_EXPORT_ENV=NONE SLURM_MEM_PER_CPU=1 SLURM_MEM_PER_NODE=1 SLURM_NTASKS_PER_NODE=1"
@@ -93,8 +77,8 @@ def test_words_and_variables_reach_the_program_unharmed(
     found = said(project)
     assert len(found) == 4
     for each in found:
-        assert each["argv"] == WORDS
-        assert each["env"] == {f"ODD_{number}": word for number, word in enumerate(WORDS) if word}
+        assert each["argv"] == tools.WORDS
+        assert each["env"] == {f"ODD_{number}": word for number, word in enumerate(tools.WORDS) if word}
     assert not (project / "x").exists()
 
 
@@ -109,6 +93,22 @@ def test_gpus_of_a_rank(cluster: Cluster, project: Path, launcher: str) -> None:
     assert "rc 0" in text, text
     gpus = [each["gpus"] for each in said(project)]
     assert gpus == (["0", "1", "0", "1"] if launcher == "spawn" else ["0,1"] * 4)
+
+
+@pytest.mark.parametrize("keys", [{"launcher": "spawn"}, {"launcher": "mpiexec"}, {}], ids=str)
+def test_unequal_nodes_and_cores_a_task(cluster: Cluster, project: Path, keys: dict[str, str]) -> None:
+    """`--ntasks=3 --cpus-per-task=2` on two nodes: Slurm gives one 4 CPUs and the other 2. {}: no site file."""
+    (project / "show.py").write_text(SHOW)
+    site = ["--site", tools.site(project, **keys)] if keys else []
+    line = tools.hpcmass(sys.executable, "run", *site, "--quiet", "--", "python", "show.py", str(project))
+    options = ["--nodes=2", "--ntasks=3", "--cpus-per-task=2", "--partition=cpu"]
+    text = tools.batch(cluster, project, f"unset OMP_NUM_THREADS\n{line}", *options)
+    assert "rc 0" in text, text
+    found = said(project)
+    assert [each["place"][:5] for each in found] == [
+        ["0", "3", "0", "2", "0"], ["1", "3", "1", "2", "0"], ["2", "3", "0", "1", "1"],
+    ]  # fmt: skip
+    assert [each["threads"] for each in found] == ["2"] * 3
 
 
 def test_a_heterogeneous_job_is_one_world(cluster: Cluster, project: Path) -> None:
@@ -143,11 +143,12 @@ def test_an_allocation_that_is_too_small_is_refused(cluster: Cluster, project: P
     assert list((project / "runs").iterdir()) == []
 
 
-DIE = """
+DIE = f"""
 import os, sys, time
 from pathlib import Path
+{tools.ME}
 rank = int(os.environ["RANK"])
-Path(sys.argv[1], f"up-{rank}").write_text(str(os.getpid()))
+Path(sys.argv[1], f"up-{{rank}}").write_text(me)
 while len(list(Path(sys.argv[1]).glob("up-*"))) < 4: time.sleep(0.05)
 if rank == 3:
     os.kill(os.getpid(), 9)
@@ -172,8 +173,8 @@ def test_a_rank_killed_on_another_node_ends_all_and_is_named(
     assert error.rank == 3
     assert error.host == "cn2" or not cluster.has_network
     for file in project.glob("up-*"):
-        pid = int(file.read_text())
-        tools.wait_for(lambda pid=pid: not tools.lives(pid), f"{file.name} outlived the run")
+        me = file.read_text()
+        tools.wait_for(lambda me=me: not tools.lives(me), f"{file.name} outlived the run")
 
 
 STAY = """
@@ -205,7 +206,7 @@ def test_slurms_sigterm_leaves_ranks_the_time_for_a_checkpoint(
         sys.executable, "run", "--site", site, "--name", "stay", "--", "python", "stay.py", str(project)
     )
     job = tools.submit(cluster, project, f"{line}\necho rc $?", *TWO)
-    tools.wait_for(lambda: len(list(project.glob("up-*"))) == 4, "the ranks did not come up")
+    tools.wait_in(project, job, lambda: len(list(project.glob("up-*"))) == 4)
     assert cluster.run("scancel", "--signal=TERM", job).returncode == 0
     text = tools.ended(project, job)
     assert len(list(project.glob("checkpoint-*"))) == 4, text
@@ -224,9 +225,11 @@ def test_slurms_sigterm_leaves_ranks_the_time_for_a_checkpoint(
 def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     cluster: Cluster, project: Path, keys: dict[str, str], backend: str
 ) -> None:
-    """Plain `scancel` sends SIGTERM to every process of the job at once: launcher, daemons, keepers, ranks."""
+    """SIGTERM to every process of the job: launcher, daemons, keepers, ranks; as preemption does, but no SIGKILL."""
     job_file = project / "job.toml"
-    job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_minutes = 600"))
+    job_file.write_text(
+        job_file.read_text().replace("epochs = 2", "epochs = 100000\ncheckpoint_every_steps = 100000000")
+    )
     site = tools.site(project, **keys)
     line = tools.hpcmass(sys.executable, "train", "job.toml", "--site", site, "--backend", backend)
     job = tools.submit(
@@ -234,12 +237,9 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
     )  # fmt: skip
     run = RunFolder(project / "runs" / "job")
-    out = project / f"out-{job}"
-    tools.wait_for(
-        lambda: run.exists() and run.status().step > 2,
-        lambda: out.read_text() if out.exists() else "nothing was said",
-    )
-    assert cluster.run("scancel", job).returncode == 0
+    tools.wait_in(project, job, lambda: run.exists() and run.status().step > 2)
+    for whose in ([], ["--full"]):  # the steps, the batch script with its children
+        assert cluster.run("scancel", "--signal=TERM", *whose, job).returncode == 0
     text = tools.ended(project, job)
     status = run.status()
     assert status.state is State.STOPPED, (status, text)
@@ -247,5 +247,79 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
     assert latest_step(run.checkpoints) == status.step
     assert "rc 130" in text
     assert run.errors() == []
-    nodes = {json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("*.json")}
+    nodes = {
+        json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")
+    }
     assert nodes == {"cn1", "cn2"}
+
+
+WAIT = f"""
+import os, sys, time
+from pathlib import Path
+{tools.ME}
+Path(sys.argv[1], "up-" + os.environ["RANK"]).write_text(me)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "backend"),
+    [
+        ({"launcher": "mpiexec"}, "mpi"),
+        ({"pmi": "pmix"}, ""),
+        pytest.param({"launcher": "spawn"}, "torch", marks=pytest.mark.soak),
+        pytest.param({"pmi": "pmix"}, "mpi", marks=pytest.mark.soak),
+        pytest.param({"launcher": "mpiexec"}, "", marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
+def test_a_node_that_is_lost_ends_the_run_and_is_named(
+    cluster: Cluster, project: Path, keys: dict[str, str], backend: str
+) -> None:
+    """Without a backend: a script whose ranks do not speak to each other, so that nobody else could notice."""
+    if not cluster.has_network:
+        pytest.skip("without namespaces a node's processes are not its own: only slurmd could be killed")
+    site = tools.site(project, **keys)
+    if backend:
+        job_file = project / "job.toml"
+        job_file.write_text(job_file.read_text().replace("epochs = 2", "epochs = 100000"))
+        line = tools.hpcmass(sys.executable, "train", "job.toml", "--site", site, "--backend", backend)
+    else:
+        (project / "wait.py").write_text(WAIT)
+        words = ["run", "--site", site, "--name", "job", "--", "python", "wait.py", str(project)]
+        line = tools.hpcmass(sys.executable, *words)
+    job = tools.submit(
+        cluster,
+        project,
+        f"{line}\necho rc $?",
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--no-requeue",
+    )
+    run = RunFolder(project / "runs" / "job")
+    tools.wait_in(
+        project, job, lambda: (run.exists() and run.status().step > 2) or len(list(project.glob("up-*"))) == 2
+    )
+    gone = cluster.run("scontrol", "show", "hostnames", nodes_of(cluster, job)).stdout.split()[1]
+    cluster.kill_node(gone)
+    text = tools.ended(project, job)
+    reason = f"node {gone} was lost with rank 1: it failed, or all of its processes were killed"
+    # Said by the run itself: Slurm, which would have ended the job with the node, had not noticed.
+    assert "rc 2" in text, text
+    assert f"failed at step {run.status().step}: {reason}" in text
+    assert (run.status().state, run.status().reason) == (State.FAILED, reason)
+    first = min(run.errors(), key=lambda error: error.time)
+    assert (first.rank, first.host, first.error) == (1, gone, "NodeLost")
+    for file in project.glob("up-*"):
+        me = file.read_text()
+        tools.wait_for(lambda me=me: not tools.lives(me), f"{file.name} outlived the run")
+    assert "NODE_FAIL" not in text
+    cluster.start_node(gone)
+    tools.wait_for(
+        lambda: "idle" in cluster.run("sinfo", "-h", "-n", gone, "-o", "%t").stdout, "the node is lost"
+    )
+
+
+def nodes_of(cluster: Cluster, job: str) -> str:
+    return cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()

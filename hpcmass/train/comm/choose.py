@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -12,6 +13,7 @@ from hpcmass.train.comm.base import Communicator, gpu_index
 from hpcmass.train.comm.single import SingleCommunicator
 from hpcmass.train.comm.size import check_size
 
+_RANK_0_SPEAKS_S = 15.0
 _NEEDS = {"mpi": "mpi4py", "horovod": "horovod"}
 # Under one of these an MPI library finds its other ranks.
 _MPI_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMIX_RANK")
@@ -88,8 +90,11 @@ def _open(name: str, ranks: RankEnv, promised: int) -> Communicator:
         library = import_module("hpcmass.train.comm.mpi_start").mpi_library() if needed else ""
         check_size(promised, comm.size, name, library=library)
     except LaunchError as error:
-        if comm.size == 1:
-            error.data["told"] = ranks.rank != 0  # each thinks that it is alone: one of them says it
+        # Each thinks that it is alone, and one of them is to say it. Above ranks of the user's own srun, which
+        # ends all at the first bad exit, there is nobody to collect their words: rank 0 is to come first.
+        if comm.size == 1 and ranks.rank != 0 and "HPCMASS_KEEPER" not in os.environ:
+            error.data["told"] = True
+            time.sleep(_RANK_0_SPEAKS_S)
         comm.close()
         raise
     return comm

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpcmass.config import Site, job_from_values, job_to_toml, site_to_toml
-from hpcmass.launch import Outcome, RankExit
+from hpcmass.launch import Outcome, RankExit, unheard_node
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.start import settle
 
@@ -28,24 +28,26 @@ def run(tmp_path: Path) -> RunFolder:
 
 @pytest.mark.parametrize("launcher_exit", [0, 1])
 def test_a_rank_whose_node_says_nothing_any_more_is_lost(run: RunFolder, launcher_exit: int) -> None:
-    outcome = Outcome(3, hosts={0: HERE, 1: HERE, 2: "other"}, exits={0: DONE}, launcher_exit=launcher_exit)
-    assert outcome.lost == (2, "other")
-    status = settle(run, outcome)
+    lost = unheard_node({0: (HERE, "cn1"), 1: (HERE, "cn1"), 2: ("other", "cn2"), 3: ("other", "cn2")}, {0})
+    assert lost is not None
+    assert (lost.node, lost.ranks) == ("cn2", (2, 3))
+    status = settle(run, Outcome(4, exits={0: DONE}, launcher_exit=launcher_exit, lost=lost))
     assert status.state is State.FAILED
     assert status.reason is not None
-    assert status.reason.startswith("rank 2 on other was lost")
+    assert status.reason.startswith("node cn2 was lost with ranks 2, 3")
     (error,) = run.errors(1)
-    assert (error.rank, error.host, error.kind, error.step) == (2, "other", "signal", 7)
+    assert (error.rank, error.host, error.kind, error.step) == (2, "cn2", "signal", 7)
 
 
 def test_a_rank_that_was_seen_to_end_is_not_lost(run: RunFolder) -> None:
-    outcome = Outcome(2, hosts={0: HERE, 1: "other"}, exits={0: DONE, 1: KILLED}, first_failure=KILLED)
-    assert outcome.lost is None
+    assert unheard_node({0: (HERE, ""), 1: ("other", "")}, {0, 1}) is None
+    outcome = Outcome(2, exits={0: DONE, 1: KILLED}, first_failure=KILLED)
     assert settle(run, outcome).reason == "rank 1 on other was killed by signal 9 (SIGKILL)"
 
 
 def test_nobody_said_anything_is_no_run_that_goes_on(run: RunFolder) -> None:
-    outcome = Outcome(2, hosts={0: HERE, 1: HERE}, exits={0: DONE})
-    assert outcome.lost is None
-    status = settle(run, outcome)
-    assert (status.state, status.reason) == (State.FAILED, "the ranks ended without saying why")
+    assert unheard_node({0: (HERE, ""), 1: (HERE, "")}, {0}) is None
+    status = settle(run, Outcome(2, exits={0: DONE}))
+    assert status.state is State.FAILED
+    assert status.reason is not None
+    assert status.reason.startswith("nothing is known of the end of rank 1")
