@@ -114,7 +114,7 @@ def build_environment(
             tell(f"# {step.what}\n{' '.join([*words, shlex.join(step.argv)])}")
         if spec.horovod and not download:
             tell(
-                f"# Horovod {HOROVOD}, compiled against the MPI that mpi4py then loads (hpcmass.workflow.horovod_recipe)"
+                f"# Horovod {HOROVOD} by hpcmass/workflow/horovod_recipe.py, against the MPI that mpi4py loads"
             )
         return
     log = (
