@@ -239,7 +239,7 @@ def run_ranks(
 
 
 def _telling(lines: Sequence[str]) -> str:
-    """The line of a launcher's output that says most: a crash, an error of srun or an MPI, else the last one."""
+    """The line of a launcher's output that says most: a crash, an error of srun or an MPI, else the last."""
     for pattern in (
         r"Signal: \D",  # Open MPI's handler, before its list of addresses
         r"srun: error: .*task.*: (?!Killed|Terminated|Exited)",

@@ -14,7 +14,7 @@ from hpcmass.files import replace, storage_errors
 
 Key = tuple[str, ...]
 # Comments of a draft that are no longer true of a line that was set.
-_DRAFTED = re.compile(r"\s+# (?:a guess\b|drafted, not tried\b).*")
+_DRAFTED = re.compile(r"\s+# (?:a guess[:;] |drafted, not tried: |.*; a guess likewise).*")
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s#,}\]]+)"""
 
 
@@ -56,7 +56,7 @@ def _set(text: str, key: Key, value: str | bool | None, file: Path, note: str) -
             return "".join(lines)
         pattern = re.compile(rf"((?:^|[\s{{,.\"']){re.escape(key[-1])}[\"']?\s*=\s*){_VALUE}")
         changed = pattern.sub(lambda match: match[1] + toml(value), line, count=1)
-        lines[number - 1] = _DRAFTED.sub(f"  # {note}" if note else "", changed)
+        lines[number - 1] = _DRAFTED.sub(f"  # {note}", changed) if note else changed
         return "".join(lines)
     if value is None:
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -61,14 +62,56 @@ def test_the_clusters_own_site_file_is_right_and_planted_errors_are_found(
     capsys.readouterr()
     assert run(["site", "check", "--json", str(planted)]) == 1
     found = json.loads(capsys.readouterr().out)
-    wrong = {(one["target"], one["key"], one["slurm"]) for one in found["findings"] if one["wrong"]}
-    assert wrong == {
-        ("", "max_array_size", "MaxArraySize=5001"),
-        ("cpu", "max_nodes", "3 nodes of this kind in cpu"),
-        ("gpu", "cores", "8 cores on gn1"),
-        ("fpga", "partition", "no such partition; did you mean fpga?"),
-        ("preempt", "preemptible", "PreemptMode=REQUEUE: jobs give way to those of cpu, gpu"),
+    wrong = {
+        (one["target"], one["key"], one["slurm"], one["write"]) for one in found["findings"] if one["wrong"]
     }
+    partitions = "cpu, gpu, fpga, preempt"
+    assert wrong == {
+        ("", "max_array_size", "MaxArraySize=5001", "max_array_size = 5001"),
+        ("cpu", "max_nodes", "3 nodes of this kind in cpu", "max_nodes = 3"),
+        ("gpu", "cores", "8 cores on gn1", "cores = 8"),
+        ("fpga", "partition", f"no such partition; there are: {partitions}", 'partition = "fpga"'),
+        (
+            "preempt",
+            "preemptible",
+            "PreemptMode=REQUEUE: jobs give way to those of cpu, gpu",
+            "preemptible = true",
+        ),
+    }
+    # Each is shown with its line of the file.
+    lines = planted.read_text().splitlines()
+    for one in found["findings"]:
+        name, _, number = one["where"].rpartition(":")
+        assert name == str(planted)
+        assert one["key"] in lines[int(number) - 1] or one["target"] in lines[int(number) - 1]
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_site_file_is_held_against_the_limits_of_its_qos(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("no slurmdbd and MariaDB here")
+    short = ["short", "MaxWall=00:10:00", "MaxTRESPerJob=node=1"]
+    assert cluster.run("sacctmgr", "-i", "add", "qos", *short).returncode == 0
+    user = ["modify", "user", "where", f"user={getpass.getuser()}", "set"]
+    try:
+        cluster.run("sacctmgr", "-i", *user, "qos+=short")
+        file = tmp_path / "site.toml"
+        text = cluster.site_file.read_text().replace(
+            "[targets.cpu]", '[targets.cpu]\nqos = "short"\nmax_time = "1h"'
+        )
+        file.write_text(text)
+        assert run(["site", "check", str(file)]) == 1
+    finally:
+        cluster.run("sacctmgr", "-i", *user, "qos-=short")
+        cluster.run("sacctmgr", "-i", "delete", "qos", "short")
+    shown = capsys.readouterr().out
+    line = text.splitlines().index('max_time = "1h"') + 1
+    assert f"{file}:{line}: wrong: [targets.cpu] max_time = 1h" in shown
+    assert "Slurm: MaxWall=00:10:00 of QOS short" in shown
+    assert 'write: max_time = "00:10:00"' in shown
+    assert "Slurm: QOS short: 1 nodes a job" in shown
 
 
 @pytest.mark.mpi
@@ -94,7 +137,8 @@ def test_targets_are_probed_and_what_was_found_is_written(
         chosen = reports[name]["chosen"]
         assert (targets[name].launcher, targets[name].pmi) == (chosen["launcher"], chosen["pmi"])
     assert targets["fpga"].launcher == "auto"  # which was not probed
-    assert file.read_text().count("#") == text.count("#")
+    comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+    assert [comment for comment in comments if comment not in file.read_text()] == []
 
 
 def _is_whole(report: dict[str, Any], nodes: set[str]) -> None:
