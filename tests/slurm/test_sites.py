@@ -99,7 +99,7 @@ def test_a_site_file_is_held_against_the_limits_of_its_qos(
         cluster.run("sacctmgr", "-i", *user, "qos+=short")
         file = tmp_path / "site.toml"
         text = cluster.site_file.read_text().replace(
-            "[targets.cpu]", '[targets.cpu]\nqos = "short"\nmax_time = "1h"'
+            'partition = "cpu"', 'partition = "cpu"\nqos = "short"\nmax_time = "1h"'
         )
         file.write_text(text)
         assert run(["site", "check", str(file)]) == 1
