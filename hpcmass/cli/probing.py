@@ -124,7 +124,7 @@ def show_summary(probes: Sequence[Probe]) -> None:
     for probe in probes:
         report, chosen = probe.report, probe.chosen
         if chosen is None:
-            why = probe.why or "no way to start ranks is right"
+            why = "no way to start ranks is right" if probe.report.get("starts") else "not probed, see above"
             rows.append((probe.target, "-", "-", "-", "-", "-", why))
             continue
         start = next(s for s in report["starts"] if s["right"] and _is(s, chosen))
@@ -132,9 +132,19 @@ def show_summary(probes: Sequence[Probe]) -> None:
         latency = f"{speed['latency_us']:.1f} µs" if speed else "-"
         bandwidth = f"{speed['bandwidth_gb_s']:.2f} GB/s" if speed else "-"
         cells = [_works(report.get(name)) for name in ("torch", "horovod")]
-        rows.append((probe.target, start["name"], latency, bandwidth, *cells, probe.why or ""))
-    click.echo()
-    table(rows, ["target", "ranks by", "latency", "bandwidth", "torch", "Horovod", ""])
+        rows.append(
+            (
+                probe.target,
+                start["name"],
+                latency,
+                bandwidth,
+                *cells,
+                "" if probe.complete else "not to its end",
+            )
+        )
+    if any(probe.chosen for probe in probes):
+        click.echo()
+        table(rows, ["target", "ranks by", "latency", "bandwidth", "torch", "Horovod", ""])
 
 
 def _works(found: dict[str, Any] | None) -> str:

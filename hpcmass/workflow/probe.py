@@ -118,7 +118,8 @@ def probe_site(
         try:
             _begin(probe, site, ranks_per_node, slurm, tell)
         except HpcmassError as error:
-            probe.why = f"{error.message}" + (f" ({error.hint})" if error.hint else "")
+            place = f"{error.where}: " if error.where else ""
+            probe.why = f"{place}{error.message}" + (f" ({error.hint})" if error.hint else "")
             tell(f"{name}: cannot be probed: {probe.why}")
     try:
         _follow([probe for probe in probes if probe.job_id], slurm, wait_s, tell)
