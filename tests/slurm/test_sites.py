@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -213,6 +214,8 @@ def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = {"url": f"file://{source}", "dir_info": {"editable": True}}
     (info / "direct_url.json").write_text(json.dumps(url))
     (site / "__editable__.hpcmass.pth").write_text(f"{source}\n")
+    # torch stays where it is: a gigabyte, which this test does not need in the archive.
+    (site / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     pack(root / "env", root / "env.tar")
     (root / "env").rename(root / "hidden")
     return root / "env.tar"
@@ -270,3 +273,34 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
     assert text.count("prefix ") == 2
     assert text.count("rank ") == 4
     cluster.run("srun", "--nodelist", "cn1,cn2", "--nodes=2", "rm", "-rf", scratch)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_a_submitted_run_trains_with_the_unpacked_environment(
+    cluster: Cluster, packed_env: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch = f"/dev/shm/hpcmass-test-{os.getpid()}-{time.time_ns()}"
+    text = cluster.site_file.read_text()
+    where = f'partition = "fpga"\nenvironment = "{packed_env}"\nscratch = "{scratch}"'
+    site = project / "site.toml"
+    site.write_text(text.replace('partition = "fpga"', where))
+    recipe = project / "recipe.py"
+    recipe.write_text(
+        f"import sys, hpcmass\nprint('in', sys.prefix, hpcmass.__file__, flush=True)\n{recipe.read_text()}"
+    )
+    words = ["--project", str(project), "--site", str(site), "--target", "fpga"]
+    assert run(["submit", str(project / "job.toml"), *words]) == 0
+    assert run(["wait", "job", "--project", str(project)]) == 0, capsys.readouterr()
+    cluster.run("srun", "--partition=fpga", "rm", "-rf", scratch)
+    told = "".join(file.read_text() for file in (project / "runs/job").rglob("*.log"))
+    (line,) = {line for line in told.splitlines() if line.startswith("in ")}
+    assert all(word.startswith(f"{scratch}/hpcmass-env-") for word in line.split()[1:]), line
+    # On a copy that is not whole, nothing is submitted.
+    whole = packed_env.stat().st_size
+    os.truncate(packed_env, whole + 1)
+    try:
+        assert run(["submit", str(project / "job.toml"), "--fresh", *words]) == 2
+    finally:
+        os.truncate(packed_env, whole)
+    assert "hpcmass env pack" in capsys.readouterr().err
