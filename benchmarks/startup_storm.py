@@ -6,8 +6,8 @@ The environment that runs this is packed, and unpacked to a local folder as a jo
 4 … ranks are started at once; each imports torch and does one step. Three columns:
 
 - shared, warm: the environment as it lies, its files in this machine's page cache;
-- shared, cold: before each round the pages of all its files are dropped (posix_fadvise), as on a node that has not
-  run it yet. Folders and inodes stay cached, and the disk is this machine's own, so a real one is slower;
+- shared, cold: before each round the pages of all files that a rank opens or maps are dropped (posix_fadvise), as on
+  a node that has not run it yet. Folders and inodes stay cached, and the disk is this machine's own, so a real one is slower;
 - unpacked: after the unpacking, whose time is shown beside; the archive was dropped from the page cache before it.
 
 Counted in each rank are the operations that a shared file system has to answer one by one: files looked up (stat)
@@ -29,7 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hpcmass.workflow.env_pack import pack, unpack
 
@@ -62,11 +64,12 @@ optimizer.step()
 at = time.time()
 maps = {line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if shared in line}
 print(json.dumps({"at": at, "stats": looked[0], "opens": len(opened), "lists": listed[0],
-                  "libraries": len({m for m in maps if m.startswith(shared)}), "torch": torch.__file__}))
+                  "libraries": len({m for m in maps if m.startswith(shared)}), "torch": torch.__file__,
+                  "files": sorted(opened | {m for m in maps if m.startswith(shared)})}))
 """
 
 
-def ranks(python: Path, shared: Path, count: int) -> tuple[float, dict[str, float]]:
+def ranks(python: Path, shared: Path, count: int) -> tuple[float, dict[str, Any]]:
     """Seconds from the start of `count` ranks until the last has done its first step, and what one counted."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env |= {"OMP_NUM_THREADS": "1"}
@@ -81,11 +84,9 @@ def ranks(python: Path, shared: Path, count: int) -> tuple[float, dict[str, floa
     return max(one["at"] for one in told) - started, told[0]
 
 
-def drop(folder: Path) -> None:
-    """Have the kernel forget the pages of a file, or of all files below a folder; those in use stay."""
-    for file in [folder] if folder.is_file() else folder.rglob("*"):
-        if file.is_symlink() or not file.is_file():
-            continue
+def drop(files: Iterable[Path]) -> None:
+    """Have the kernel forget the pages of files; those that a process has mapped stay."""
+    for file in files:
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fdatasync(handle)  # dirty pages cannot be dropped
@@ -94,7 +95,7 @@ def drop(folder: Path) -> None:
             os.close(handle)
 
 
-def operations(told: dict[str, float]) -> float:
+def operations(told: dict[str, Any]) -> float:
     return told["stats"] + told["opens"] + told["lists"] + told["libraries"]
 
 
@@ -111,7 +112,7 @@ def main() -> None:
         if not archive.exists():
             pack(shared, archive)
         packed_s = time.perf_counter() - began
-        drop(archive)
+        drop([archive])
         began = time.perf_counter()
         local, _ = unpack(archive, str(Path(temporary) / "disk"))
         unpacked_s = time.perf_counter() - began
@@ -123,13 +124,13 @@ def main() -> None:
             f"{'ranks':>5}{'shared, warm':>15}{'shared, cold':>15}{'unpacked':>12}   (s until the first step of all)"
         )
         first_step: dict[str, dict[int, float]] = {"warm": {}, "cold": {}, "unpacked": {}}
-        counted: dict[str, dict[str, float]] = {}
+        counted: dict[str, dict[str, Any]] = {}
         for count in counts:
             times: dict[str, list[float]] = {name: [] for name in first_step}
             for _ in range(rounds):
                 for name, place in (("warm", shared), ("cold", shared), ("unpacked", local)):
                     if name == "cold":
-                        drop(shared)
+                        drop(map(Path, counted["warm"]["files"]))
                     seconds, counted[name] = ranks(place / "bin/python", shared, count)
                     times[name].append(seconds)
                     assert str(counted[name]["torch"]).startswith(str(place)), counted[name]
