@@ -87,6 +87,8 @@ def ranks(python: Path, shared: Path, count: int) -> tuple[float, dict[str, Any]
 def drop(files: Iterable[Path]) -> None:
     """Have the kernel forget the pages of files; those that a process has mapped stay."""
     for file in files:
+        if not file.is_file():  # Python also asks for files that are not there
+            continue
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fdatasync(handle)  # dirty pages cannot be dropped
