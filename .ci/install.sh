@@ -112,7 +112,7 @@ install_packages() {
 stamp_key() {
     {
         cat pyproject.toml constraints.txt .ci/install.sh
-        if [[ $1 == dev ]]; then cat .ci/build_horovod.py; fi
+        if [[ $1 == dev ]]; then cat .ci/build_horovod.py hpcmass/workflow/horovod_recipe.py; fi
         say "$version ${TORCH_INDEX:-}"
     } | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
 }

@@ -74,8 +74,7 @@ def _starts(starts: Sequence[dict[str, Any]]) -> None:
 def _binding(places: Sequence[dict[str, Any]]) -> None:
     rows = []
     for place in places:
-        visible = ", ".join(f"{name}={value}" for name, value in place["visible"].items()) or "-"
-        rows.append((place["rank"], place["node"], ranges(place["cores"]), visible))
+        rows.append((place["rank"], place["node"], ranges(place["cores"]), accelerators(place["visible"])))
     table(rows, ["rank", "node", "cores", "accelerators"])
 
 
@@ -92,6 +91,8 @@ def _files(files: dict[str, dict[str, Any]]) -> None:
 
 def _backend(name: str, found: dict[str, Any]) -> None:
     words = "works" if found["works"] else f"does not work: {found.get('why', 'no reason known')}"
+    if found["works"] and "first" in found:
+        words += f" the second time; the first: {found['first']}"
     if name == "torch.distributed":
         words += f" ({found['backend']})"
         if found["backend"] != "nccl":
@@ -103,6 +104,53 @@ def _backend(name: str, found: dict[str, Any]) -> None:
             f"import torch on all ranks: {imports['median']:.1f} s, slowest {imports['slowest']:.1f} s; "
             f"from the start of the process {alive['slowest']:.1f} s"
         )
+
+
+def accelerators(visible: dict[str, str]) -> str:
+    """`0,1 (CUDA_VISIBLE_DEVICES and 5 more)`: what variables of one value say is said once."""
+    names: dict[str, list[str]] = {}
+    for name, value in visible.items():
+        names.setdefault(value, []).append(name)
+    shown = [
+        f"{value} ({group[0]}" + (f" and {len(group) - 1} more)" if group[1:] else ")")
+        for value, group in names.items()
+    ]
+    return "; ".join(shown) or "-"
+
+
+def show_summary(probes: Sequence[Probe]) -> None:
+    """One line a target: how to start ranks there, and what works."""
+    rows = []
+    for probe in probes:
+        report, chosen = probe.report, probe.chosen
+        if chosen is None:
+            why = "no way to start ranks is right" if probe.report.get("starts") else "not probed, see above"
+            rows.append((probe.target, "-", "-", "-", "-", "-", why))
+            continue
+        start = next(s for s in report["starts"] if s["right"] and _is(s, chosen))
+        speed = (start.get("measured") or {}).get("between nodes") or {}
+        latency = f"{speed['latency_us']:.1f} µs" if speed else "-"
+        bandwidth = f"{speed['bandwidth_gb_s']:.2f} GB/s" if speed else "-"
+        cells = [_works(report.get(name)) for name in ("torch", "horovod")]
+        rows.append(
+            (
+                probe.target,
+                start["name"],
+                latency,
+                bandwidth,
+                *cells,
+                "" if probe.complete else "not to its end",
+            )
+        )
+    if any(probe.chosen for probe in probes):
+        click.echo()
+        table(rows, ["target", "ranks by", "latency", "bandwidth", "torch", "Horovod", ""])
+
+
+def _works(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "not tried"
+    return f"{found.get('backend', '')} works".strip() if found["works"] else "does not work"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hpcmass.cli.console import dump, table
+from hpcmass.cli.console import dump
 
 
 @click.group("site")
@@ -34,25 +34,28 @@ def check(file: str | None, as_json: bool) -> int:
                 "wrong": report.wrong,
                 "asked": report.asked,
                 "unknown": report.unknown,
-                "findings": [asdict(f) for f in report.findings],
+                "findings": [
+                    {**asdict(f), "where": where}
+                    for f, where in zip(report.findings, report.where, strict=True)
+                ],
             }
         )
         return 1 if report.wrong else 0
-    if report.findings:
-        table(
-            [
-                ("wrong" if f.wrong else "note", f.target or "-", f.key, f.value, f.slurm)
-                for f in report.findings
-            ],
-            ["", "target", "key", "value", "Slurm says"],
+    for finding, where in zip(report.findings, report.where, strict=True):
+        click.echo(f"{where}: {'wrong' if finding.wrong else 'note'}: {finding.shown}")
+        click.echo(
+            f"    found: {finding.slurm}" if finding.key == "environment" else f"    Slurm: {finding.slurm}"
         )
+        if finding.write:
+            click.echo(f"    {'write' if ' = ' in finding.write else 'do'}: {finding.write}")
     for line in report.unknown:
         click.echo(f"not held against anything: {line}")
     name = file or report.site.name
     if report.wrong:
         click.echo(f"{name}: {report.wrong} value{'s' * (report.wrong != 1)} wrong")
         return 1
-    click.echo(f"{name}: valid" + ("; Slurm agrees" if report.asked else ""))
+    said = "; Slurm agrees" if report.asked else "; Slurm was not asked"
+    click.echo(f"{name}: valid" + (said if report.has_slurm else ""))
     return 0
 
 
@@ -94,7 +97,7 @@ def probe(
 
     Ends with 1 when a target could not be probed, or no way to start ranks is right on it.
     """
-    from hpcmass.cli.probing import show_probe
+    from hpcmass.cli.probing import show_probe, show_summary
     from hpcmass.config import parse_duration
     from hpcmass.errors import ConfigError
     from hpcmass.workflow.probe import probe_site, write_findings
@@ -121,6 +124,7 @@ def probe(
     else:
         for each in probes:
             show_probe(each)
+        show_summary(probes)
     if write and file is not None:
         for line in write_findings(Path(file), site, probes) or ["nothing to change"]:
             click.echo(f"{file}: {line}", err=as_json)

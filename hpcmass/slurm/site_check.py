@@ -1,8 +1,12 @@
-"""A site file held against what Slurm says. Pure: from a site and the facts to a list of findings."""
+"""A site file held against what Slurm says. Pure: from a site and the facts to a list of findings.
+
+A finding ends with the line to write instead, where there is one that is right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hpcmass.config import Site, Target, nearest, parse_duration, slurm_time
@@ -30,6 +34,7 @@ class Finding:
         slurm: What Slurm says.
         wrong: Whether jobs would be refused, or wait for ever, or run where the file says they do not;
             otherwise it is worth knowing and no error.
+        write: The line of the site file that would be right, as TOML; or what else to do; or empty.
     """
 
     target: str
@@ -37,6 +42,13 @@ class Finding:
     value: str
     slurm: str
     wrong: bool = True
+    write: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Table, key and value as a person reads them."""
+        table = f"[targets.{self.target}] " if self.target else ""
+        return f"{table}no {self.key}" if self.value == "-" else f"{table}{self.key} = {self.value}"
 
 
 def check_site(site: Site, facts: SlurmFacts) -> list[Finding]:
@@ -48,7 +60,23 @@ def check_site(site: Site, facts: SlurmFacts) -> list[Finding]:
     return findings
 
 
-_Found = tuple[str, str, str, bool]
+_Found = tuple[str, str, str, bool, str]
+
+
+def _is(key: str, value: object) -> str:
+    """A line of a site file."""
+    return f"{key} = {json.dumps(value, ensure_ascii=False)}"
+
+
+def _one_of(key: str, value: str | None, options: Iterable[str]) -> str:
+    """The line with the only option, or with the one most like the value; else to choose."""
+    known = list(options)
+    like = nearest(value, known) if value else None
+    if like is None and len(known) == 1:
+        like = known[0]
+    if like is not None:
+        return _is(key, like)
+    return f'{key} = "…", one of those' if known else f"remove {key}"
 
 
 def _site(site: Site, facts: SlurmFacts) -> Iterator[Finding]:
@@ -57,10 +85,11 @@ def _site(site: Site, facts: SlurmFacts) -> Iterator[Finding]:
     text = facts.config.get("MaxArraySize", "")
     most = int(text) if text.isdigit() else None
     if most is not None and site.max_array_size is not None and site.max_array_size > most:
-        yield Finding("", "max_array_size", str(site.max_array_size), f"MaxArraySize={most}")
+        write = _is("max_array_size", most)
+        yield Finding("", "max_array_size", str(site.max_array_size), f"MaxArraySize={most}", True, write)
     elif most is not None and site.max_array_size != most:
         value = "-" if site.max_array_size is None else str(site.max_array_size)
-        yield Finding("", "max_array_size", value, f"MaxArraySize={most}", wrong=False)
+        yield Finding("", "max_array_size", value, f"MaxArraySize={most}", False, _is("max_array_size", most))
 
 
 def _target(target: Target, facts: SlurmFacts) -> Iterator[_Found]:
@@ -82,39 +111,55 @@ def _target(target: Target, facts: SlurmFacts) -> Iterator[_Found]:
 
 def _no_partition(target: Target, facts: SlurmFacts) -> _Found:
     names = [p.name for p in facts.partitions]
+    write = _one_of("partition", target.partition, names)
     if target.partition is None:
-        return "partition", "-", f"there is no default partition; there are: {', '.join(names)}", True
-    like = nearest(target.partition, names)
-    hint = f"; did you mean {like}?" if like else f"; there are: {', '.join(names)}"
-    return "partition", target.partition, f"no such partition{hint}", True
+        return "partition", "-", f"there is no default partition; there are: {', '.join(names)}", True, write
+    return "partition", target.partition, f"no such partition; there are: {', '.join(names)}", True, write
 
 
 def _partition(target: Target, partition: PartitionInfo, facts: SlurmFacts) -> Iterator[_Found]:
     value = target.partition or "-"
     if not partition.up:
-        yield "partition", value, f"State={partition.state}: jobs do not start there", True
+        yield "partition", value, f"State={partition.state}: jobs do not start there", True, "another partition"
     if (
         target.max_nodes is not None
         and partition.max_nodes is not None
         and target.max_nodes > partition.max_nodes
     ):
-        yield "max_nodes", str(target.max_nodes), f"MaxNodes={partition.max_nodes}", True
+        write = _is("max_nodes", partition.max_nodes)
+        yield "max_nodes", str(target.max_nodes), f"MaxNodes={partition.max_nodes}", True, write
     if target.max_nodes is not None and target.max_nodes < partition.min_nodes:
-        yield "max_nodes", str(target.max_nodes), f"MinNodes={partition.min_nodes}", True
+        write = _is("max_nodes", partition.min_nodes)
+        yield "max_nodes", str(target.max_nodes), f"MinNodes={partition.min_nodes}", True, write
     if partition.exclusive and not target.exclusive:
-        yield "exclusive", "false", "OverSubscribe=EXCLUSIVE: jobs get whole nodes, and are charged so", False
-    ends = may_be_preempted(partition, facts)
+        said = "OverSubscribe=EXCLUSIVE: jobs get whole nodes, and are charged so"
+        yield "exclusive", "false", said, False, _is("exclusive", True)
+    yield from _preemption(target, partition, facts)
+
+
+def _preemption(target: Target, partition: PartitionInfo, facts: SlurmFacts) -> Iterator[_Found]:
+    ends = may_be_preempted(partition, facts, qos_name(target, partition, facts))
+    by_qos = "qos" in (facts.config or {}).get("PreemptType", "")
+    mode = (facts.config or {}).get("PreemptMode", "") if by_qos else partition.preempt_mode
     if ends and not target.preemptible:
-        yield "preemptible", "false", ends, True
-    elif target.preemptible and facts.config is not None and ends is None:
-        yield "preemptible", "true", f"PreemptMode={partition.preempt_mode}, nothing goes before it", False
-    if ends and target.requeue and "CANCEL" in partition.preempt_mode:
-        yield "requeue", "true", f"PreemptMode={partition.preempt_mode}: preempted jobs are not requeued", True
+        yield "preemptible", "false", ends, True, _is("preemptible", True)
+    elif (
+        target.preemptible and facts.config is not None and ends is None and not (by_qos and facts.qos is None)
+    ):
+        said = f"PreemptMode={mode or 'OFF'}, nothing goes before it"
+        yield "preemptible", "true", said, False, _is("preemptible", False)
+    if ends and target.requeue and "CANCEL" in mode:
+        said = f"PreemptMode={mode}: preempted jobs are not requeued"
+        yield "requeue", "true", said, True, _is("requeue", False)
 
 
-def may_be_preempted(partition: PartitionInfo, facts: SlurmFacts) -> str | None:
-    """Slurm's words for it when jobs of this partition give way to those of another, else None."""
+def may_be_preempted(partition: PartitionInfo, facts: SlurmFacts, qos: str = "") -> str | None:
+    """Slurm's words for it when jobs of this partition, or QOS, give way to those of another, else None."""
     config = facts.config or {}
+    if "qos" in config.get("PreemptType", ""):
+        over = [other.name for other in facts.qos or () if qos and qos in other.preempts]
+        mode = config.get("PreemptMode", "")
+        return f"PreemptMode={mode}: jobs give way to those of QOS {', '.join(over)}" if over else None
     if "partition_prio" not in config.get("PreemptType", "") or partition.preempt_mode in ("OFF", ""):
         return None
     mine = {node.name for node in facts.nodes_in(partition)}
@@ -136,21 +181,40 @@ def _no_nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -
         has_features(n, target.constraint) is not False for n in nodes
     ):
         known = ", ".join(sorted({feature for node in nodes for feature in node.features})) or "none"
-        yield "constraint", target.constraint, f"{where}; features there: {known}", True
+        features = sorted({feature for node in nodes for feature in node.features})
+        write = _one_of("constraint", target.constraint, features)
+        yield "constraint", target.constraint, f"{where}; features there: {known}", True, write
         return
     gres = sorted({f"{name}:{kind}" if kind else name for node in nodes for name, kind, _ in node.gres})
     have = f"{where}; Gres there: {', '.join(gres) or 'none'}"
     if target.gpus and not any(node.gres_count("gpu") for node in nodes):
-        yield "gpus", str(target.gpus), have, True
+        yield "gpus", str(target.gpus), have, True, _is("gpus", 0)
     elif target.gpu_type and target.gpu_type not in {
         k for n in nodes for name, k, _ in n.gres if name == "gpu"
     }:
-        yield "gpu_type", target.gpu_type, have, True
+        kinds = sorted({kind for n in nodes for name, kind, _ in n.gres if name == "gpu" and kind})
+        yield "gpu_type", target.gpu_type, have, True, _one_of("gpu_type", target.gpu_type, kinds)
     else:
         missing = [name for name in target.gres if not any(node.gres_count(name) for node in nodes)]
         key = f"gres.{missing[0]}" if missing else "constraint"
         value = str(target.gres[missing[0]]) if missing else (target.constraint or "-")
-        yield key, value, have if missing else "no node has all that this target asks for", True
+        if missing:
+            yield key, value, have, True, _gres(target, missing[0], 0)
+        else:
+            yield (
+                key,
+                value,
+                "no node has all that this target asks for",
+                True,
+                "a target for each kind of node",
+            )
+
+
+def _gres(target: Target, name: str, count: int) -> str:
+    """The line of the generic resources with one of them changed, or without it."""
+    wanted = {**target.gres, name: count}
+    rest = ", ".join(f"{key} = {value}" for key, value in wanted.items() if value)
+    return f"gres = {{ {rest} }}" if rest else "remove gres"
 
 
 def _nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> Iterator[_Found]:
@@ -162,26 +226,32 @@ def _nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> I
     said = f"{cores} cores on {least.name}" + (f" ({least.cpus} hardware threads)" if threads > 1 else "")
     if target.cores is not None and target.cores > cores:
         # Where threads are counted as CPUs, Slurm would grant more, two ranks to a core.
-        yield "cores", str(target.cores), said, target.cores > cores * threads
+        yield "cores", str(target.cores), said, target.cores > cores * threads, _is("cores", cores)
     elif target.cores is not None and target.cores < cores:
-        yield "cores", str(target.cores), said, False
+        yield "cores", str(target.cores), said, False, _is("cores", cores)
     yield from _memory(target, nodes, partition)
     if target.gpus:
         poorest = min(nodes, key=lambda node: node.gres_count("gpu"))
         gpus = poorest.gres_count("gpu")
         if target.gpus != gpus:
-            yield "gpus", str(target.gpus), f"{gpus} on {poorest.name}", target.gpus > gpus
+            wrong = target.gpus > gpus
+            yield "gpus", str(target.gpus), f"{gpus} on {poorest.name}", wrong, _is("gpus", gpus)
     elif all(node.gres_count("gpu") for node in nodes):
-        yield "gpus", "0", f"{nodes[0].name} has {nodes[0].gres_count('gpu')}, which would lie idle", False
+        gpus = min(node.gres_count("gpu") for node in nodes)
+        said = f"{nodes[0].name} has {nodes[0].gres_count('gpu')}, which would lie idle"
+        yield "gpus", "0", said, False, _is("gpus", gpus)
     for name, count in target.gres.items():
         poorest = min(nodes, key=lambda node: node.gres_count(name))
         if count > poorest.gres_count(name):
-            yield f"gres.{name}", str(count), f"{poorest.gres_count(name)} on {poorest.name}", True
+            has = poorest.gres_count(name)
+            yield f"gres.{name}", str(count), f"{has} on {poorest.name}", True, _gres(target, name, has)
     if target.max_nodes is not None and target.max_nodes > len(nodes):
-        yield "max_nodes", str(target.max_nodes), f"{len(nodes)} nodes of this kind in {partition.name}", True
+        said = f"{len(nodes)} nodes of this kind in {partition.name}"
+        yield "max_nodes", str(target.max_nodes), said, True, _is("max_nodes", len(nodes))
     if not any(node.usable for node in nodes):
         states = ", ".join(sorted({"+".join([node.state, *node.flags]) for node in nodes}))
-        yield "partition", partition.name, f"none of its {len(nodes)} nodes is usable now ({states})", False
+        said = f"none of its {len(nodes)} nodes is usable now ({states})"
+        yield "partition", partition.name, said, False, ""
 
 
 def _memory(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> Iterator[_Found]:
@@ -191,32 +261,50 @@ def _memory(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> 
         mib = min(mib, partition.max_memory_per_node_mb)
     if target.memory_gb is None or not mib:
         return
-    if target.memory_gb * 1e9 > mib * _MIB:
-        yield (
-            "memory_gb",
-            f"{target.memory_gb:g}",
-            f"{mib * _MIB / 1e9:.3g} GB ({mib} MiB) on {poorest.name}",
-            True,
-        )
-    elif target.memory_gb * 1e9 < 0.8 * mib * _MIB:
-        yield "memory_gb", f"{target.memory_gb:g}", f"{mib * _MIB / 1e9:.3g} GB on {poorest.name}", False
+    has = mib * _MIB / 1e9
+    # Rounded down: a job that asks for all of it must fit.
+    write = _is("memory_gb", int(has * 10) / 10)
+    if target.memory_gb > has:
+        said = f"{has:.3g} GB ({mib} MiB) on {poorest.name}"
+        yield "memory_gb", f"{target.memory_gb:g}", said, True, write
+    elif target.memory_gb < 0.8 * has:
+        yield "memory_gb", f"{target.memory_gb:g}", f"{has:.3g} GB on {poorest.name}", False, write
 
 
 def _times(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> Iterator[_Found]:
     limits: list[tuple[int, str]] = []
     if partition is not None and partition.max_time_s is not None:
         limits.append((partition.max_time_s, f"MaxTime={slurm_time(partition.max_time_s)} of {partition.name}"))
-    for name in filter(None, [target.qos, partition.qos if partition else ""]):
-        if (qos := _qos(facts, name)) is not None and qos.max_wall_s is not None:
+    names = {qos_name(target, partition, facts): None, partition.qos if partition else "": None}
+    for name in filter(None, names):
+        if (qos := _qos(facts, name)) is not None and qos.max_wall_s is not None and _limited(facts):
             limits.append((qos.max_wall_s, f"MaxWall={slurm_time(qos.max_wall_s)} of QOS {name}"))
     if not limits:
         return
     most, said = min(limits)
     for key, text in (("max_time", target.max_time), ("default_time", target.default_time)):
         if text is not None and parse_duration(text) > most:
-            yield key, text, said, True
+            yield key, text, said, True, _is(key, slurm_time(most))
     if target.max_time is None:
-        yield "max_time", "-", f"{said}: a job that asks for more is refused only there", False
+        said = f"{said}: a job that asks for more is refused only there"
+        yield "max_time", "-", said, False, _is("max_time", slurm_time(most))
+
+
+def qos_name(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> str:
+    """The QOS of a job on a target: the one it names, else the default of its account, or empty."""
+    if target.qos is not None:
+        return target.qos
+    account = target.account or facts.default_account
+    there = {"", partition.name} if partition is not None else {""}
+    mine = [a for a in facts.associations or () if a.account == account and a.partition in there]
+    # What is said of one partition goes before what is said of all.
+    return max(mine, key=lambda a: len(a.partition)).default_qos if mine else ""
+
+
+def _limited(facts: SlurmFacts) -> bool:
+    """Whether Slurm holds jobs to the limits of QOS and accounts."""
+    enforced = (facts.config or {}).get("AccountingStorageEnforce", "none").split(",")
+    return bool({"limits", "safe", "all"} & set(enforced))
 
 
 def _qos(facts: SlurmFacts, name: str) -> QosInfo | None:
@@ -224,52 +312,67 @@ def _qos(facts: SlurmFacts, name: str) -> QosInfo | None:
 
 
 def _accounting(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> Iterator[_Found]:
-    if target.qos is not None and facts.qos is not None:
-        yield from _qos_limits(target, partition, facts, target.qos)
+    if facts.qos is not None:
+        yield from _qos_limits(target, partition, facts)
     if partition is not None and target.account is not None:
         if partition.accounts is not None and target.account not in partition.accounts:
-            yield "account", target.account, f"AllowAccounts={','.join(partition.accounts)}", True
+            write = _one_of("account", target.account, partition.accounts)
+            yield "account", target.account, f"AllowAccounts={','.join(partition.accounts)}", True, write
         elif target.account in partition.denied_accounts:
-            yield "account", target.account, f"DenyAccounts={','.join(partition.denied_accounts)}", True
+            said = f"DenyAccounts={','.join(partition.denied_accounts)}"
+            yield "account", target.account, said, True, "another account"
     enforced = (facts.config or {}).get("AccountingStorageEnforce", "none") not in ("", "none")
     mine = facts.associations
     if not mine:
         return
     accounts = sorted({association.account for association in mine})
+    write = _one_of("account", target.account, accounts)
     if target.account is not None and target.account not in accounts:
-        yield "account", target.account, f"your accounts: {', '.join(accounts)}", enforced
+        yield "account", target.account, f"your accounts: {', '.join(accounts)}", enforced, write
     elif target.account is None and enforced and not facts.default_account:
-        yield "account", "-", f"you have no default account; yours: {', '.join(accounts)}", True
+        yield "account", "-", f"you have no default account; yours: {', '.join(accounts)}", True, write
     account = target.account or facts.default_account
     allowed = {q for a in mine if a.account == account for q in a.qos}
     known = facts.qos is None or _qos(facts, target.qos or "") is not None
     if target.qos is not None and known and allowed and target.qos not in allowed:
-        yield "qos", target.qos, f"with account {account} you may use: {', '.join(sorted(allowed))}", enforced
+        said = f"with account {account} you may use: {', '.join(sorted(allowed))}"
+        yield "qos", target.qos, said, enforced, _one_of("qos", target.qos, sorted(allowed))
 
 
-def _qos_limits(
-    target: Target, partition: PartitionInfo | None, facts: SlurmFacts, name: str
-) -> Iterator[_Found]:
-    qos = _qos(facts, name)
-    if qos is None:
-        known = ", ".join(q.name for q in facts.qos or ())
-        yield "qos", name, f"no such QOS; there are: {known}", True
+def _qos_limits(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> Iterator[_Found]:
+    name = qos_name(target, partition, facts)
+    known = [qos.name for qos in facts.qos or ()]
+    if target.qos is not None and target.qos not in known:
+        said = f"no such QOS; there are: {', '.join(known)}"
+        yield "qos", target.qos, said, True, _one_of("qos", target.qos, known)
         return
-    if partition is not None and partition.qos_allowed is not None and name not in partition.qos_allowed:
-        yield "qos", name, f"AllowQos={','.join(partition.qos_allowed)} of {partition.name}", True
+    allowed = partition.qos_allowed if partition is not None else None
+    if partition is not None and allowed is not None and name and name not in allowed:
+        said = f"AllowQos={','.join(allowed)} of {partition.name}"
+        yield "qos", target.qos or "-", said, True, _one_of("qos", target.qos, allowed)
+    if not _limited(facts):
+        return
+    for each in dict.fromkeys(filter(None, [name, partition.qos if partition else ""])):
+        if (qos := _qos(facts, each)) is not None:
+            yield from _limits(target, qos)
+
+
+def _limits(target: Target, qos: QosInfo) -> Iterator[_Found]:
+    """Counts of a target above those of a QOS; a job of one whole node must fit, and one of all nodes too."""
     for what, limits in (("a job", qos.max_per_job), ("a user", qos.max_per_user), ("all", qos.max_of_all)):
-        most = dict(limits)
-        if "node" in most and target.max_nodes is not None and target.max_nodes > most["node"]:
-            yield "max_nodes", str(target.max_nodes), f"QOS {name}: {most['node']} nodes {what}", True
-        if "cpu" in most and target.cores is not None and target.cores > most["cpu"]:
-            yield "cores", str(target.cores), f"QOS {name}: {most['cpu']} CPUs {what}", True
-        if "gres/gpu" in most and target.gpus > most["gres/gpu"]:
-            yield "gpus", str(target.gpus), f"QOS {name}: {most['gres/gpu']} GPUs {what}", True
+        for kind, key, value, word in (
+            ("node", "max_nodes", target.max_nodes or 0, "nodes"),
+            ("cpu", "cores", target.cores or 0, "CPUs"),
+            ("gres/gpu", "gpus", target.gpus, "GPUs"),
+        ):
+            most = dict(limits).get(kind)
+            if most is not None and value > most:
+                yield key, str(value), f"QOS {qos.name}: {most} {word} {what}", True, _is(key, most)
 
 
 def _launch(target: Target, facts: SlurmFacts) -> Iterator[_Found]:
     if facts.pmi is not None and target.pmi is not None and target.pmi not in facts.pmi:
-        yield "pmi", target.pmi, f"srun --mpi=list has {', '.join(facts.pmi)}", True
+        yield "pmi", target.pmi, f"srun --mpi=list has {', '.join(facts.pmi)}", True, _pmi(facts)
     if target.launcher == "srun" and target.pmi is None and facts.config is not None:
         default = parse_mpi_default(facts.config)
         if default is None:
@@ -277,8 +380,16 @@ def _launch(target: Target, facts: SlurmFacts) -> Iterator[_Found]:
             said = "MpiDefault=none: srun starts N runs of one rank; " + (
                 f"name one of {', '.join(have)}" if have else 'use launcher = "mpiexec"'
             )
-            yield "pmi", "-", said, True
+            yield "pmi", "-", said, True, _pmi(facts)
     known = facts.reservations
     if target.reservation is not None and known is not None and target.reservation not in known:
         said = f"no such reservation; there are: {', '.join(known) or 'none'}"
-        yield "reservation", target.reservation, said, True
+        yield "reservation", target.reservation, said, True, _one_of("reservation", target.reservation, known)
+
+
+def _pmi(facts: SlurmFacts) -> str:
+    """A likely line; which of several is right depends on the MPI, and `site probe` finds out."""
+    have = [name for name in _PMIS if name in (facts.pmi or ())]
+    if not have:
+        return _is("launcher", "mpiexec")
+    return _is("pmi", have[0]) + ("" if len(have) == 1 else "; which is right, hpcmass site probe finds out")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hpcmass import __version__
 from hpcmass.config import Target, load_site
-from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency
+from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency, NotFound
 from hpcmass.files import make_dir, replace_json
 from hpcmass.workflow.env_check import STAMP, facts_here
 from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, build_wheel
@@ -79,6 +79,7 @@ def build_environment(
     Raises:
         ConfigError: There is no such target, or its modules cannot be loaded.
         AlreadyExists: The folder is there.
+        NotFound: The wheelhouse or the interpreter is not there.
         MissingDependency: `mpi` is `site` and there is no mpicc, or a compiler is missing.
         LaunchError: A step failed; nothing is left but its output.
     """
@@ -93,7 +94,17 @@ def build_environment(
     target = site.targets[name]
     if not download and not dry_run and os.path.lexists(spec.folder):
         raise AlreadyExists("is there already", where=spec.folder, hint="name another folder, or remove it")
+    if spec.wheelhouse is not None and not download and not spec.wheelhouse.is_dir():
+        raise NotFound(
+            "there is no such wheelhouse",
+            where=spec.wheelhouse,
+            hint="fill one where there is a network: hpcmass env build --wheelhouse DIR --download",
+        )
     env = loaded_env(target)
+    if spec.python is not None and shutil.which(spec.python, path=env.get("PATH")) is None:
+        raise NotFound(
+            "there is no such interpreter", where=spec.python, hint="--python takes a path or a name"
+        )
     mpicc = find_mpicc(spec, env)
     python = spec.python or _python(target, env)
     steps = download_steps(spec, python, mpicc) if download else build_steps(spec, python, mpicc)
@@ -101,6 +112,10 @@ def build_environment(
         for step in steps:
             words = [f"{name}={shlex.quote(value)}" for name, value in step.env.items()]
             tell(f"# {step.what}\n{' '.join([*words, shlex.join(step.argv)])}")
+        if spec.horovod and not download:
+            tell(
+                f"# Horovod {HOROVOD} by hpcmass/workflow/horovod_recipe.py, against the MPI that mpi4py loads"
+            )
         return
     log = (
         make_dir(spec.wheelhouse if download and spec.wheelhouse else spec.folder.parent)
@@ -147,12 +162,7 @@ def loaded_env(target: Target) -> dict[str, str]:
     Raises:
         ConfigError: A line failed.
     """
-    # What this process's own environment put first would hide the modules' programs.
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
-    }
+    clean = without_own(os.environ)
     if not target.modules and not target.setup and not target.env:
         return clean
     lines = [f"module load {shlex.quote(module)} || exit 78" for module in target.modules]
@@ -173,6 +183,21 @@ def loaded_env(target: Target) -> dict[str, str]:
         )
     pairs = (item.decode(errors="surrogateescape").partition("=") for item in tail.split(b"\0") if item)
     return {key: value for key, _, value in pairs if not key.startswith("BASH_FUNC_")}
+
+
+def without_own(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what the virtual environment that runs this put into it.
+
+    Its `bin` on PATH has programs of its own, an mpicc among them, that would pass for the site's.
+    """
+    clean = {
+        name: value for name, value in env.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+    }
+    own = Path(sys.prefix) / "bin"
+    if sys.prefix != sys.base_prefix and "PATH" in clean:
+        kept = [part for part in clean["PATH"].split(os.pathsep) if not part or Path(part) != own]
+        clean["PATH"] = os.pathsep.join(kept) or os.defpath
+    return clean
 
 
 def find_mpicc(spec: BuildSpec, env: Mapping[str, str]) -> str | None:
@@ -236,16 +261,8 @@ def download_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step
     if spec.horovod:
         steps.append(Step("what Horovod needs", (*pip, "download", "-d", house, "--no-deps", *BUILD_TOOLS)))
         steps.append(Step("what Horovod needs to run", (*pip, "download", "-d", house, *options, *RUN_NEEDS)))
-        words = (
-            "download",
-            "-d",
-            house,
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            "horovod",
-            f"horovod=={HOROVOD}",
-        )
+        # pip asks a source package for its name in an environment of that moment, with a setuptools of its own.
+        words = ("download", "-d", house, "--no-deps", "--no-binary", "horovod", f"horovod=={HOROVOD}")
         steps.append(Step("Horovod's source", (*pip, *words)))
     return steps
 

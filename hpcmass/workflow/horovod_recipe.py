@@ -1,8 +1,8 @@
 """How Horovod's last release (0.28.1, 2023) is built against today's torch and any MPI.
 
 Its CMake asks for C++14 where torch's headers need 17: a compiler wrapper appends the flag. It needs old build
-tools, which stay in an environment of their own. `.ci/build_horovod.py` does the same for this project's tests
-and keeps the wheel; a test holds the two against each other.
+tools, which stay in an environment of their own. `.ci/build_horovod.py` builds by this module too, before
+hpcmass is installed: standard library only, and nothing of hpcmass imported.
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ def probe_site(
         try:
             _begin(probe, site, ranks_per_node, slurm, tell)
         except HpcmassError as error:
-            probe.why = f"{error.message}" + (f" ({error.hint})" if error.hint else "")
+            place = f"{error.where}: " if error.where else ""
+            probe.why = f"{place}{error.message}" + (f" ({error.hint})" if error.hint else "")
             tell(f"{name}: cannot be probed: {probe.why}")
     try:
         _follow([probe for probe in probes if probe.job_id], slurm, wait_s, tell)
@@ -171,7 +172,7 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
     publish(probe.folder / "job.sbatch", text)
     probe.job_id = submit_script(text, probe.folder, slurm=slurm)
     probe.since = time.monotonic()
-    tell(f"{probe.target}: job {probe.job_id} on {layout.nodes} nodes")
+    tell(f"{probe.target}: job {probe.job_id} on {layout.nodes} node{'s' * (layout.nodes > 1)}")
 
 
 def _tmpdir() -> str:
@@ -273,7 +274,7 @@ def write_findings(file: Path, site: Site, probes: Sequence[Probe]) -> list[str]
     Raises:
         ConfigError: The file cannot be edited.
     """
-    from hpcmass.workflow.site_edit import set_keys
+    from hpcmass.workflow.site_edit import set_keys, toml
 
     values: dict[tuple[str, ...], str | bool | None] = {}
     for probe in probes:
@@ -286,8 +287,11 @@ def write_findings(file: Path, site: Site, probes: Sequence[Probe]) -> list[str]
         values["verified",] = True
     values = {key: value for key, value in values.items() if _now(site, key) != value or key == ("verified",)}
     if values:
-        set_keys(file, values)
-    return [f"{'.'.join(key)} = {value}" for key, value in values.items()]
+        set_keys(file, values, f"hpcmass site probe, {time.strftime('%Y-%m-%d')}")
+    return [
+        f"{'.'.join(key)}" + (" removed" if value is None else f" = {toml(value)}")
+        for key, value in values.items()
+    ]
 
 
 def _now(site: Site, key: tuple[str, ...]) -> object:

@@ -6,13 +6,14 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from hpcmass.config import Site, load_site
-from hpcmass.errors import AlreadyExists, SlurmError
+from hpcmass.config.document import Document, read_document
+from hpcmass.errors import AlreadyExists, HpcmassError, SlurmError
 from hpcmass.files import publish
 from hpcmass.launch import find_mpiexec
 from hpcmass.slurm.client import Slurm
@@ -26,6 +27,7 @@ from hpcmass.slurm.site_facts import (
     parse_pmi,
     parse_reservations,
 )
+from hpcmass.workflow.env_pack import packed_of
 
 T = TypeVar("T")
 
@@ -39,17 +41,24 @@ class SiteReport:
         findings: Differences from what Slurm says.
         unknown: What could not be held against anything, and why.
         asked: Whether a Slurm answered at all.
+        where: `file:line` of each finding's key, or of the table that lacks it.
     """
 
     site: Site
     findings: tuple[Finding, ...]
     unknown: tuple[str, ...]
     asked: bool
+    where: tuple[str, ...] = ()
 
     @property
     def wrong(self) -> int:
         """Findings that are errors."""
         return sum(finding.wrong for finding in self.findings)
+
+    @property
+    def has_slurm(self) -> bool:
+        """Whether any target is Slurm's."""
+        return any(target.kind == "slurm" for target in self.site.targets.values())
 
 
 def check_site_file(file: Path | str | None, slurm: Slurm | None = None) -> SiteReport:
@@ -59,12 +68,39 @@ def check_site_file(file: Path | str | None, slurm: Slurm | None = None) -> Site
         NotFound, ConfigError: The file is not there, or is no site file.
     """
     site = load_site(file)
-    wanted = any(target.kind == "slurm" for target in site.targets.values())
-    if not wanted:
+    if not SiteReport(site, (), (), False).has_slurm:
         return SiteReport(site, (), ("no target is of kind 'slurm': there is nothing to ask Slurm",), False)
     facts = gather(slurm or Slurm(patience_s=5.0))
     asked = bool(facts.partitions) or facts.config is not None
-    return SiteReport(site, tuple(check_site(site, facts)), facts.unknown, asked)
+    findings = tuple(check_site(site, facts))
+    findings += tuple(_environments(site))
+    used = file or os.environ.get("HPCMASS_SITE")
+    document = read_document(Path(used)) if used else None
+    where = tuple(_place(document, each) if document else site.name for each in findings)
+    return SiteReport(site, findings, _shortened(facts.unknown), asked, where)
+
+
+def _environments(site: Site) -> Iterator[Finding]:
+    """Packed environments that are not there, not whole, or of another hpcmass."""
+    for name, target in site.targets.items():
+        try:
+            packed_of(target)
+        except HpcmassError as error:
+            yield Finding(name, "environment", str(target.environment), error.message, True, error.hint or "")
+
+
+def _place(document: Document, finding: Finding) -> str:
+    table = ("targets", finding.target) if finding.target else ()
+    return document.where((*table, *finding.key.split(".")))
+
+
+def _shortened(unknown: Sequence[str]) -> tuple[str, ...]:
+    """What has one reason in one sentence."""
+    reasons: dict[str, list[str]] = {}
+    for line in unknown:
+        what, _, why = line.partition(": ")
+        reasons.setdefault(why, []).append(what)
+    return tuple(f"{'; '.join(whats)}: {why}" for why, whats in reasons.items())
 
 
 def gather(slurm: Slurm) -> SlurmFacts:
@@ -85,7 +121,7 @@ def gather(slurm: Slurm) -> SlurmFacts:
         return SlurmFacts(unknown=(f"{everything}: {reason}",))
     facts = SlurmFacts(
         partitions=tuple(ask("partitions", slurm.partitions) or ()),
-        nodes=tuple(ask("nodes: cores, memory, Gres, features", slurm.nodes) or ()),
+        nodes=tuple(ask("nodes (cores, memory, Gres, features)", slurm.nodes) or ()),
         config=config,
         pmi=ask("PMI", lambda: parse_pmi(slurm.run(["srun", "--mpi=list"]))),
         reservations=ask(

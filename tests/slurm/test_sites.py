@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,14 +63,56 @@ def test_the_clusters_own_site_file_is_right_and_planted_errors_are_found(
     capsys.readouterr()
     assert run(["site", "check", "--json", str(planted)]) == 1
     found = json.loads(capsys.readouterr().out)
-    wrong = {(one["target"], one["key"], one["slurm"]) for one in found["findings"] if one["wrong"]}
-    assert wrong == {
-        ("", "max_array_size", "MaxArraySize=5001"),
-        ("cpu", "max_nodes", "3 nodes of this kind in cpu"),
-        ("gpu", "cores", "8 cores on gn1"),
-        ("fpga", "partition", "no such partition; did you mean fpga?"),
-        ("preempt", "preemptible", "PreemptMode=REQUEUE: jobs give way to those of cpu, gpu"),
+    wrong = {
+        (one["target"], one["key"], one["slurm"], one["write"]) for one in found["findings"] if one["wrong"]
     }
+    partitions = "cpu, gpu, fpga, preempt"
+    assert wrong == {
+        ("", "max_array_size", "MaxArraySize=5001", "max_array_size = 5001"),
+        ("cpu", "max_nodes", "3 nodes of this kind in cpu", "max_nodes = 3"),
+        ("gpu", "cores", "8 cores on gn1", "cores = 8"),
+        ("fpga", "partition", f"no such partition; there are: {partitions}", 'partition = "fpga"'),
+        (
+            "preempt",
+            "preemptible",
+            "PreemptMode=REQUEUE: jobs give way to those of cpu, gpu",
+            "preemptible = true",
+        ),
+    }
+    # Each is shown with its line of the file.
+    lines = planted.read_text().splitlines()
+    for one in found["findings"]:
+        name, _, number = one["where"].rpartition(":")
+        assert name == str(planted)
+        assert one["key"] in lines[int(number) - 1] or one["target"] in lines[int(number) - 1]
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_site_file_is_held_against_the_limits_of_its_qos(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("no slurmdbd and MariaDB here")
+    short = ["short", "MaxWall=00:10:00", "MaxTRESPerJob=node=1"]
+    assert cluster.run("sacctmgr", "-i", "add", "qos", *short).returncode == 0
+    user = ["modify", "user", "where", f"user={getpass.getuser()}", "set"]
+    try:
+        cluster.run("sacctmgr", "-i", *user, "qos+=short")
+        file = tmp_path / "site.toml"
+        text = cluster.site_file.read_text().replace(
+            'partition = "cpu"', 'partition = "cpu"\nqos = "short"\nmax_time = "1h"'
+        )
+        file.write_text(text)
+        assert run(["site", "check", str(file)]) == 1
+    finally:
+        cluster.run("sacctmgr", "-i", *user, "qos-=short")
+        cluster.run("sacctmgr", "-i", "delete", "qos", "short")
+    shown = capsys.readouterr().out
+    line = text.splitlines().index('max_time = "1h"') + 1
+    assert f"{file}:{line}: wrong: [targets.cpu] max_time = 1h" in shown
+    assert "Slurm: MaxWall=00:10:00 of QOS short" in shown
+    assert 'write: max_time = "00:10:00"' in shown
+    assert "Slurm: QOS short: 1 nodes a job" in shown
 
 
 @pytest.mark.mpi
@@ -94,7 +138,8 @@ def test_targets_are_probed_and_what_was_found_is_written(
         chosen = reports[name]["chosen"]
         assert (targets[name].launcher, targets[name].pmi) == (chosen["launcher"], chosen["pmi"])
     assert targets["fpga"].launcher == "auto"  # which was not probed
-    assert file.read_text().count("#") == text.count("#")
+    comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+    assert [comment for comment in comments if comment not in file.read_text()] == []
 
 
 def _is_whole(report: dict[str, Any], nodes: set[str]) -> None:
@@ -169,6 +214,8 @@ def packed_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = {"url": f"file://{source}", "dir_info": {"editable": True}}
     (info / "direct_url.json").write_text(json.dumps(url))
     (site / "__editable__.hpcmass.pth").write_text(f"{source}\n")
+    # torch stays where it is: a gigabyte, which this test does not need in the archive.
+    (site / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     pack(root / "env", root / "env.tar")
     (root / "env").rename(root / "hidden")
     return root / "env.tar"
@@ -226,3 +273,34 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
     assert text.count("prefix ") == 2
     assert text.count("rank ") == 4
     cluster.run("srun", "--nodelist", "cn1,cn2", "--nodes=2", "rm", "-rf", scratch)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_a_submitted_run_trains_with_the_unpacked_environment(
+    cluster: Cluster, packed_env: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scratch = f"/dev/shm/hpcmass-test-{os.getpid()}-{time.time_ns()}"
+    text = cluster.site_file.read_text()
+    where = f'partition = "fpga"\nenvironment = "{packed_env}"\nscratch = "{scratch}"'
+    site = project / "site.toml"
+    site.write_text(text.replace('partition = "fpga"', where))
+    recipe = project / "recipe.py"
+    recipe.write_text(
+        f"import sys, hpcmass\nprint('in', sys.prefix, hpcmass.__file__, flush=True)\n{recipe.read_text()}"
+    )
+    words = ["--project", str(project), "--site", str(site), "--target", "fpga"]
+    assert run(["submit", str(project / "job.toml"), *words]) == 0
+    assert run(["wait", "job", "--project", str(project)]) == 0, capsys.readouterr()
+    cluster.run("srun", "--partition=fpga", "rm", "-rf", scratch)
+    told = "".join(file.read_text() for file in (project / "runs/job").rglob("*.log"))
+    (line,) = {line for line in told.splitlines() if line.startswith("in ")}
+    assert all(word.startswith(f"{scratch}/hpcmass-env-") for word in line.split()[1:]), line
+    # On a copy that is not whole, nothing is submitted.
+    whole = packed_env.stat().st_size
+    os.truncate(packed_env, whole + 1)
+    try:
+        assert run(["submit", str(project / "job.toml"), "--fresh", *words]) == 2
+    finally:
+        os.truncate(packed_env, whole)
+    assert "hpcmass env pack" in capsys.readouterr().err

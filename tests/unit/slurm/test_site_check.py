@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from hpcmass.slurm.site_facts import (
     parse_pmi,
     parse_reservations,
 )
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _spec = importlib.util.spec_from_file_location("site_texts", Path(__file__).with_name("site_texts.py"))
 assert _spec is not None
@@ -66,7 +73,7 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("base", "planted", "key", "said"),
     [
-        (CPU, {"partition": "cpuu"}, "partition", "no such partition; did you mean cpu?"),
+        (CPU, {"partition": "cpuu"}, "partition", "no such partition; there are: cpu, gpu, spare, old"),
         (CPU, {"partition": "old"}, "partition", "State=DOWN: jobs do not start there"),
         (CPU, {"cores": 5}, "cores", "4 cores on cn1"),
         (CPU, {"memory_gb": 4.2}, "memory_gb", "4.19 GB (4000 MiB) on cn1"),
@@ -113,11 +120,29 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
 def test_a_planted_error_is_found(
     base: dict[str, Any], planted: dict[str, Any], key: str, said: str | None
 ) -> None:
-    found = findings({**base, **planted})
+    found: Any = findings({**base, **planted})
     if said is None:
         assert [one for one in found if one[0] == key] == []  # without a constraint there are three nodes
         return
     assert (key, said, True) in found
+    found = _written({**base, **planted}, key)
+    assert found is None or (key, said, True) not in findings(found)
+
+
+def _written(values: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The target with the line that a finding says to write; None where it leaves a choice."""
+    site = Site(
+        name="lab", default_target="t", targets={"t": Target(kind="slurm", **values)}, max_array_size=1001
+    )
+    writes = [one.write for one in check_site(site, texts.FACTS) if one.key == key and one.wrong]
+    line = writes[0].partition(";")[0]
+    assert line
+    if line.startswith("remove "):
+        return {name: value for name, value in values.items() if name != line.split()[-1]}
+    try:
+        return {**values, **tomllib.loads(line)}
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 @pytest.mark.parametrize(
@@ -152,6 +177,42 @@ def test_what_is_worth_knowing_is_no_error(
 def test_an_array_longer_than_the_site_allows_is_found() -> None:
     assert findings(CPU, max_array_size=5000) == [("max_array_size", "MaxArraySize=1001", True)]
     assert findings(CPU, max_array_size=None) == [("max_array_size", "MaxArraySize=1001", False)]
+
+
+def test_what_to_write_is_a_line_of_the_file() -> None:
+    target = Target(kind="slurm", **{**GPU, "gpus": 5, "gpu_type": "a10", "partition": "gpus"})
+    site = Site(name="lab", default_target="t", targets={"t": target}, max_array_size=5000)
+    writes = [one.write for one in check_site(site, texts.FACTS)]
+    assert writes == ["max_array_size = 1001", 'partition = "gpu"']
+    site = Site(name="lab", default_target="t", targets={"t": target.model_copy(update={"partition": "gpu"})})
+    assert [one.write for one in check_site(site, texts.FACTS) if one.wrong] == ['gpu_type = "a100"']
+    two = Target(kind="slurm", **{**CPU, "launcher": "srun"})
+    (found,) = check_site(
+        Site(name="lab", default_target="t", targets={"t": two}, max_array_size=1001), texts.FACTS
+    )
+    assert found.write == 'pmi = "pmix"; which is right, hpcmass site probe finds out'
+
+
+def test_the_limits_of_the_default_qos_hold_where_a_target_names_none() -> None:
+    mine = tuple(replace(one, default_qos="short") for one in texts.FACTS.associations or ())
+    found = findings({**CPU, "max_time": "1h"}, texts.without(associations=mine))
+    assert ("max_time", "MaxWall=00:10:00 of QOS short", True) in found
+    assert ("max_nodes", "QOS short: 1 nodes a job", True) in found
+    lax = {**texts.FACTS.config, "AccountingStorageEnforce": "associations"}
+    assert findings({**CPU, "max_time": "1h"}, texts.without(associations=mine, config=lax)) == []
+
+
+def test_preemption_by_qos() -> None:
+    config = {**texts.FACTS.config, "PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}
+    over = tuple(replace(q, preempts=("normal",)) if q.name == "short" else q for q in texts.FACTS.qos or ())
+    facts = texts.without(config=config, qos=over)
+    assert findings({**CPU, "qos": "normal"}, facts) == [
+        ("preemptible", "PreemptMode=CANCEL: jobs give way to those of QOS short", True),
+        ("requeue", "PreemptMode=CANCEL: preempted jobs are not requeued", True),
+    ]
+    assert findings({**CPU, "qos": "normal", "preemptible": True, "requeue": False}, facts) == []
+    # Without an answer about QOS nothing is known.
+    assert findings({**CPU, "qos": "normal", "preemptible": True}, replace(facts, qos=None)) == []
 
 
 def test_an_account_is_no_error_where_accounts_are_not_enforced() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcmass.config import Target
-from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency
+from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency, NotFound
 from hpcmass.workflow import horovod_recipe
 from hpcmass.workflow.env_build import (
     BuildSpec,
@@ -29,15 +28,20 @@ def slurm(**values: object) -> Target:
     return Target(kind="slurm", cores=4, **values)  # type: ignore[arg-type]
 
 
-def test_the_recipe_is_that_of_the_projects_own_build() -> None:
-    spec = importlib.util.spec_from_file_location("build_horovod", ROOT / ".ci" / "build_horovod.py")
-    assert spec is not None
-    assert spec.loader is not None
-    own = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(own)
-    for name in ("HOROVOD", "BUILD_TOOLS", "OPTIONS"):
-        assert getattr(own, name) == getattr(horovod_recipe, name), name
-    assert own.RUNPATH.startswith(horovod_recipe.TORCH_RUNPATH + ":")
+def test_the_projects_own_build_follows_this_recipe_and_needs_nothing_installed(tmp_path: Path) -> None:
+    """Imported by a bare interpreter, as `make test` does, it must not keep a recipe of its own."""
+    script = ROOT / ".ci" / "build_horovod.py"
+    code = (
+        f"import runpy, sys; own = runpy.run_path({str(script)!r}); recipe = own['horovod_recipe']; "
+        "print(recipe.__file__, [name for name in sys.modules if name.split('.')[0] in ('pydantic', 'torch')])"
+    )
+    words = [sys.executable, "-I", "-S", "-c", code]
+    told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert told.split(" ", 1) == [horovod_recipe.__file__, "[]\n"]
+    kept = script.read_text(encoding="utf-8")
+    assert not [
+        word for word in (*horovod_recipe.OPTIONS, *horovod_recipe.BUILD_TOOLS, "std=c++") if word in kept
+    ]
 
 
 def test_mpi4py_is_compiled_against_the_sites_mpicc(tmp_path: Path) -> None:
@@ -101,6 +105,22 @@ def test_mpicc_is_that_of_the_loaded_path(tmp_path: Path) -> None:
         find_mpicc(BuildSpec(tmp_path, mpi="site"), {"PATH": "/nowhere"})
 
 
+def test_the_mpicc_of_the_environment_that_runs_this_is_not_the_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"{sys.prefix}/bin"
+    monkeypatch.setenv("PATH", f"{own}:/usr/bin:{own}/")
+    monkeypatch.setattr(sys, "base_prefix", "/elsewhere")
+    assert loaded_env(Target())["PATH"] == "/usr/bin"
+    assert loaded_env(slurm(env={"A": "b"}))["PATH"].split(":")[0] != own
+
+
+def test_what_is_missing_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no such wheelhouse"):
+        build_environment(BuildSpec(tmp_path / "env", wheelhouse=tmp_path / "house"))
+    with pytest.raises(NotFound, match="no such interpreter"):
+        build_environment(BuildSpec(tmp_path / "env", python=str(tmp_path / "python")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
     with pytest.raises(AlreadyExists):
@@ -119,7 +139,7 @@ def test_a_build_that_fails_leaves_its_log_alone(tmp_path: Path) -> None:
 def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     build_environment(BuildSpec(tmp_path / "env", mpi="wheel"), dry_run=True, tell=said.append)
-    assert len(said) == 4
+    assert len(said) == 5
     assert "-m venv" in said[0]
     assert list(tmp_path.iterdir()) == []
 

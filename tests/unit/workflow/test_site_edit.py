@@ -39,6 +39,26 @@ def test_values_are_exchanged_in_their_lines(tmp_path: Path) -> None:
     assert text == TEXT.replace('"mpiexec"   # a guess', '"srun"   # a guess').replace("'pmi2'", '"pmix"')
 
 
+def test_a_drafts_guess_makes_way_for_where_the_value_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(
+        'name = "lab"\ndefault_target = "cpu"\nverified = false  # drafted, not tried: hpcmass site probe FILE --write\n'
+        '[targets.cpu]\n# cn1\nkind = "slurm"\ncores = 4  # mine\n'
+        'launcher = "mpiexec"  # a guess: this Python has an mpiexec of its own\n'
+    )
+    table = ("targets", "cpu")
+    set_keys(file, {("verified",): True, (*table, "launcher"): "srun", (*table, "pmi"): "pmix"}, "probed")
+    assert file.read_text().splitlines()[2:] == [
+        "verified = true  # probed",
+        "[targets.cpu]",
+        "# cn1",
+        'kind = "slurm"',
+        "cores = 4  # mine",
+        'launcher = "srun"  # probed',
+        'pmi = "pmix"  # probed',
+    ]
+
+
 def test_keys_are_added_and_removed(tmp_path: Path) -> None:
     text = edited(
         tmp_path,

@@ -1,0 +1,50 @@
+"""What a probe says of a launcher's output, and how its report is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcmass.cli.probing import accelerators, ranges
+from hpcmass.workflow.probe_program import _crashed, _telling
+
+CRASH = """\
+[W socket.cpp:207] [c10d] The hostname of the client socket cannot be retrieved. err=-3
+[gn2:00148] *** Process received signal ***
+[gn2:00148] Signal: Segmentation fault (11)
+[gn2:00148] Signal code: Address not mapped (1)
+[gn2:00148] *** End of error message ***
+slurmstepd-gn1: error: *** STEP 2.6 ON gn1 CANCELLED AT 2026-11-28T13:15:43 ***
+srun: error: gn2: task 2: Segmentation fault (core dumped)
+srun: error: gn2: task 3: Killed
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (CRASH, "[gn2:00148] Signal: Segmentation fault (11)"),
+        ("\n".join(CRASH.splitlines()[4:]), "srun: error: gn2: task 2: Segmentation fault (core dumped)"),
+        ("srun: error: no PMIx plugin\nbye", "srun: error: no PMIx plugin"),
+        ("slurmstepd: error: *** STEP 1.0 ON cn1 CANCELLED AT x ***\nlast", "last"),
+        ("one\ntwo", "two"),
+        ("", ""),
+    ],
+)
+def test_the_line_that_says_most(text: str, line: str) -> None:
+    assert _telling(text.splitlines()) == line
+
+
+def test_only_a_crash_of_ranks_that_all_started_is_tried_again() -> None:
+    started = [{"step": "imported"}] * 2
+    assert _crashed(started, 2, 139)
+    assert not _crashed(started, 2, None)  # hung
+    assert not _crashed(started, 2, 0)
+    assert not _crashed(started[:1], 2, 139)
+    assert not _crashed([*started[:1], {"error": "ImportError"}], 2, 1)
+
+
+def test_variables_of_one_value_are_said_once() -> None:
+    assert accelerators({}) == "-"
+    assert accelerators({"CUDA_VISIBLE_DEVICES": "0"}) == "0 (CUDA_VISIBLE_DEVICES)"
+    assert accelerators({"A": "0,1", "B": "0,1", "C": "2"}) == "0,1 (A and 1 more); 2 (C)"
+    assert ranges([0, 1, 2, 3, 8]) == "0-3,8"
