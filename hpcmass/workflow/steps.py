@@ -33,11 +33,15 @@ def train_step(
     project_root: str, job: str, run_name: str, ranks: int | None, sets: list[str], _after: list[Any]
 ) -> str:
     """Train, or go on; the slot is noted in the run's folder, and left in time before its block ends."""
-    from hpcmass.config import as_job
+    from hpcmass.config import as_job, job_with
+    from hpcmass.workflow import pilot
     from hpcmass.workflow.slots import Ending, Slot
     from hpcmass.workflow.training import train
 
     project = Project(Path(project_root))
+    asked = as_job(job, sets)
+    if here := os.environ.get(pilot.TARGET):  # The executor's target, of the site in HPCMASS_SITE.
+        asked = job_with(asked, {"resources.target": here})
     run = RunFolder(project.run_path(run_name))
     attempt = run.status().attempt + 1 if run.exists() else 1
     ending = Ending.of_this_block()
@@ -45,7 +49,7 @@ def train_step(
     while True:
         try:
             with Slot.here().held(run, attempt), ending:
-                _, status = train(as_job(job, sets), project, run_name=run_name, ranks=ranks, console=False)
+                _, status = train(asked, project, run_name=run_name, ranks=ranks, console=False)
             break
         except LeaseHeld:
             if time.monotonic() > until:
