@@ -1,8 +1,8 @@
 """A driver as a Slurm job of its own: for sites whose login nodes end long processes.
 
 `FOLDER/driver/` holds `driver.json` (the command that is the driver), the site, its batch script, its output,
-and `hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and goes
-on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
+and `hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and
+goes on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
 folders, so nothing but time is lost.
 """
 

@@ -1,4 +1,7 @@
-"""What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done."""
+"""What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done.
+
+No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from hpcmass.runs import RunFolder, State
 _LEASE_S = 150.0
 
 
-def shard_step(project_root: str, inputs: list[str], out: str, options: dict[str, Any]) -> str:
+def shard_step(project_root: str, files: list[str], out: str, options: dict[str, Any]) -> str:
     """Cut files into shards, unless they are there."""
     from hpcmass.workflow.sharding import datasets_below, shard
 
     project = Project(Path(project_root))
     folder = project.data_path(out)
     if not folder.exists():
-        words = [one if "=" in one else str(project.root / one) for one in inputs]
+        words = [one if "=" in one else str(project.root / one) for one in files]
         with contextlib.suppress(AlreadyExists):  # By an attempt whose worker was lost after it was done.
             shard(words, folder, **options)
     datasets_below(folder)

@@ -4,8 +4,8 @@
     python workflows/mnist/run.py --site site-configs/devcluster.toml
 
 Parsl runs every step on the site's targets: shards, a sweep whose trials go wherever there is room, the best
-one again on several nodes, its evaluation, its version in the catalogue. `--driver job` makes this script itself
-a job, which goes on over its time limits. README.md beside this file says more.
+one again on several nodes, its evaluation, its version in the catalogue. With `--driver job` this script itself
+is a job, which goes on over its time limits. README.md beside this file says more.
 """
 
 from __future__ import annotations
