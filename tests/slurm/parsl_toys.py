@@ -110,7 +110,15 @@ class Driver:
             self.process.kill()
             raise AssertionError(f"the driver did not end:\n{self.output}") from None
 
-    def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.output
+            assert self.process.poll() is None, self.output
+            time.sleep(0.1)
+
+
+def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what if isinstance(what, str) else what()

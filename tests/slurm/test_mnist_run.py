@@ -1,7 +1,5 @@
 """workflows/mnist/run.py on a real Slurm, held against what is seen from outside; killed, and as a job."""
 
-import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parsl_toys import blocks, check_given, check_overlap, slots, tagged_processes, until
+from parsl_toys import blocks, check_given, check_overlap, tagged_processes, until
 
 from hpcmass.config import Project
 from hpcmass.files import read_json, read_records
