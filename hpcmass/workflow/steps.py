@@ -1,6 +1,7 @@
 """What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done.
 
-No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own.
+No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own. Futures
+stand by themselves among the arguments: Parsl does not look for them in lists.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def shard_step(project_root: str, files: list[str], out: str, options: dict[str,
 
 
 def train_step(
-    project_root: str, job: str, run_name: str, ranks: int | None, sets: list[str], _after: list[Any]
+    project_root: str, job: str, run_name: str, ranks: int | None, sets: list[str], *_after: Any
 ) -> str:
     """Train, or go on; the slot is noted in the run's folder, and left in time before its block ends."""
     from hpcmass.config import as_job, job_with

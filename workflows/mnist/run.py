@@ -38,7 +38,7 @@ from hpcmass.workflow.drive import note_driver, submit_driver
 
 # More trials at once than either kind of node has room for; --quick: small enough for a test on two cores.
 SETS = ("sweep.parallel=8", "resources.threads_per_rank=2")
-QUICK = ("sweep.trials=8", "train.epochs=2", "sweep.space.trees.high=80")
+QUICK = ("sweep.trials=8", "train.epochs=1", "train.global_batch=32", "sweep.space.trees.high=80")
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     add("--nodes", type=int, default=2, help="of the last training, a rank each [%(default)s]")
     add("--driver", choices=["here", "job"], default="here", help="run this script here, or as a Slurm job")
     add("--driver-target", metavar="NAME", help="where that job runs [the site's default]")
-    add("--quick", action="store_true", help="8 trials of two epochs")
+    add("--quick", action="store_true", help="8 trials of one epoch")
     return parser.parse_args(words)
 
 
