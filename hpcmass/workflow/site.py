@@ -28,7 +28,7 @@ class Site(config.Site):
             NotFound: The file does not exist.
             ConfigError: It is wrong.
         """
-        return cls.model_validate(load_site(file).model_dump())
+        return cls(**dict(load_site(file)))
 
     def parsl_config(
         self,

@@ -1,7 +1,7 @@
 """What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done.
 
-No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own. Futures
-stand by themselves among the arguments: Parsl does not look for them in lists.
+No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own.
+Futures stand by themselves among the arguments: Parsl does not look for them in lists.
 """
 
 from __future__ import annotations
