@@ -214,7 +214,12 @@ def check_overlap(study: Path, cluster) -> None:
 
 
 def tagged_processes(folder: Path) -> list[tuple[int, str]]:
-    """Live processes that work for a driver (by the tag in their environment) in this folder."""
+    """Live processes of the drivers that wrote a `blocks.jsonl` below a folder: interchanges, pilots, workers, ranks.
+
+    Told by the tag in their environment, on this machine and in the nodes' namespaces; watchdogs have none.
+    """
+    drivers = {record["driver"] for file in folder.rglob("blocks.jsonl") for record in read_records(file)}
+    tags = [f"{name}={driver}".encode() for name in ("HPCMASS_DRIVER", "HPCMASS_BLOCK") for driver in drivers]
     found = []
     for entry in os.listdir("/proc"):
         try:
@@ -222,8 +227,7 @@ def tagged_processes(folder: Path) -> list[tuple[int, str]]:
             command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ") if environment else b""
         except OSError:
             continue
-        tags = (b"HPCMASS_DRIVER=", b"HPCMASS_BLOCK=")
-        if command and str(folder).encode() in environment + command and any(t in environment for t in tags):
+        if command and any(tag in environment for tag in tags):
             found.append((int(entry), command.decode(errors="replace")))
     return found
 
