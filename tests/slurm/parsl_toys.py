@@ -110,7 +110,7 @@ class Driver:
             self.process.kill()
             raise AssertionError(f"the driver did not end:\n{self.output}") from None
 
-    def until(self, condition: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.output

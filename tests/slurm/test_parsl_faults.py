@@ -35,10 +35,10 @@ def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, p
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
     before = {(record["trial"], record["step"]) for record in places(study)}
-    until(lambda: blocks(cluster) == [], 60, "blocks are left")
-    until(lambda: tagged_processes(study) == [], 60, lambda: f"left: {tagged_processes(study)}")
+    until(lambda: blocks(cluster) == [], 180, "blocks are left")
+    until(lambda: tagged_processes(study) == [], 180, lambda: f"left: {tagged_processes(study)}")
     again = Driver(project, "workflow", "resume", str(study), env=cluster.env, inside=False)
-    assert again.wait(200) == 0, again.output
+    assert again.wait(280) == 0, again.output
     assert states(study) == ["complete"] * 4
     assert blocks(cluster) == []
     done = [(record["trial"], record["step"]) for record in places(study)]
@@ -113,9 +113,9 @@ def test_an_interrupted_driver_leaves_neither_process_nor_block(cluster, project
     driver.until(lambda: len(seen(study)) >= 1)
     assert tagged_processes(study)
     driver.process.send_signal(signal.SIGINT)
-    assert driver.wait(120) == 130, driver.output
+    assert driver.wait(240) == 130, driver.output
     assert blocks(cluster) == []
-    until(lambda: tagged_processes(study) == [], 10, lambda: f"left: {tagged_processes(study)}")
+    until(lambda: tagged_processes(study) == [], 180, lambda: f"left: {tagged_processes(study)}")
     assert None in states(study)
 
 
@@ -124,7 +124,7 @@ def test_a_target_that_cannot_work_is_given_up_with_its_words(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"])
     site = site_of(cluster, project, setup=["echo no such module; exit 1"])
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(120) != 0
+    assert driver.wait(240) != 0
     assert "no such module" in driver.output, driver.output
     assert "blocks in a row" in driver.output
     assert blocks(cluster) == []

@@ -73,7 +73,7 @@ def test_the_script_of_the_documentation(cluster, shell, tmp_path):
         until(
             lambda: cluster.run("sacct", "-j", job, "-X", "-n", "-o", "NNodes").stdout.split() == ["2"], 60, job
         )
-    until(lambda: blocks(cluster) == [], 60, "it left blocks")
+    until(lambda: blocks(cluster) == [], 180, "it left blocks")
 
 
 def slot_of(root, run):
@@ -113,8 +113,8 @@ def test_a_script_killed_with_9_leaves_neither_block_nor_process(cluster, shell,
     assert tagged_processes(tmp_path)  # The interchange, and the workers.
     process.send_signal(signal.SIGKILL)
     process.wait()
-    until(lambda: blocks(cluster) == [], 60, "it left blocks")
-    until(lambda: tagged_processes(tmp_path) == [], 60, lambda: f"it left {tagged_processes(tmp_path)}")
+    until(lambda: blocks(cluster) == [], 180, "it left blocks")
+    until(lambda: tagged_processes(tmp_path) == [], 180, lambda: f"it left {tagged_processes(tmp_path)}")
 
 
 @pytest.mark.soak

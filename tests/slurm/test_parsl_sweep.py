@@ -18,7 +18,7 @@ def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project
     site = site_of(cluster, project)
     job = write_job(project, trials=10, parallel=10, targets=["cpu", "gpu"], meet=True)
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(200) == 0, driver.output
+    assert driver.wait(280) == 0, driver.output
     study = project / "studies" / "where"
     assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 10, driver.output
     held = slots(study)
