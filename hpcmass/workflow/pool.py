@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import shutil
 import sysconfig
@@ -59,14 +60,15 @@ class Lane:
 
     Attributes:
         room: Slots of the workers that are there; None where it is the only executor.
-        took: Seconds that its latest items took on their workers.
+        took: Seconds that its latest items took on their workers, and their mean.
     """
 
     label: str
     executor: Any
     bound: set[_Item] = field(default_factory=set)
     room: int | None = None
-    took: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    mean_s: float = float("inf")
     broken: LaunchError | None = None
 
     def free(self) -> float:
@@ -75,8 +77,12 @@ class Lane:
             return 0
         if self.room is None:
             return float("inf")
-        mean = max(1e-4, sum(self.took) / len(self.took)) if self.took else float("inf")
-        return self.room * (1 + _AHEAD_S / mean) - len(self.bound)
+        return self.room * (1 + _AHEAD_S / self.mean_s) - len(self.bound)
+
+    def note(self, seconds: float) -> None:
+        """Learn from an item that has ended."""
+        self.took.append(seconds)
+        self.mean_s = max(1e-4, sum(self.took) / len(self.took))
 
     def load(self) -> float:
         """Items a slot."""
@@ -100,6 +106,7 @@ class Pool:
         self._queue: deque[_Item] = deque()
         self._book = book
         self._closed = False
+        self._apps: dict[tuple[Any, str], Callable[..., Future[Any]]] = {}
         self.tag = tag
         self.broken: LaunchError | None = None
         self.lanes = {
@@ -139,10 +146,19 @@ class Pool:
                     return
                 item = self._queue.popleft()
                 lane.bound.add(item)
-            app = parsl.python_app(timed, data_flow_kernel=self._kernel, executors=[lane.label], cache=False)
-            app(item.function, *item.args).add_done_callback(
-                lambda done, i=item, on=lane: self._done(i, on, done)
+            app = self._app(item.function, lane.label)
+            app(*item.args).add_done_callback(functools.partial(self._done, item, lane))
+
+    def _app(self, function: Callable[..., Any], label: str) -> Callable[..., Future[Any]]:
+        """The app of a function on an executor; one for all its items, whose text Parsl then makes once."""
+        key = (function, label)
+        if key not in self._apps:
+            call = functools.partial(timed, function)
+            call.__name__ = getattr(function, "__name__", "item")  # type: ignore[attr-defined]
+            self._apps[key] = parsl.python_app(
+                call, data_flow_kernel=self._kernel, executors=[label], cache=False
             )
+        return self._apps[key]
 
     def _done(self, item: _Item, lane: Lane, done: Future[Any]) -> None:
         error = done.exception()
@@ -153,7 +169,7 @@ class Pool:
             reason = self._bad(lane, error)
             if error is None:
                 seconds, result = done.result()
-                lane.took.append(seconds)
+                lane.note(seconds)
         if reason is not None:
             with self._lock:
                 self._queue.appendleft(item)
