@@ -35,7 +35,7 @@ def start(cluster, project, log, *words):
         )  # fmt: skip
 
 
-def ended(process, log, seconds=500):
+def ended(process, log, seconds=1500):
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ def check_done(root, cluster):
     assert blocks(cluster) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1600)
 def test_the_main_job_on_cpu_and_gpu_targets_at_once(cluster, tmp_path):
     root, log = tmp_path / "mnist", tmp_path / "log"
     output = ended(start(cluster, root, log), log)
@@ -77,7 +77,7 @@ def test_the_main_job_on_cpu_and_gpu_targets_at_once(cluster, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(4000)
 def test_killed_at_every_step_and_started_again_it_loses_nothing(cluster, tmp_path):
     root, study = tmp_path / "mnist", tmp_path / "mnist" / "studies" / "mnist"
     running = {"CREATED", "RUNNING"}
@@ -95,7 +95,7 @@ def test_killed_at_every_step_and_started_again_it_loses_nothing(cluster, tmp_pa
     for number, (name, moment) in enumerate(moments.items()):
         log = tmp_path / f"log-{number}"
         process = start(cluster, root, log)
-        end = time.monotonic() + 400
+        end = time.monotonic() + 900
         while not moment():
             assert time.monotonic() < end, (name, log.read_text())
             assert process.poll() is None, (name, log.read_text())
@@ -117,7 +117,7 @@ def test_killed_at_every_step_and_started_again_it_loses_nothing(cluster, tmp_pa
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(4000)
 def test_the_driver_as_a_job_is_killed_with_its_node_and_resumed(cluster, tmp_path):
     root, study = tmp_path / "mnist", tmp_path / "mnist" / "studies" / "mnist"
     log = tmp_path / "log"
@@ -127,7 +127,7 @@ def test_the_driver_as_a_job_is_killed_with_its_node_and_resumed(cluster, tmp_pa
     def told():
         return "\n".join(file.read_text() for file in (root / "driver").glob("out-*.log"))
 
-    until(lambda: study.exists() and any(outcome for _, outcome in read_trials(study)), 400, told)
+    until(lambda: study.exists() and any(outcome for _, outcome in read_trials(study)), 900, told)
     assert cluster.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip() == "fn1"
     cluster.run("scancel", "--signal=KILL", "--full", job)
     until(lambda: blocks(cluster) == [], 180, "the killed driver left blocks")
@@ -142,6 +142,6 @@ def test_the_driver_as_a_job_is_killed_with_its_node_and_resumed(cluster, tmp_pa
         ends = [r for r in read_records(root / "driver" / "hops.jsonl") if r["kind"] == "end"]
         return [record for record in ends if record["job_id"] == again]
 
-    until(over, 600, told)
+    until(over, 1500, told)
     assert over()[-1]["exit_code"] == 0, told()
     check_done(root, cluster)
