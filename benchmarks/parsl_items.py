@@ -37,7 +37,8 @@ from parsl.providers import SlurmProvider
 
 from hpcmass.config import load_site
 from hpcmass.devcluster import Cluster, missing_packages
-from hpcmass.workflow.executors import HEARTBEAT_S, LOST_AFTER_S, own_addresses
+from hpcmass.workflow.addresses import own_addresses
+from hpcmass.workflow.executors import HEARTBEAT_S, LOST_AFTER_S
 from hpcmass.workflow.pool import open_pool
 
 GOAL = 0.95
@@ -61,11 +62,11 @@ def pause() -> int:
 
 
 @contextlib.contextmanager
-def bare(folder: Path) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
+def bare(folder: Path, address: str) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
     executors = [
         HighThroughputExecutor(
             label=name,
-            address=own_addresses()[-1],
+            address=address,
             encrypted=True,
             max_workers_per_node=slots,
             cores_per_worker=1e-6,
@@ -135,10 +136,13 @@ def main() -> None:
         print(json.dumps({**figure, "ratio": None, "met": None, "why": "Slurm is not installed"}))
         return
     with tempfile.TemporaryDirectory(prefix="hpcmass-items-") as scratch:
+        known = own_addresses()
         cluster = Cluster.up(Path(scratch) / "slurm", accounting=False)
         os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "PATH")})
         try:
-            rates = measure(Path(scratch), cluster.site_file, items)
+            # That of the cluster's own bridge: Parsl's probe may take another one, which is not there to stay.
+            address = next((one for one in own_addresses() if one not in known), "127.0.0.1")
+            rates = measure(Path(scratch), cluster.site_file, items, address)
         finally:
             cluster.down()
     medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
@@ -148,11 +152,11 @@ def main() -> None:
     )
 
 
-def measure(scratch: Path, site_file: Path, items: int) -> dict[str, list[float]]:
+def measure(scratch: Path, site_file: Path, items: int, address: str) -> dict[str, list[float]]:
     """Items a second of every round; the two cannot hold the same nodes at once, so each opens its own."""
     rates: dict[str, list[float]] = {"bare": [], "hpcmass": []}
     for number in range(ROUNDS):
-        with bare(scratch / f"bare-{number}") as submit:
+        with bare(scratch / f"bare-{number}", address) as submit:
             fill(submit, targets_seen=120)
             rates["bare"].append(rate(submit, items))
         with ours(scratch / f"ours-{number}", site_file, parallel=SLOTS) as submit:
