@@ -8,7 +8,7 @@
 
 Both with encryption, the same slots (4 on each node of cpu, 2 on each of gpu), one block a node, workers already
 there (the first items, which wait for them, are not counted). Three interleaved rounds, medians; trust the ratio.
-Starts a development cluster of its own where none is named by SLURM_CONF, and ends it.
+Starts a development cluster of its own, and ends it.
 """
 
 from __future__ import annotations
