@@ -140,8 +140,9 @@ def test_the_driver_as_a_job_is_killed_with_its_node_and_resumed(cluster, tmp_pa
 
     def over():
         ends = [r for r in read_records(root / "driver" / "hops.jsonl") if r["kind"] == "end"]
-        return [record for record in ends if record["job_id"] == again]
+        # On a busy machine it may come to its time limit first, and goes on in the next hop.
+        return [record for record in ends if record["job_id"] == again and record["next"] == "none"]
 
-    until(over, 1500, told)
+    until(over, 2500, told)
     assert over()[-1]["exit_code"] == 0, told()
     check_done(root, cluster)
