@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import shutil
+import statistics
 import sysconfig
 import tempfile
 import threading
@@ -60,7 +61,7 @@ class Lane:
 
     Attributes:
         room: Slots of the workers that are there; None where it is the only executor.
-        took: Seconds that its latest items took on their workers, and their mean.
+        took: Seconds that its latest items took on their workers, and their median: a single one may stall.
     """
 
     label: str
@@ -68,7 +69,7 @@ class Lane:
     bound: set[_Item] = field(default_factory=set)
     room: int | None = None
     took: deque[float] = field(default_factory=lambda: deque(maxlen=16))
-    mean_s: float = float("inf")
+    usual_s: float = float("inf")
     broken: LaunchError | None = None
 
     def free(self) -> float:
@@ -77,12 +78,12 @@ class Lane:
             return 0
         if self.room is None:
             return float("inf")
-        return self.room * (1 + _AHEAD_S / self.mean_s) - len(self.bound)
+        return self.room * (1 + _AHEAD_S / self.usual_s) - len(self.bound)
 
     def note(self, seconds: float) -> None:
         """Learn from an item that has ended."""
         self.took.append(seconds)
-        self.mean_s = max(1e-4, sum(self.took) / len(self.took))
+        self.usual_s = max(1e-4, statistics.median(self.took))
 
     def load(self) -> float:
         """Items a slot."""
