@@ -142,8 +142,10 @@ class Pool:
         """Hand waiting items to executors with room, the least loaded first."""
         while True:
             with self._lock:
+                if self._closed or not self._queue:
+                    return
                 lane = min((one for one in self.lanes.values() if one.free() >= 1), key=Lane.load, default=None)
-                if self._closed or not self._queue or lane is None:
+                if lane is None:
                     return
                 item = self._queue.popleft()
                 lane.bound.add(item)
