@@ -6,9 +6,10 @@
                handed to Parsl at once, which puts each on a random one
     hpcmass    the pool of a sweep on the same targets: our provider and pilot, items bound late, whoever is free
 
-Both with encryption, the same slots (4 on each node of cpu, 2 on each of gpu), one block a node, workers already
-there (the first items, which wait for them, are not counted). Three interleaved rounds, medians; trust the ratio.
-Starts a development cluster of its own where none is named by SLURM_CONF, and ends it.
+Both with encryption, the same slots (2 on half of each node of cpu and gpu), one block a node, workers already there
+(the first items, which wait for them, are not counted). Both hold their half of the nodes at once, and take turns;
+medians over the rounds; trust the ratio.
+Starts a development cluster of its own, and ends it.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from parsl.providers import SlurmProvider
 
 from hpcmass.config import load_site
 from hpcmass.devcluster import Cluster, missing_packages
-from hpcmass.workflow.executors import HEARTBEAT_S, LOST_AFTER_S, own_addresses
+from hpcmass.workflow.addresses import own_addresses
+from hpcmass.workflow.executors import HEARTBEAT_S, LOST_AFTER_S
 from hpcmass.workflow.pool import open_pool
 
 GOAL = 0.95
-ROUNDS = 3
-TARGETS = {"cpu": (3, 4, 4), "gpu": (2, 2, 8)}  # blocks, slots a node, cores a node
+ROUNDS = 7
+TARGETS = {"cpu": (3, 2, 2), "gpu": (2, 2, 4)}  # blocks, slots a node, cores of a node
 SLOTS = sum(blocks * slots for blocks, slots, _ in TARGETS.values())
 
 Run = Callable[[], "Future[Any]"]
@@ -61,11 +63,11 @@ def pause() -> int:
 
 
 @contextlib.contextmanager
-def bare(folder: Path) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
+def bare(folder: Path, address: str) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
     executors = [
         HighThroughputExecutor(
             label=name,
-            address=own_addresses()[-1],
+            address=address,
             encrypted=True,
             max_workers_per_node=slots,
             cores_per_worker=1e-6,
@@ -79,6 +81,7 @@ def bare(folder: Path) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
                 min_blocks=blocks,
                 max_blocks=blocks,
                 cores_per_node=cores,
+                mem_per_node=1,
                 exclusive=False,
                 launcher=SrunLauncher(),
             ),
@@ -101,7 +104,11 @@ def ours(
     folder: Path, site_file: Path, *, parallel: int
 ) -> Iterator[Callable[[Callable[[], int]], Future[Any]]]:
     site = load_site(site_file)
-    with open_pool({name: site.targets[name] for name in TARGETS}, parallel=parallel, folder=folder) as pool:
+    targets = {
+        name: site.targets[name].model_copy(update={"cores": cores, "memory_gb": 1.0})
+        for name, (_, _, cores) in TARGETS.items()
+    }
+    with open_pool(targets, parallel=parallel, folder=folder) as pool:
         yield pool.run
 
 
@@ -135,10 +142,13 @@ def main() -> None:
         print(json.dumps({**figure, "ratio": None, "met": None, "why": "Slurm is not installed"}))
         return
     with tempfile.TemporaryDirectory(prefix="hpcmass-items-") as scratch:
+        known = own_addresses()
         cluster = Cluster.up(Path(scratch) / "slurm", accounting=False)
         os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "PATH")})
         try:
-            rates = measure(Path(scratch), cluster.site_file, items)
+            # That of the cluster's own bridge: Parsl's probe may take another one, which is not there to stay.
+            address = next((one for one in own_addresses() if one not in known), "127.0.0.1")
+            rates = measure(Path(scratch), cluster.site_file, items, address)
         finally:
             cluster.down()
     medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
@@ -148,19 +158,18 @@ def main() -> None:
     )
 
 
-def measure(scratch: Path, site_file: Path, items: int) -> dict[str, list[float]]:
-    """Items a second of every round; the two cannot hold the same nodes at once, so each opens its own."""
+def measure(scratch: Path, site_file: Path, items: int, address: str) -> dict[str, list[float]]:
+    """Items a second of every round, in turns: what else the machine does meets both."""
     rates: dict[str, list[float]] = {"bare": [], "hpcmass": []}
-    for number in range(ROUNDS):
-        with bare(scratch / f"bare-{number}") as submit:
+    with bare(scratch / "bare", address) as one, ours(scratch / "ours", site_file, parallel=SLOTS) as other:
+        for submit in (one, other):
             fill(submit, targets_seen=120)
-            rates["bare"].append(rate(submit, items))
-        with ours(scratch / f"ours-{number}", site_file, parallel=SLOTS) as submit:
-            fill(submit, targets_seen=120)
-            rates["hpcmass"].append(rate(submit, items))
-        print(
-            f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
-        )
+            rate(submit, 100)
+        for number in range(ROUNDS):
+            for name, submit in (("bare", one), ("hpcmass", other))[:: 1 if number % 2 else -1]:
+                rates[name].append(rate(submit, items))
+            shown = ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
+            print(f"round {number + 1}: {shown}", flush=True)
     return rates
 
 

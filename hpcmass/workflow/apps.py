@@ -30,14 +30,14 @@ def shard(
     """Cut files into shards, unless `out` is there; gives the dataset's folder.
 
     Args:
-        inputs: As for `hpcmass shard`.
+        inputs: As for `hpcmass shard`, relative to the project's folder.
         out: The dataset's folder, relative to the project's.
         project: The project's folder.
         executor: Which executor runs it.
         options: As for `hpcmass.workflow.api.shard`: `shards`, `splits`, `strategy`, `by`, `seed`, ….
     """
     words = [_text(one) for one in inputs]
-    return _call("shard_step", executor, _text(project), words, _text(out), dict(options))
+    return _call("shard_step", executor, _root(project), words, _text(out), dict(options))
 
 
 def train(
@@ -62,12 +62,12 @@ def train(
         after: Futures to wait for first (of `shard`, say).
     """
     file = str(Path(job).absolute())
-    return _call("train_step", executor, _text(project), file, run, ranks, list(sets), list(after))
+    return _call("train_step", executor, _root(project), file, run, ranks, list(sets), *after)
 
 
 def evaluate(run: Given, dataset: Given, *, project: PathLike, executor: str) -> Future[str]:
     """Evaluate a run's model on a dataset; gives the file with the evaluation, in the run's folder."""
-    return _call("evaluate_step", executor, _text(project), _given(run), _given(dataset))
+    return _call("evaluate_step", executor, _root(project), _given(run), _given(dataset))
 
 
 def register(
@@ -83,7 +83,7 @@ def register(
         evaluation: What `evaluate` gave: its metrics go into the version.
     """
     file = None if evaluation is None else _given(evaluation)
-    return _call("register_step", executor, _text(project), _given(run), name, file)
+    return _call("register_step", executor, _root(project), _given(run), name, file)
 
 
 def _call(step: str, executor: str, *args: Any) -> Future[str]:
@@ -92,6 +92,11 @@ def _call(step: str, executor: str, *args: Any) -> Future[str]:
     function = getattr(steps, step)
     future: Future[str] = parsl.python_app(function, executors=[executor], cache=False)(*args)
     return future
+
+
+def _root(project: PathLike) -> str:
+    """Absolute: a worker's folder is not the script's."""
+    return os.path.abspath(project)
 
 
 def _text(path: PathLike) -> str:

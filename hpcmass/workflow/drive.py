@@ -1,8 +1,8 @@
 """A driver as a Slurm job of its own: for sites whose login nodes end long processes.
 
-`FOLDER/driver/` holds `driver.json` (the command that is the driver), its batch script, its output, and
-`hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and goes
-on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
+`FOLDER/driver/` holds `driver.json` (the command that is the driver), the site, its batch script, its output,
+and `hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and
+goes on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
 folders, so nothing but time is lost.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hpcmass.config import Job, Layout, Project, Site, Target, parse_duration
+from hpcmass.config import Job, Layout, Project, Site, Target, parse_duration, site_to_toml
 from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound
-from hpcmass.files import Lease, append_record, make_dir, read_json, read_records, replace_json
+from hpcmass.files import Lease, append_record, make_dir, read_json, read_records, replace, replace_json
 from hpcmass.launch import hpcmass_command
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.script import ScriptSpec, render_script
@@ -46,12 +46,14 @@ class DriverFile:
         requeue: Whether the job goes on by requeue; else by a successor.
         leases: Leases (paths without suffix) that the driver takes: of a driver that is gone with its node they
             are held for a while.
+        target: Where its job runs; None: the site's default.
     """
 
     command: tuple[str, ...]
     cwd: str
     requeue: bool
     leases: tuple[str, ...] = ()
+    target: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> DriverFile:
@@ -63,7 +65,8 @@ class DriverFile:
         file = driver_folder(folder) / "driver.json"
         raw = read_json(file)
         try:
-            return cls(tuple(raw["command"]), raw["cwd"], bool(raw["requeue"]), tuple(raw["leases"]))
+            leases, target = tuple(raw["leases"]), raw.get("target")
+            return cls(tuple(raw["command"]), raw["cwd"], bool(raw["requeue"]), leases, target)
         except (KeyError, TypeError) as error:
             raise CorruptError(f"is not a driver's record ({error})", where=file) from error
 
@@ -73,6 +76,47 @@ def driver_folder(folder: Path) -> Path:
     return folder / "driver"
 
 
+def note_driver(
+    folder: Path,
+    command: Sequence[str],
+    *,
+    site: Site,
+    target: str | None = None,
+    leases: Sequence[Path] = (),
+    cwd: Path | None = None,
+) -> Path:
+    """Write down what a folder's driver is, so that `hpcmass workflow resume FOLDER` goes on with it.
+
+    Args:
+        folder: What it works in (a study's folder, a project's), on a file system that the nodes see.
+        command: The driver: a command that goes on with what its folders say when it is started again, ends in
+            order at SIGTERM, and ends with 0 when everything is done.
+        site: The site.
+        target: Where it runs when it is a job, on one core; default: the site's own.
+        leases: See `DriverFile`.
+        cwd: Its working folder; default: this process's.
+
+    Returns:
+        The folder of what is the driver's own.
+
+    Raises:
+        ConfigError: The site has no such target.
+    """
+    chosen = named_target(target or site.default_target, site, "--driver-target")
+    place = make_dir(driver_folder(folder.absolute()))
+    record = {
+        "format": 1,
+        "command": list(command),
+        "cwd": str((cwd or Path.cwd()).absolute()),
+        "requeue": chosen.requeue,
+        "leases": [str(path.absolute()) for path in leases],
+        "target": target,
+    }
+    replace(place / "site.toml", site_to_toml(site))
+    replace_json(place / "driver.json", record)
+    return place
+
+
 def submit_driver(
     folder: Path,
     command: Sequence[str],
@@ -80,21 +124,20 @@ def submit_driver(
     site: Site,
     target: str | None = None,
     leases: Sequence[Path] = (),
-    name: str = "driver",
+    name: str = "hpcmass-driver",
     cwd: Path | None = None,
     slurm: Slurm | None = None,
 ) -> str:
     """Submit a command as a driver; gives the job's id.
 
     Args:
-        folder: What it works in (a study's folder, a project's), on a file system that the nodes see.
-        command: The driver: a command that goes on with what its folders say when it is started again, ends in
-            order at SIGTERM, and ends with 0 when everything is done.
+        folder: As for `note_driver`, and so are the next ones.
+        command: The driver.
         site: The site.
-        target: Where it runs, on one core; default: the site's own.
-        leases: See `DriverFile`.
+        target: Where the job runs.
+        leases: Those that the driver takes.
         name: The job's name.
-        cwd: Its working folder; default: this process's.
+        cwd: The driver's working folder.
         slurm: The way to Slurm.
 
     Raises:
@@ -109,15 +152,7 @@ def submit_driver(
             where="--driver",
             hint="leave --driver job out, or name a target with --driver-target",
         )
-    place = make_dir(driver_folder(folder.absolute()))
-    record = {
-        "format": 1,
-        "command": list(command),
-        "cwd": str((cwd or Path.cwd()).absolute()),
-        "requeue": chosen.requeue,
-        "leases": [str(path.absolute()) for path in leases],
-    }
-    replace_json(place / "driver.json", record)
+    place = note_driver(folder, command, site=site, target=target, leases=leases, cwd=cwd)
     comment = f"hpcmass:{uuid.uuid4().hex}"
     text = _script(folder.absolute(), chosen, name, comment)
     number = 1 + sum(1 for file in place.glob("job-*.sbatch"))

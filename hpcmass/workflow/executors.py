@@ -6,10 +6,7 @@ pilot needs to know lies in a file beside Parsl's logs.
 
 from __future__ import annotations
 
-import fcntl
 import shlex
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +18,7 @@ from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 
 from hpcmass.errors import LaunchError, SlurmError
 from hpcmass.files import replace_json
+from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks import BlockProvider
 
@@ -30,7 +28,6 @@ LOST_AFTER_S = 60
 _BROKEN_AFTER = 3
 # After Slurm did not answer a submission, wait this long before the next one.
 _HOLD_S = 15.0
-_SIOCGIFADDR = 0x8915
 # Not by its path, which would put this folder in front of the standard library.
 _PILOT = [
     sys.executable,
@@ -190,21 +187,3 @@ def _judge_blocks(executor: Any, status: dict[str, JobStatus]) -> None:
             hint="its setup, modules or Python may be missing on the nodes; the folder has scripts and outputs",
         )
     )
-
-
-def own_addresses() -> list[str]:
-    """This machine's IPv4 addresses but the loopback's.
-
-    Parsl's own look-up asks a server on the internet as well.
-    """
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                packed = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # It has none.
-            address = socket.inet_ntoa(packed[20:24])
-            if not address.startswith("127."):
-                found.append(address)
-    return found or ["127.0.0.1"]

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from hpcmass.launch.scrub import scrubbed
+from hpcmass.workflow.addresses import best_addresses, own_interfaces
 
 TAG = "HPCMASS_BLOCK"
 BEGAN = "HPCMASS_BLOCK_BEGAN"
@@ -109,9 +110,17 @@ def pool_environment(
     }
 
 
+def _usable(addresses: list[str]) -> list[str]:
+    try:
+        return best_addresses(addresses, own_interfaces())
+    except (OSError, ValueError):  # A name, say, that the user gave.
+        return addresses
+
+
 def main(spec_file: str, block: str) -> int:
     """Run the pool, pass on a TERM, and end what is left of it."""
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    spec["addresses"] = _usable(spec["addresses"])
     now = time.time()
     node = os.environ.get("SLURM_NODEID", "0")
     tag = f"{spec['driver']}-{spec['label']}-{block}-{node}"

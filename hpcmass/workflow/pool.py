@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import shutil
+import statistics
 import sysconfig
 import tempfile
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -33,12 +34,15 @@ from hpcmass.workflow.blocks import POLL_S, BlockBook
 from hpcmass.workflow.blocks_left import end_blocks, past_drivers
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 from hpcmass.workflow.parsl_site import LABEL, config_of, local_executor, shell_safe, slurm_executor
+from hpcmass.workflow.timed import timed
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
 
 GRACE_S = 15.0
-# How often it is asked which workers are there, and how far ahead items are bound to them, in seconds of work.
+# How often it is asked which workers are there, and how far ahead items are bound to them, in seconds of work:
+# a worker that waits for the way to the driver and back does nothing, and an item that waits behind a long one
+# might have begun elsewhere.
 _LOOK_S = 1.0
-_AHEAD_S = 0.5
+_AHEAD_S = 1.0
 _BLOCKS_END_S = 90.0
 
 
@@ -56,15 +60,16 @@ class Lane:
     """One executor: what is bound to it, and whether it can be used.
 
     Attributes:
-        room: Slots of the workers that are there; None where an executor starts all its workers at once.
-        ended: Times at which its latest items ended, by which it is known how far ahead to bind.
+        room: Slots of the workers that are there; None where it is the only executor.
+        took: Seconds that its latest items took on their workers, and their median: a single one may stall.
     """
 
     label: str
     executor: Any
     bound: set[_Item] = field(default_factory=set)
     room: int | None = None
-    ended: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    usual_s: float = float("inf")
     broken: LaunchError | None = None
 
     def free(self) -> float:
@@ -73,9 +78,16 @@ class Lane:
             return 0
         if self.room is None:
             return float("inf")
-        since = time.monotonic() - 1.0
-        ahead = sum(1 for moment in self.ended if moment > since) * _AHEAD_S
-        return self.room + ahead - len(self.bound) if self.room else 0
+        return self.room * (1 + _AHEAD_S / self.usual_s) - len(self.bound)
+
+    def note(self, seconds: float) -> None:
+        """Learn from an item that has ended."""
+        self.took.append(seconds)
+        self.usual_s = max(1e-4, statistics.median(self.took))
+
+    def load(self) -> float:
+        """Items a slot."""
+        return len(self.bound) / (self.room or 1)
 
 
 class Pool:
@@ -95,6 +107,7 @@ class Pool:
         self._queue: deque[_Item] = deque()
         self._book = book
         self._closed = False
+        self._apps: dict[tuple[Any, str], Callable[..., Future[Any]]] = {}
         self.tag = tag
         self.broken: LaunchError | None = None
         self.lanes = {
@@ -102,10 +115,12 @@ class Pool:
             for label, executor in kernel.executors.items()
             if not label.startswith("_")
         }
-        blocks = [lane for lane in self.lanes.values() if isinstance(lane.executor, BlockExecutor)]
-        for lane in blocks:
-            lane.executor.demand = lambda lane=lane: len(lane.bound) + len(self._queue)
-            lane.room = 0 if len(self.lanes) > 1 else None  # A single one may queue its items itself.
+        for lane in self.lanes.values():
+            in_blocks = isinstance(lane.executor, BlockExecutor)
+            if in_blocks:
+                lane.executor.demand = lambda lane=lane: len(lane.bound) + len(self._queue)
+            if len(self.lanes) > 1:  # A single one may queue its items itself.
+                lane.room = 0 if in_blocks else int(lane.executor.max_workers_per_node)
 
     # -- items ----------------------------------------------------------------------------------------
     def run(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
@@ -124,18 +139,29 @@ class Pool:
         return item.future
 
     def _bind(self) -> None:
-        """Hand waiting items to executors with room, the roomiest first."""
+        """Hand waiting items to executors with room, the least loaded first."""
         while True:
             with self._lock:
-                lane = max(self.lanes.values(), key=Lane.free, default=None)
-                if self._closed or not self._queue or lane is None or lane.free() < 1:
+                if self._closed or not self._queue:
+                    return
+                lane = min((one for one in self.lanes.values() if one.free() >= 1), key=Lane.load, default=None)
+                if lane is None:
                     return
                 item = self._queue.popleft()
                 lane.bound.add(item)
-            app = parsl.python_app(
-                item.function, data_flow_kernel=self._kernel, executors=[lane.label], cache=False
+            app = self._app(item.function, lane.label)
+            app(*item.args).add_done_callback(functools.partial(self._done, item, lane))
+
+    def _app(self, function: Callable[..., Any], label: str) -> Callable[..., Future[Any]]:
+        """The app of a function on an executor; one for all its items, whose text Parsl then makes once."""
+        key = (function, label)
+        if key not in self._apps:
+            call = functools.partial(timed, function)
+            call.__name__ = getattr(function, "__name__", "item")  # type: ignore[attr-defined]
+            self._apps[key] = parsl.python_app(
+                call, data_flow_kernel=self._kernel, executors=[label], cache=False
             )
-            app(*item.args).add_done_callback(lambda done, i=item, on=lane: self._done(i, on, done))
+        return self._apps[key]
 
     def _done(self, item: _Item, lane: Lane, done: Future[Any]) -> None:
         error = done.exception()
@@ -143,14 +169,16 @@ class Pool:
             if item not in lane.bound:
                 return  # Taken from this executor meanwhile.
             lane.bound.discard(item)
-            lane.ended.append(time.monotonic())
             reason = self._bad(lane, error)
+            if error is None:
+                seconds, result = done.result()
+                lane.note(seconds)
         if reason is not None:
             with self._lock:
                 self._queue.appendleft(item)
             self._give_up(lane, reason)
         elif error is None:
-            item.future.set_result(done.result())
+            item.future.set_result(result)
         elif isinstance(error, ManagerLost):
             lost = BlockLost(
                 f"the workers on {error.hostname} (target '{lane.label}') are gone", transient=True
@@ -201,7 +229,7 @@ class Pool:
         """Learn which workers are there, as long as it matters; in a thread of its own, for it may block."""
         while not closing.wait(_LOOK_S):
             for lane in self.lanes.values():
-                if lane.room is not None and lane.broken is None:
+                if lane.room is not None and lane.broken is None and isinstance(lane.executor, BlockExecutor):
                     lane.room = lane.executor.room()
                 known = getattr(lane.executor, "executor_exception", None)
                 if known is not None and lane.broken is None:

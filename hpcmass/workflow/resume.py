@@ -16,7 +16,7 @@ def resume_folder(folder: Path, *, as_job: bool) -> str:
     """Go on in this process's place, or as a Slurm job, whose id it gives.
 
     Args:
-        folder: A study's folder, or one whose driver was submitted before (`driver/driver.json`).
+        folder: A study's folder, or one whose driver is written down (`driver/driver.json`).
         as_job: Submit it.
 
     Raises:
@@ -28,9 +28,10 @@ def resume_folder(folder: Path, *, as_job: bool) -> str:
         if not as_job:
             run_here(folder)
         file = DriverFile.read(folder)
-        site = load_site(folder / "site.toml" if (folder / "site.toml").is_file() else None)
-        leases = [Path(one) for one in file.leases]
-        return submit_driver(folder, file.command, site=site, leases=leases, cwd=Path(file.cwd))
+        site, leases = load_site(driver_folder(folder) / "site.toml"), [Path(one) for one in file.leases]
+        return submit_driver(
+            folder, file.command, site=site, target=file.target, leases=leases, cwd=Path(file.cwd)
+        )
     if not (folder / "job.toml").is_file():
         raise NotFound(
             "there is nothing here to go on with",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpcmass import config
-from hpcmass.config import Resources, load_site
+from hpcmass.config import Resources, Target, load_site, site_to_toml
 from hpcmass.errors import ConfigError
+from hpcmass.files import make_dir, replace
 
 if TYPE_CHECKING:
     from parsl.config import Config
+    from parsl.executors import HighThroughputExecutor
 
 
 class Site(config.Site):
@@ -26,7 +28,7 @@ class Site(config.Site):
             NotFound: The file does not exist.
             ConfigError: It is wrong.
         """
-        return cls.model_validate(load_site(file).model_dump())
+        return cls(**dict(load_site(file)))
 
     def parsl_config(
         self,
@@ -61,33 +63,62 @@ class Site(config.Site):
         """
         from hpcmass.workflow import parsl_site
         from hpcmass.workflow.blocks import BlockBook
-        from hpcmass.workflow.pool import GRACE_S, slurm_environment, worker_environment
+        from hpcmass.workflow.pool import GRACE_S, slurm_environment
         from hpcmass.workflow.watchdog import Watchdog
 
         run_dir, driver = Path(run_dir).absolute(), uuid.uuid4().hex
+        chosen = {name: self._named(name) for name in (self.targets if targets is None else targets)}
+        replace(make_dir(run_dir) / "site.toml", site_to_toml(self))
+        # An app trains on the target of its executor, as this site describes it.
+        known = {"HPCMASS_SITE": str(run_dir / "site.toml")}
         book = BlockBook(run_dir, driver, poll_s=poll_s)
+        kinds = {target.kind for target in chosen.values()}
         # It waits beside this process; that it has nothing left to do, it sees itself.
-        dog = Watchdog(driver, grace_s=GRACE_S, journal=book.journal)
+        dog = Watchdog(driver, grace_s=GRACE_S, journal=book.journal if "slurm" in kinds else None)
         book.on_first = dog.start
-        executors = []
-        for name in list(self.targets) if targets is None else targets:
-            if name not in self.targets:
-                known = ", ".join(sorted(self.targets))
-                raise ConfigError(f"site '{self.name}' has no target '{name}'", hint=f"its targets: {known}")
-            target = self.targets[name]
+        if "local" in kinds:
+            dog.start()
+        executors: list[HighThroughputExecutor] = []
+        for name, target in chosen.items():
             if target.kind == "local":
-                environment = worker_environment(target, parallel or 1, None, driver)
-                executors.append(
-                    parsl_site.local_executor(
-                        label=name, parallel=parallel or 1, environment=environment, encrypted=encrypted
-                    )
-                )
+                executors.append(_local(name, target, run_dir, driver, known, parallel or 1, encrypted))
                 continue
-            for shape in parsl_site.both_shapes(target, name, item or Resources(), nodes, parallel):
-                executors.append(
-                    parsl_site.slurm_executor(
-                        shape, target, book=book, run_dir=run_dir, environment=slurm_environment(target),
-                        grace_s=GRACE_S, encrypted=encrypted,
-                    )
-                )  # fmt: skip
+            executors += [
+                parsl_site.slurm_executor(
+                    shape, target, book=book, run_dir=run_dir,
+                    environment={**slurm_environment(target), **known}, grace_s=GRACE_S, encrypted=encrypted,
+                )
+                for shape in parsl_site.both_shapes(target, name, item or Resources(), nodes, parallel)
+            ]  # fmt: skip
         return parsl_site.config_of(executors, run_dir, retries=retries)
+
+    def _named(self, name: str) -> Target:
+        if name not in self.targets:
+            known = ", ".join(sorted(self.targets))
+            raise ConfigError(f"site '{self.name}' has no target '{name}'", hint=f"its targets: {known}")
+        return self.targets[name]
+
+
+def _local(
+    name: str,
+    target: Target,
+    run_dir: Path,
+    driver: str,
+    site: Mapping[str, str],
+    parallel: int,
+    encrypted: bool,
+) -> HighThroughputExecutor:
+    """Workers on this machine, under Parsl's own provider."""
+    from hpcmass.workflow import parsl_site, pilot
+    from hpcmass.workflow.pool import worker_environment
+
+    if not parsl_site.shell_safe(run_dir):
+        raise ConfigError(
+            "Parsl hands this path to a shell, where it is more than one word",
+            where=run_dir,
+            hint="letters, digits and _@%+=:,./- only; or leave local targets out",
+        )
+    environment = {**worker_environment(target, parallel, None, driver), **site, pilot.TARGET: name}
+    return parsl_site.local_executor(
+        label=name, parallel=parallel, environment=environment, encrypted=encrypted
+    )

@@ -1,4 +1,8 @@
-"""What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done."""
+"""What the apps of `hpcmass.workflow.apps` do on a worker; each finds what an earlier call of it has done.
+
+No parameter may be called `inputs`, `outputs`, `stdout`, `stderr` or `walltime`: Parsl takes these for its own.
+Futures stand by themselves among the arguments: Parsl does not look for them in lists.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from hpcmass.runs import RunFolder, State
 _LEASE_S = 150.0
 
 
-def shard_step(project_root: str, inputs: list[str], out: str, options: dict[str, Any]) -> str:
+def shard_step(project_root: str, files: list[str], out: str, options: dict[str, Any]) -> str:
     """Cut files into shards, unless they are there."""
     from hpcmass.workflow.sharding import datasets_below, shard
 
     project = Project(Path(project_root))
     folder = project.data_path(out)
     if not folder.exists():
-        words = [one if "=" in one else str(project.root / one) for one in inputs]
+        words = [one if "=" in one else str(project.root / one) for one in files]
         with contextlib.suppress(AlreadyExists):  # By an attempt whose worker was lost after it was done.
             shard(words, folder, **options)
     datasets_below(folder)
@@ -30,14 +34,18 @@ def shard_step(project_root: str, inputs: list[str], out: str, options: dict[str
 
 
 def train_step(
-    project_root: str, job: str, run_name: str, ranks: int | None, sets: list[str], _after: list[Any]
+    project_root: str, job: str, run_name: str, ranks: int | None, sets: list[str], *_after: Any
 ) -> str:
     """Train, or go on; the slot is noted in the run's folder, and left in time before its block ends."""
-    from hpcmass.config import as_job
+    from hpcmass.config import as_job, job_with
+    from hpcmass.workflow import pilot
     from hpcmass.workflow.slots import Ending, Slot
     from hpcmass.workflow.training import train
 
     project = Project(Path(project_root))
+    asked = as_job(job, sets)
+    if here := os.environ.get(pilot.TARGET):  # The executor's target, of the site in HPCMASS_SITE.
+        asked = job_with(asked, {"resources.target": here})
     run = RunFolder(project.run_path(run_name))
     attempt = run.status().attempt + 1 if run.exists() else 1
     ending = Ending.of_this_block()
@@ -45,7 +53,7 @@ def train_step(
     while True:
         try:
             with Slot.here().held(run, attempt), ending:
-                _, status = train(as_job(job, sets), project, run_name=run_name, ranks=ranks, console=False)
+                _, status = train(asked, project, run_name=run_name, ranks=ranks, console=False)
             break
         except LeaseHeld:
             if time.monotonic() > until:

@@ -110,7 +110,7 @@ class Driver:
             self.process.kill()
             raise AssertionError(f"the driver did not end:\n{self.output}") from None
 
-    def until(self, condition: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.output
@@ -118,10 +118,10 @@ class Driver:
             time.sleep(0.1)
 
 
-def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+def until(condition: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, what if isinstance(what, str) else what()
         time.sleep(0.2)
 
 
@@ -153,21 +153,90 @@ def slots(study: Path) -> list[dict]:
     return found
 
 
-def check_slots(study: Path, cluster) -> None:
-    """Run folders, the ranks' own logs and Slurm agree, and no slot was ever given twice at one time."""
+def check_given(study: Path, cluster) -> None:
+    """No slot and no GPU was ever given twice at one time, and Slurm gave that job that node meanwhile."""
     held = slots(study)
-    last = max(record["end"] for record in places(study))
     by_slot: dict[tuple, list] = {}
     for each in held:
-        by_slot.setdefault((each["host"], each["slot"]), []).append((each["time"], each["end"] or last, each))
+        end = each["end"]
+        if end is None:  # A lost worker's ended with its block at the latest; sacct tells whole seconds.
+            job_end = accounted(cluster, each["job_id"])["End"] if cluster.has_accounting else 0.0
+            end = max(each["time"], job_end - 1)
+        span = (each["time"], end, each)
+        by_slot.setdefault((each["host"], each["slot"]), []).append(span)
         if each["gpus"]:
-            by_slot.setdefault((each["host"], "gpu", each["gpus"]), []).append(
-                (each["time"], each["end"] or last, each)
-            )
+            by_slot.setdefault((each["host"], "gpu", each["gpus"]), []).append(span)
     for key, spans in by_slot.items():
         spans.sort(key=lambda span: span[0])
         for one, other in itertools.pairwise(spans):
             assert one[1] <= other[0] + 0.01, (key, one, other)
+    if not cluster.has_accounting:
+        return
+    for job_id in {each["job_id"] for each in held}:
+        mine = [each for each in held if each["job_id"] == job_id]
+        job = accounted(cluster, job_id)
+        assert {each["host"] for each in mine} == {job["NodeList"]}, (job, mine)
+        assert min(each["time"] for each in mine) >= job["Start"] - 1, (job, mine)
+        assert max(each["end"] or 0 for each in mine) <= job["End"] + 1, (job, mine)
+        if any(each["gpus"] for each in mine):
+            assert "gres/gpu=2" in job["AllocTRES"], job
+
+
+def accounted(cluster, job_id: str) -> dict:
+    """What sacct says of a job that has ended; it lags."""
+    fields = ("NodeList", "AllocTRES", "Start", "End")
+    words = ("env", "SLURM_TIME_FORMAT=%s", "sacct", "-j", job_id, "-X", "-n", "-P", "-o", ",".join(fields))
+    found: dict = {}
+
+    def known() -> bool:
+        values = cluster.run(*words).stdout.strip().split("|")
+        found.update(zip(fields, values, strict=False))
+        return len(values) == len(fields) and values[2].isdigit() and values[3].isdigit()
+
+    until(known, 60, lambda: f"sacct does not know the job: {found}")
+    return {**found, "Start": float(found["Start"]), "End": float(found["End"])}
+
+
+def check_overlap(study: Path, cluster) -> None:
+    """CPU and GPU nodes were at work at one time, as the workers say and as Slurm does."""
+    held = [each for each in slots(study) if each["end"]]
+    cpu = [each for each in held if each["target"] == "cpu"]
+    gpu = [each for each in held if each["target"] == "gpu"]
+    pairs = [(c, g) for c in cpu for g in gpu if c["time"] < g["end"] and g["time"] < c["end"]]
+    assert pairs, held
+    assert {each["host"][:2] for each in cpu} == {"cn"}
+    assert {each["host"][:2] for each in gpu} == {"gn"}
+    assert all(each["gpus"] in ("0", "1") for each in gpu), gpu
+    if cluster.has_accounting:
+        one, other = (accounted(cluster, each["job_id"]) for each in pairs[0])
+        assert one["Start"] <= other["End"]
+        assert other["Start"] <= one["End"]
+
+
+def tagged_processes(folder: Path) -> list[tuple[int, str]]:
+    """Live processes of the drivers that wrote a `blocks.jsonl` below a folder: interchanges, pilots, workers, ranks.
+
+    Told by the tag in their environment, on this machine and in the nodes' namespaces; watchdogs have none.
+    """
+    drivers = {record["driver"] for file in folder.rglob("blocks.jsonl") for record in read_records(file)}
+    tags = [f"{name}={driver}".encode() for name in ("HPCMASS_DRIVER", "HPCMASS_BLOCK") for driver in drivers]
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            environment = Path(f"/proc/{entry}/environ").read_bytes() if entry.isdigit() else b""
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ") if environment else b""
+        except OSError:
+            continue
+        if command and any(tag in environment for tag in tags):
+            found.append((int(entry), command.decode(errors="replace")))
+    return found
+
+
+def check_slots(study: Path, cluster) -> None:
+    """Run folders, the ranks' own logs and Slurm agree, and no slot was ever given twice at one time."""
+    check_given(study, cluster)
+    held = slots(study)
+    last = max(record["end"] for record in places(study))
     for record in places(study):  # The rank says the same place as the worker that ran it.
         ran = [
             s
@@ -177,15 +246,6 @@ def check_slots(study: Path, cluster) -> None:
             and (s["end"] or last) >= record["end"] - 0.01
         ]
         assert {(s["host"], s["gpus"]) for s in ran} == {(record["host"], record["gpus"])}, (record, ran)
-    for job_id in {s["job_id"] for s in held}:  # Slurm gave that job that node.
-        nodes = {s["host"] for s in held if s["job_id"] == job_id}
-        if cluster.has_accounting:
-            words = ("sacct", "-j", job_id, "-X", "-n", "-P", "-o", "NodeList,AllocTRES")
-            until(lambda w=words: cluster.run(*w).stdout.strip(), 30, "sacct knows the job")  # It lags.
-            line = cluster.run(*words).stdout
-            assert nodes == {line.split("|")[0]}, (job_id, line)
-            if any(s["gpus"] for s in held if s["job_id"] == job_id):
-                assert "gres/gpu=2" in line, line
 
 
 def site_of(cluster, project: Path, **keys: object) -> str:

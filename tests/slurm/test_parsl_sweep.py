@@ -16,11 +16,11 @@ pytestmark = pytest.mark.slurm
 
 def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project):
     site = site_of(cluster, project)
-    job = write_job(project, trials=14, parallel=10, targets=["cpu", "gpu"], meet=True)
+    job = write_job(project, trials=10, parallel=10, targets=["cpu", "gpu"], meet=True)
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(200) == 0, driver.output
+    assert driver.wait(280) == 0, driver.output
     study = project / "studies" / "where"
-    assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 14, driver.output
+    assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 10, driver.output
     held = slots(study)
     assert {each["target"] for each in held} == {"cpu", "gpu"}
     for each in held:
@@ -28,6 +28,6 @@ def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project
             each["target"] == "gpu"
         ]
     assert {s["gpus"] for s in held if s["target"] == "gpu"} <= {"0", "1"}
-    assert len(places(study)) == 14 * 3
+    assert len(places(study)) == 10 * 3
     check_slots(study, cluster)
     assert blocks(cluster) == []

@@ -26,8 +26,11 @@ class Marked:
     def note(self, pid):
         """Remember the children that a driver has now."""
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                self.children[int(child)] = process_start(int(child))
+            try:
+                children = (task / "children").read_text().split()
+            except OSError:
+                continue  # A thread that ended meanwhile.
+            self.children.update((int(child), process_start(int(child))) for child in children)
 
     def env(self, **more):
         root = Path(__file__).parents[3]
@@ -47,7 +50,8 @@ class Marked:
         children = [c for c, start in self.children.items() if start and process_start(c) == start]
         return found + [(str(child), "a child") for child in children]
 
-    def gone(self, within_s):
+    def gone(self, within_s=120):
+        """What is left once nothing is, or after `within_s`: on a busy machine an orderly end takes its time."""
         until = time.monotonic() + within_s
         while time.monotonic() < until and self.alive():
             time.sleep(0.1)
