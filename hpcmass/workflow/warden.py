@@ -261,7 +261,7 @@ class Warden:
                 self._on_term(self.fate)
             return
         if self.signal_s is not None and not self.asked:
-            # It may have been changed, and the signal be Slurm's warning of the new one; but a stop is in a hurry.
+            # It may have been changed, and this be Slurm's warning of the new one; but a stop is in a hurry.
             self.read_limit(Slurm(self.eyes.slurm.env, timeout_s=_GLANCE_S, patience_s=0.0))
         if is_early_warning(time.time(), self.times, self.signal_s) and not preempted_soon(self.eyes.shown()):
             say("SIGUSR1 is Slurm's warning of the time limit; there is time left")
