@@ -37,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _READ_EVERY_S, _READ_UNKNOWN_S, _READ_BEFORE_STOP_S = 300.0, 20.0, 60.0
 _PACE_EVERY_S = 15.0
 _SAID_BYTES = 1 << 16
+_GLANCE_S = 2.0
 _START_S = 60.0  # how long a node may take to start a process
 
 
@@ -230,10 +231,10 @@ class Warden:
         newest = self._newest or NewestCommit(0)
         return times(self.began, self.limit, checkpoint_s=newest.checkpoint_s, step_s=newest.step_s)
 
-    def read_limit(self) -> None:
+    def read_limit(self, slurm: Slurm | None = None) -> None:
         """Ask Slurm for the time left; what was known stays where it does not say."""
         self._read = time.time()
-        left = self.eyes.slurm.time_left_s(self.eyes.place.job_id)
+        left = (slurm or self.eyes.slurm).time_left_s(self.eyes.place.job_id)
         if left is not None:
             self.limit = time.time() + left
         elif self.limit is None:
@@ -260,7 +261,8 @@ class Warden:
                 self._on_term(self.fate)
             return
         if self.signal_s is not None and not self.asked:
-            self.read_limit()  # it may have been changed, and the signal be Slurm's warning of the new one
+            # It may have been changed, and this be Slurm's warning of the new one; but a stop is in a hurry.
+            self.read_limit(Slurm(self.eyes.slurm.env, timeout_s=_GLANCE_S, patience_s=0.0))
         if is_early_warning(time.time(), self.times, self.signal_s) and not preempted_soon(self.eyes.shown()):
             say("SIGUSR1 is Slurm's warning of the time limit; there is time left")
         else:

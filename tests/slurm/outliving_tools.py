@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -135,7 +136,7 @@ class Bench:
             )
             train(file, self.project, console=False)
             # The recipe that ran lies in the project, and so does what it wrote.
-            (self.project.root / "seen").rename(run.path / "seen")
+            shutil.move(self.project.root / "seen", run.path / "seen")
         return run
 
     def check_same(self, run: RunFolder, *, ranks: int = 2) -> None:
