@@ -61,7 +61,8 @@ class ScriptSpec:
         comment: What the job carries as its comment.
         cwd: The working folder; default: that of sbatch.
         title: What a person reads in the script's second line.
-        packed: An environment to unpack on each node first; the command's first word is then its Python.
+        packed: An environment to unpack on each node first, whose Python takes the place of the command's.
+        python_word: Which word of the command that is.
     """
 
     name: str
@@ -77,6 +78,7 @@ class ScriptSpec:
     cwd: Path | None = None
     title: str = ""
     packed: PackedEnv | None = None
+    python_word: int = 0
 
 
 def render_script(spec: ScriptSpec) -> str:
@@ -113,7 +115,7 @@ def render_script(spec: ScriptSpec) -> str:
     words = [_word(word) for word in spec.command]
     if spec.packed is not None:
         lines += unpack_lines(spec.packed, spec.target.scratch, nodes=spec.layout.nodes)
-        words[0] = '"$HPCMASS_ENV/bin/python"'
+        words[spec.python_word] = '"$HPCMASS_ENV/bin/python"'
     lines.append(" ".join(["exec", *words]))
     return "\n".join(lines) + "\n"
 

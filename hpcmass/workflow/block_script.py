@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcmass.config import Target
+from hpcmass.launch.packed import PackedEnv
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks_left import comment_of
@@ -13,7 +14,14 @@ from hpcmass.workflow.pilot import BEGAN
 
 
 def render_block(
-    shape: BlockShape, target: Target, *, number: str, command: Sequence[str], out: Path, driver: str
+    shape: BlockShape,
+    target: Target,
+    *,
+    number: str,
+    command: Sequence[str],
+    out: Path,
+    driver: str,
+    packed: PackedEnv | None = None,
 ) -> str:
     """A block's script: one pilot a node, or one for the whole block where items take whole nodes.
 
@@ -24,9 +32,10 @@ def render_block(
         shape: How the block is cut.
         target: What is asked of Slurm.
         number: The block's number, from 0.
-        command: The words of the pilot's command.
+        command: The words of the pilot's command, of which the first is the interpreter.
         out: The folder of Slurm's output file.
         driver: The driver's uuid, which the block carries in its comment.
+        packed: The environment that the block unpacks on its nodes and runs in; None: the driver's own.
 
     Raises:
         ConfigError: A value cannot stand in a script.
@@ -40,15 +49,18 @@ def render_block(
             "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
         }
     )
+    starter = (*srun, "--kill-on-bad-exit=0", "--mpi=none") if several else ()
     return render_script(
         ScriptSpec(
             name=f"hpcmass-{shape.label}-{number}",
             target=asked,
             layout=shape.layout(),
-            command=(*((*srun, "--kill-on-bad-exit=0", "--mpi=none") if several else ()), *command),
+            command=(*starter, *command),
             out=out,
             signal_s=0,
             comment=comment_of(driver),
             title=f"block {number} of target {shape.target}",
+            packed=packed,
+            python_word=len(starter),
         )
     )

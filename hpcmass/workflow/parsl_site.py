@@ -22,6 +22,7 @@ from hpcmass.errors import BlockLost
 from hpcmass.workflow.block_script import render_block
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import BlockBook, BlockProvider, BlockScripts
+from hpcmass.workflow.env_pack import packed_of
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 
 LABEL = "trials"
@@ -146,12 +147,20 @@ def slurm_executor(
         encrypted: Whether what goes over the network is encrypted (CurveZMQ).
         lost_after_s: Seconds of silence after which a node's workers count as lost, and after which these end
             when they do not hear of their driver.
+
+    Raises:
+        NotFound, CorruptError, ConfigError: The target's packed environment is not there, not whole, or holds
+            another version of hpcmass.
     """
     folder = run_dir.absolute() / f"blocks-{book.driver[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
 
+    packed = packed_of(target)
+
     def render(number: str, command: Sequence[str]) -> str:
-        return render_block(shape, target, number=number, command=command, out=folder, driver=book.driver)
+        return render_block(
+            shape, target, number=number, command=command, out=folder, driver=book.driver, packed=packed
+        )
 
     scripts = BlockScripts(render, folder)
     provider = BlockProvider(book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks)

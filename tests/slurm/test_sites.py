@@ -275,6 +275,46 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
     cluster.run("srun", "--nodelist", "cn1,cn2", "--nodes=2", "rm", "-rf", scratch)
 
 
+IN_BLOCKS = """
+import sys
+import parsl
+import hpcmass
+
+@parsl.python_app(executors=["cpu"])
+def where(number):
+    import os, sys, time
+    time.sleep(1)
+    return os.environ.get("SLURMD_NODENAME"), sys.prefix
+
+site = hpcmass.Site.load(sys.argv[1])
+with parsl.load(site.parsl_config(run_dir="parsl", targets=["cpu"], nodes=2, poll_s=2.0)):
+    for node, prefix in [future.result() for future in [where(number) for number in range(12)]]:
+        print("item", node, prefix)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm_env")
+def test_blocks_run_in_the_unpacked_environment(cluster: Cluster, packed_env: Path, tmp_path: Path) -> None:
+    scratch = f"/dev/shm/hpcmass-test-{os.getpid()}-{time.time_ns()}"
+    site = tmp_path / "site.toml"
+    site.write_text(
+        f'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\npartition = "cpu"\ncores = 4\n'
+        f'max_nodes = 3\nenvironment = "{packed_env}"\nscratch = "{scratch}"\n'
+    )
+    (tmp_path / "items.py").write_text(IN_BLOCKS)
+    done = subprocess.run(
+        [sys.executable, "items.py", str(site)], cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    cluster.run("srun", "--partition=cpu", "--nodes=3", "rm", "-rf", scratch)
+    outputs = "".join(file.read_text() for file in tmp_path.rglob("out-*.log"))
+    assert done.returncode == 0, f"{done.stderr}\n{outputs}"
+    items = [line.split() for line in done.stdout.splitlines() if line.startswith("item ")]
+    assert len(items) == 12
+    assert all(prefix.startswith(f"{scratch}/hpcmass-env-") for _, _, prefix in items), items
+    assert len({node for _, node, _ in items}) > 1, items
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("slurm_env")
 def test_a_submitted_run_trains_with_the_unpacked_environment(
