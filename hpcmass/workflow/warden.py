@@ -263,10 +263,11 @@ class Warden:
         if self.signal_s is not None and not self.asked:
             # It may have been changed, and this be Slurm's warning of the new one; but a stop is in a hurry.
             self.read_limit(Slurm(self.eyes.slurm.env, timeout_s=_GLANCE_S, patience_s=0.0))
-        if is_early_warning(time.time(), self.times, self.signal_s) and not preempted_soon(self.eyes.shown()):
+        now, when = time.time(), self.times
+        if is_early_warning(now, when, self.signal_s) and not preempted_soon(self.eyes.shown()):
             say("SIGUSR1 is Slurm's warning of the time limit; there is time left")
         else:
-            self.stop("signal")
+            self.stop("time-limit" if when is not None and now >= when.stop else "signal")
 
     def _look_at_time(self) -> None:
         now, when = time.time(), self.times

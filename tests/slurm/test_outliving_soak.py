@@ -188,7 +188,9 @@ def test_held_between_two_hops_and_released(bench: Bench) -> None:
 
 @pytest.mark.parametrize("held", [False, True])
 def test_cancelled_while_pending_it_never_begins(bench: Bench, held: bool) -> None:
-    blocker = bench.cluster.run("sbatch", "--parsable", "-t", "5", "--wrap", "sleep 300").stdout.strip()
+    blocker = bench.cluster.run(
+        "sbatch", "--parsable", "-t", "5", "-o", "/dev/null", "--wrap", "sleep 300"
+    ).stdout.strip()
     run = bench.submit("run", after=[f"afterany:{blocker}"])
     job_id = job_of(run)
     if held:
