@@ -118,7 +118,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         self._closing.set()
         if self._old:
             signal.set_wakeup_fd(self._old_fd)
@@ -128,6 +128,8 @@ class Watch:
         os.write(self._write, b"\0")
         if self._thread is not None:
             self._thread.join()
+        if self._provisional and error is None:
+            self._forget()  # the step was done, and the end came before the thread looked again
         os.close(self._read)
         os.close(self._write)
 
@@ -201,10 +203,13 @@ class Watch:
             if self._rank == 0:
                 fail_status(self._run, reason)
 
-    def _take_back(self) -> None:
+    def _forget(self) -> None:
         self._provisional = False
         with contextlib.suppress(OSError):
             (self._run.path / "errors" / f"attempt-{self._attempt}-rank-{self._rank}.json").unlink()
+
+    def _take_back(self) -> None:
+        self._forget()
         if self._rank == 0:
             with contextlib.suppress(HpcmassError):
                 self._run.update(state=State.RUNNING, reason=None, ended=None)

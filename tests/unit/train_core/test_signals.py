@@ -1,0 +1,47 @@
+"""What a rank writes down when it is told to stop, and takes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpcmass.config import Site, job_from_values, job_to_toml, site_to_toml
+from hpcmass.runs import RunFolder, State
+from hpcmass.train.signals import Peer, Watch
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    job = job_from_values({"name": "run", "command": ["true"]})
+    run.create(job_to_toml(job), site_to_toml(Site.local()), None)
+    run.update(state=State.RUNNING, attempt=1, step=7)
+    return run
+
+
+def two_ranks() -> list[Peer]:
+    here = Peer.this(0)
+    return [here, replace(here, rank=1)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_feared_is_forgotten_by_a_rank_that_ends_well(run: RunFolder, fails: bool) -> None:
+    with contextlib.suppress(InterruptedError), Watch(run, 1, 1, two_ranks()) as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + 60
+        while not run.errors(1):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        # At once, before the thread can look again.
+        watch.advance(8)
+        if fails:
+            raise InterruptedError("another rank is gone")
+    assert [error.message for error in run.errors(1)] == (
+        ["ended by SIGTERM, probably because another rank died"] if fails else []
+    )
