@@ -8,6 +8,7 @@
 # PYTHON=python3.12        the interpreter (3.10 or newer) to make .venv with
 # TORCH_INDEX=URL          the index to take torch from, such as https://download.pytorch.org/whl/cpu
 # PYTEST_ARGS='-k order'   more arguments for pytest
+# WORKERS=2                processes that share the test files (many tests wait for Slurm); 0: none beside pytest
 # CLUSTER_ARGS='--no-accounting'   options of `hpcmass slurm up` and `down`, such as --folder
 # APT=no                   install no Debian packages, also where root or sudo could (tests then skip)
 SHELL := bash
@@ -15,6 +16,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo install dev test soak lint format bench constraints clean cluster-up cluster-down container
 
+WORKERS ?= 2
 export PYTHON TORCH_INDEX APT
 # Parsl and mpiexec are found on PATH; only what runs inside .venv gets it, not its making.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -33,7 +35,7 @@ demo: install
 	@$(IN_VENV) python workflows/mnist/demo.py demo
 
 test: dev
-	@$(PYTEST) -m "not soak" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not soak" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 soak: dev
 	@$(PYTEST) -m soak --timeout 7200 $(PYTEST_ARGS)

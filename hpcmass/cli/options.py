@@ -33,6 +33,22 @@ def container_option(function: Any) -> Any:
 
 def site_option(function: Any) -> Any:
     """`--site FILE` on a verb."""
-    return click.option("--site", "site_file", metavar="FILE", help="Site file [default: this machine].")(
-        function
-    )
+    return click.option(
+        "--site",
+        "site_file",
+        metavar="FILE",
+        help="Site file [default: HPCMASS_SITE, or 'site' of hpcmass.toml, or this machine].",
+    )(function)
+
+
+def run_option(function: Any) -> Any:
+    """`--run NAME` on a verb that starts a run."""
+    return click.option(
+        "--run", "run_name", metavar="NAME", callback=_named, help="Name of the run [default: the job's name]."
+    )(function)
+
+
+def _named(_context: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not name.strip():
+        raise click.BadParameter("a run needs a name; leave the option out for the job's own")
+    return name

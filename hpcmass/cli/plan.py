@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcmass.cli.options import project_option, set_option, site_option
+from hpcmass.cli.options import project_option, run_option, set_option, site_option
 
 if TYPE_CHECKING:
     from hpcmass.slurm.placement import Candidate, Choice
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long to wait for measurements.",
 )
-@click.option("--run", "run_name", metavar="NAME", help="Name of the run [default: the job's name].")
+@run_option
 @click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
 @set_option
 @project_option

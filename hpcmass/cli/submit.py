@@ -7,7 +7,7 @@ import json
 
 import click
 
-from hpcmass.cli.options import project_option, set_option, site_option
+from hpcmass.cli.options import project_option, run_option, set_option, site_option
 
 
 @click.command("submit")
@@ -25,7 +25,7 @@ from hpcmass.cli.options import project_option, set_option, site_option
 @click.option(
     "--array", metavar="KEY=V1,V2,…", help="One job array: run NAME-0 with the first value of KEY, and so on."
 )
-@click.option("--run", "run_name", metavar="NAME", help="Name of the run [default: the job's name].")
+@run_option
 @click.option("--fresh", is_flag=True, help="Begin anew; a run of that name is kept under another name.")
 @click.option("--dry-run", is_flag=True, help="Print the script, and touch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")

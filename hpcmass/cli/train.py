@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcmass.cli.options import container_option, project_option, set_option, site_option
+from hpcmass.cli.options import container_option, project_option, run_option, set_option, site_option
 
 
 @click.command("train")
@@ -12,7 +12,7 @@ from hpcmass.cli.options import container_option, project_option, set_option, si
 @click.option(
     "--ranks", type=click.IntRange(1), help="Start this many ranks [default: resources.ranks of the job]."
 )
-@click.option("--run", "run_name", metavar="NAME", help="Name of the run [default: the job's name].")
+@run_option
 @click.option(
     "--backend",
     type=click.Choice(["auto", "horovod", "mpi", "torch", "single"]),

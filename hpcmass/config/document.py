@@ -65,7 +65,10 @@ def read_document(file: Path) -> Document:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         match = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = f":{match[1]}" if match else ""
+        number = match[1] if match else None
+        if "end of document" in str(error):
+            number = str(len(text.rstrip().splitlines()))
+        line = f":{number}" if number else ""
         message = re.sub(r"\s*\(at [^)]*\)", "", str(error))
         raise ConfigError(
             f"is not valid TOML: {message}",

@@ -66,7 +66,8 @@ def layout_of(resources: Resources, target: Target, *, name: str = "") -> Layout
         what = f"{resources.ranks} ranks on {nodes} nodes ({per_node} a node)"
         raise _refuse("nodes", what, f"room for {fit} such ranks a node", name)
     if target.max_nodes is not None and nodes > target.max_nodes:
-        raise _refuse("ranks", f"{nodes} nodes", f"at most {target.max_nodes} a job", name)
+        why = f" ({fit} ranks a node: {gpus} GPUs each)" if gpus else f" ({fit} ranks a node)"
+        raise _refuse("ranks", f"{nodes} nodes{why}", f"at most {target.max_nodes} a job", name)
     memory = resources.memory_gb
     if memory is not None and target.memory_gb is not None and memory > target.memory_gb:
         raise _refuse("memory_gb", f"{memory:g} GB a node", f"{target.memory_gb:g} GB a node", name)

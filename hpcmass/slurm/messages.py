@@ -306,7 +306,7 @@ def last_word(stderr: str) -> str:
         for noise in _NOISE:
             if text.lower().startswith(noise):
                 text = text[len(noise) :]
-        if text:
+        if text and not text.startswith("Try "):  # 'Try "sbatch --help" for more information'
             return text
     return ""
 

@@ -40,7 +40,11 @@ _REASONS: dict[str, Plain] = {
         hopeless=True,
     ),
     "JobHeldUser": Plain("it is held by its owner", "let it go with: scontrol release {job}", hopeless=True),
-    "JobHeldAdmin": Plain("it is held by an administrator", _SITE, hopeless=True),
+    "JobHeldAdmin": Plain(
+        "it is held by an administrator",
+        "an administrator can let it go with: scontrol release {job}; ask the site's support why it is held",
+        hopeless=True,
+    ),
     "BeginTime": Plain("its begin time has not come (after a requeue Slurm waits for a while)"),
     "PartitionDown": Plain("its partition is down", "wait, or name another target"),
     "PartitionInactive": Plain("its partition takes no jobs to run now", "wait, or name another target"),

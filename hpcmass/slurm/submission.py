@@ -70,7 +70,7 @@ def _executor(folder: Path, path: Path, words: list[str], slurm: Slurm, comment:
         from submitit.slurm.slurm import SlurmExecutor
     except ImportError as error:
         raise MissingDependency(
-            "submitit is not installed", hint="pip install 'hpcmass[slurm]'", missing=error.name
+            "submitit is not installed", hint="pip install 'submitit>=1.5,<1.6'", missing=error.name
         ) from error
 
     class ScriptExecutor(SlurmExecutor):

@@ -28,6 +28,7 @@ from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow import calibrate
 
 AUTO = "auto"
+_QUEUE_FRESH_S = 3.0
 # Reasons for which a job waits for nodes, and so stands before a new one.
 _WAITS_FOR_NODES = {"None", "Priority", "Resources"}
 
@@ -69,9 +70,13 @@ def choose_target(
     candidates = layouts(job.resources, site)
     work = calibrate.work_of(job, project, run)
     queues = _queues([each for each in candidates if not each.refusal], site, slurm)
+    asked = time.monotonic()
     speeds, notes = _speeds(
         job, project, site, candidates, queues, slurm, measure=measure, wait_s=wait_s, say=say
     )
+    if measure and time.monotonic() - asked > _QUEUE_FRESH_S:
+        # The queue has moved on while the short runs were waited for, and they stood in it themselves.
+        queues = _queues([each for each in candidates if not each.refusal], site, slurm)
     done = []
     for each in candidates:
         price = site.targets[each.target].price_per_node_hour

@@ -105,4 +105,6 @@ def _known(name: str, names: Iterable[str], what: str) -> str:
     like = nearest(name, listed)
     if like:
         return f"did you mean '{like}'?"
-    return f"known: {', '.join(listed[:10])}" if listed else f"there is no {what} yet"
+    if not listed:
+        return f"there is no {what} yet"
+    return f"known: {', '.join(listed[:10])}{', …' * (len(listed) > 10)}"

@@ -18,6 +18,7 @@ from hpcmass.files import Owner, read_last_records
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.judge import Facts, Phase, Verdict, judge
+from hpcmass.slurm.reasons import plain_reason
 from hpcmass.slurm.records import Hop, SubmissionRecord, numbers, read_hops, read_submissions
 from hpcmass.slurm.send import under_way
 
@@ -310,7 +311,9 @@ def view(reading: Reading, answer: Answer, *, last: RunView | None = None) -> Ru
     working = at_work and status.state is State.RUNNING and not starting
     if working and reading.steps_per_s and status.total_steps > status.step:
         left = (status.total_steps - status.step) / reading.steps_per_s
-    expected = job.started if job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED) else None
+    waits = job is not None and verdict.phase in (Phase.QUEUED, Phase.REQUEUED)
+    # Slurm may guess a start of a job that is held, too.
+    expected = job.started if job is not None and waits and not plain_reason(job.reason).hopeless else None
     return RunView(
         name=name_of(reading.run),
         verdict=verdict,
@@ -362,7 +365,7 @@ def _facts(reading: Reading, answer: Answer) -> Facts:
 
 def _hop_error(hop: Hop | None, newest: SubmissionRecord | None) -> str:
     """What failed in the newest job, where it got as far as a hop: that of an earlier job is another story."""
-    if hop is None or newest is None or hop.cause != "failed":
+    if hop is None or newest is None or hop.cause not in ("failed", "no-progress"):
         return ""
     return hop.reason if (hop.began or 0.0) > newest.submitted - _SECONDS_APART else ""
 
