@@ -173,8 +173,8 @@ def _waiting(facts: Facts, job: JobInfo) -> Verdict:
     if why.hopeless:
         notes.append("as it stands it will not start")
     text = why.text
-    if phase is Phase.REQUEUED and facts.hop_cause:
-        text = f"it goes on after {_cause(facts.hop_cause)}; {text}"
+    if phase is Phase.REQUEUED and facts.hop_cause in _CAUSES:
+        text = f"it goes on after {_CAUSES[facts.hop_cause]}; {text}"
     return Verdict(phase, text, job, why.advice, notes)
 
 
@@ -185,10 +185,6 @@ _CAUSES = {
     "failed": "a failure",
     "node-failure": "a node's failure",
 }
-
-
-def _cause(cause: str) -> str:
-    return _CAUSES.get(cause, cause)
 
 
 def _at_work(facts: Facts, job: JobInfo) -> Verdict:

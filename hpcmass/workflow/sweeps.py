@@ -162,7 +162,7 @@ def lay_down(job: Job, site: Site, folder: Path) -> str:
     Raises:
         ConfigError: The job or the recipe is not the study's.
     """
-    make_dir(folder)
+    make_dir(folder / "trials")  # by which a folder is known for a study's
     kept = job.model_copy(update={"recipe": "recipe.py"}) if job.recipe is not None else job
     begun = load_job(folder / "job.toml") if (folder / "job.toml").is_file() else None
     differing = {} if begun is None else job_differences(begun, job, ignore=_MAY_CHANGE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hpcmass.config import Job, Resources, Site, Target, layout_of
 from hpcmass.errors import ConfigError
 
@@ -22,6 +24,28 @@ def target_of(job: Job, site: Site) -> Target:
             hint="hpcmass submit JOB, or name a target",
         )
     return named_target(name, site, "resources.target")
+
+
+def target_here(job: Job, site: Site, env: Mapping[str, str]) -> Target:
+    """The target that a job runs on by now: in a Slurm job, without a name for it, that of the job's partition.
+
+    Args:
+        job: The job.
+        site: The targets.
+        env: The environment, as `os.environ`.
+
+    Raises:
+        ConfigError: The site has no target of the job's name.
+    """
+    usual = target_of(job, site)
+    partition = env.get("SLURM_JOB_PARTITION")
+    if job.resources.target is not None or partition is None or usual.kind != "slurm":
+        return usual
+    if usual.partition is None or partition in usual.partition.split(","):
+        return usual
+    others = [target for target in site.targets.values() if partition in (target.partition or "").split(",")]
+    # Of a partition that the site file does not know, Slurm's own word on the job is all there is.
+    return others[0] if others else Target(kind="local", launcher=usual.launcher)
 
 
 def named_target(name: str, site: Site, where: str) -> Target:

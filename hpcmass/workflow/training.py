@@ -28,7 +28,7 @@ from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix, with_container
 from hpcmass.workflow.placed import Placed, place_ranks
-from hpcmass.workflow.targets import target_of
+from hpcmass.workflow.targets import target_here, target_of
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
                 hint="run it without mpiexec",
             )
         return run, train_per_shard(job, run, project, site, fresh=fresh, console=console)
-    target = target_of(job, site)
+    target = target_here(job, site, os.environ)
     contained = needs_container(target)
     if launched is not None and contained:
         raise outside_error(target)
@@ -212,7 +212,7 @@ def run_command(
     threads = {"threads_per_rank": threads_per_rank} if threads_per_rank else {}
     values = {"name": run.path.name, "command": list(command), "resources": threads}
     job = job_from_values(values)
-    target = target_of(job, site)
+    target = target_here(job, site, os.environ)
     placed = place_ranks(job.resources, target, env=os.environ, asked=ranks, script=True)
     job = job_from_values({**values, "resources": {"ranks": placed.ranks, **threads}})
     if run.exists():

@@ -1,5 +1,6 @@
 """A study on CPU and GPU targets of a real Slurm at once, held against what is seen from outside."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parsl_toys import Driver, blocks, check_slots, places, site_of, slots, write_job
+from parsl_toys import Driver, blocks, check_slots, places, site_of, slots, until, write_job
 
 from hpcmass.sweep.records import read_trials
 
@@ -31,3 +32,16 @@ def test_a_sweep_uses_cpu_and_gpu_nodes_and_gives_no_slot_twice(cluster, project
     assert len(places(study)) == 10 * 3
     check_slots(study, cluster)
     assert blocks(cluster) == []
+
+
+def test_the_driver_of_a_new_study_is_a_job(cluster, project):
+    site = site_of(cluster, project)
+    job = write_job(project, trials=2, parallel=2)
+    begun = Driver(project, "sweep", str(job), "--site", site, "--driver", "job", env=cluster.env)
+    assert begun.wait(120) == 0, begun.output
+    (number,) = re.findall(r"the driver is job (\d+)", begun.output)
+    until(lambda: number not in cluster.run("squeue", "-h", "-o", "%A").stdout.split(), 280, "the driver's end")
+    study = project / "studies" / "where"
+    told = "".join(file.read_text() for file in (study / "driver").glob("out-*.log"))
+    assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 2, told
+    assert len(places(study)) == 2 * 3

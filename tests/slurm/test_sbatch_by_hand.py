@@ -127,7 +127,11 @@ def test_several_cpu_nodes(cluster: Cluster, lab: Path) -> None:
         assert Counter(each["host"] for each in told) == {"cn1": 2, "cn2": 2}
 
 
-def test_several_gpu_nodes(cluster: Cluster, lab: Path) -> None:
+@pytest.mark.parametrize("with_site", [False, True])
+def test_several_gpu_nodes(cluster: Cluster, lab: Path, with_site: bool) -> None:
+    if with_site:  # Its default target is another one, of smaller nodes without GPUs.
+        with open(lab / "hpcmass.toml", "a") as file:
+            file.write(f"site = {str(cluster.site_file)!r}\n")
     job = lab / "job.toml"
     job.write_text(job.read_text() + 'backend = "torch"\n')  # what `auto` takes where there are GPUs
     go(cluster, lab, "gpu-nodes")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from hpcmass.config import Resources, Target
+from hpcmass.config import Resources, Site, Target, job_from_values
 from hpcmass.errors import ConfigError
 from hpcmass.workflow.placed import Placed, place_ranks
+from hpcmass.workflow.targets import target_here
 
 TARGET = Target(kind="slurm", cores=4)
 
@@ -65,3 +66,31 @@ def test_one_node_without_a_site_file_has_the_cores_of_the_job() -> None:
     placed = place_ranks(Resources(), Target(), env=job("3", 1, 3, nodes="cn1"))
     assert (placed.layout, placed.target.cores) == (None, 3)
     assert place_ranks(Resources(), Target(), env={}).target.cores is None
+
+
+@pytest.mark.parametrize(
+    ("partition", "named", "expected"),
+    [
+        ("small", None, "small"),
+        ("big", None, "big"),
+        ("big-long", None, "big"),
+        ("big", "small", "small"),  # what the job says counts
+        (None, None, "small"),  # not in a Slurm job
+    ],
+)
+def test_a_job_by_hand_runs_on_the_target_of_its_partition(
+    partition: str | None, named: str | None, expected: str
+) -> None:
+    small = Target(kind="slurm", partition="small", cores=4)
+    big = Target(kind="slurm", partition="big,big-long", cores=8, gpus=2)
+    site = Site(name="here", default_target="small", targets={"small": small, "big": big})
+    job = job_from_values({"name": "job", "command": ["true"], "resources": {"target": named} if named else {}})
+    env = {"SLURM_JOB_PARTITION": partition} if partition else {}
+    assert target_here(job, site, env) == site.targets[expected]
+
+
+def test_a_partition_that_the_site_file_does_not_know_limits_nothing() -> None:
+    site = Site(name="here", default_target="a", targets={"a": Target(kind="slurm", partition="a", cores=4)})
+    job = job_from_values({"name": "job", "command": ["true"]})
+    found = target_here(job, site, {"SLURM_JOB_PARTITION": "other"})
+    assert (found.kind, found.cores) == ("local", None)
