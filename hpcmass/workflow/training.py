@@ -28,7 +28,7 @@ from hpcmass.launch import detect_ranks, hpcmass_command
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.containers import needs_container, outside_error, rank_prefix, with_container
 from hpcmass.workflow.placed import Placed, place_ranks
-from hpcmass.workflow.targets import target_here, target_of
+from hpcmass.workflow.targets import target_here
 
 
 def train(
@@ -136,7 +136,7 @@ def _start(
         job_file.write_text(job_to_toml(job), encoding="utf-8")
         site_file.write_text(site_to_toml(site), encoding="utf-8")
         further = [Path(scratch), *_own_folders(placed)]
-        container = rank_prefix(target_of(job, site), job, project, run.path, further=further)
+        container = rank_prefix(target_here(job, site, os.environ), job, project, run.path, further=further)
         argv = [*hpcmass_command(in_container=bool(container)), "train", str(job_file)]
         argv += ["--project", str(project.root), "--site", str(site_file)]
         argv += ["--run-folder", str(run.path.absolute()), *(["--fresh"] if fresh else [])]
