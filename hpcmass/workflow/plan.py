@@ -26,8 +26,8 @@ from hpcmass.slurm.placement import (
 )
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow import calibrate
+from hpcmass.workflow.targets import AUTO
 
-AUTO = "auto"
 _QUEUE_FRESH_S = 3.0
 # Reasons for which a job waits for nodes, and so stands before a new one.
 _WAITS_FOR_NODES = {"None", "Priority", "Resources"}

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpcmass.config import Job, Layout, Project, Site, Target, job_to_toml, site_to_toml
+from hpcmass.config import Job, Layout, Project, Site, Target, as_job, job_to_toml, site_to_toml
 from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound
 from hpcmass.files import replace, storage_errors
 from hpcmass.files.publish import temporary_beside
@@ -27,7 +27,7 @@ from hpcmass.train.begun import asks_for_more, set_aside
 from hpcmass.workflow.after import dependencies
 from hpcmass.workflow.asked import Asked, ask
 from hpcmass.workflow.env_pack import packed_of
-from hpcmass.workflow.plan import chosen_target
+from hpcmass.workflow.targets import AUTO
 
 PATIENCE_S = 120.0
 
@@ -102,16 +102,14 @@ def submit(
         SlurmError: Slurm refused, or could not be reached. No new run folder is left behind.
     """
     slurm = slurm or Slurm(patience_s=PATIENCE_S)
-    target, why = chosen_target(
-        job,
-        project,
-        slurm,
-        site_file=site_file,
-        target=target,
-        run_name=run_name,
-        sets=sets,
-        measure=not dry_run,
-    )
+    why: tuple[str, ...] = ()
+    if (target or as_job(job, sets).resources.target) == AUTO:
+        from hpcmass.workflow.plan import chosen_target  # numpy comes with it, which takes longer than sbatch
+
+        target, why = chosen_target(
+            job, project, slurm, site_file=site_file, target=target, run_name=run_name, sets=sets,
+            measure=not dry_run,
+        )  # fmt: skip
     asked = ask(job, project, site_file=site_file, target=target, run_name=run_name, sets=sets, array=array)
     waits, notes = dependencies(after, project, None if dry_run else slurm)
     notes = (*why, *notes)

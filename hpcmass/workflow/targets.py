@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from hpcmass.config import Job, Resources, Site, Target, layout_of
 from hpcmass.errors import ConfigError
 
+AUTO = "auto"  # to be chosen when a job is submitted
+
 
 def target_of(job: Job, site: Site) -> Target:
     """The target that a job asks for.
@@ -15,9 +17,9 @@ def target_of(job: Job, site: Site) -> Target:
         ConfigError: The site has no target of that name.
     """
     name = job.resources.target or site.default_target
-    if name == "auto" and site.targets[site.default_target].kind == "local":
+    if name == AUTO and site.targets[site.default_target].kind == "local":
         name = site.default_target  # Without a scheduler there is nothing to choose between.
-    if name == "auto":
+    if name == AUTO:
         raise ConfigError(
             "a target is chosen when a job is submitted, not when it runs",
             where="resources.target",
