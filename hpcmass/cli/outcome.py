@@ -22,7 +22,8 @@ def tell_run(run: RunFolder, status: Status) -> int:
     where = relative(run.path)
     if status.state is State.COMPLETED:
         facts = [f"{status.step} steps" if status.step else "", text(status.metrics) if status.metrics else ""]
-        click.echo("; ".join([f"completed: {', '.join(filter(None, facts))}", f"everything lies in {where}"]))
+        told = ", ".join(filter(None, facts))
+        click.echo(f"completed{': ' * bool(told)}{told}; everything lies in {where}")
         return code
     click.echo(
         f"{status.state.value.lower()} at step {status.step}: {status.reason or 'no reason known'}", err=True
