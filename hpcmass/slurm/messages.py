@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from hpcmass.slurm.reasons import plain_reason
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,8 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), trouble) for pattern, trouble in _RULES)
 _PREFIX = re.compile(r"^(?:s[a-z]+: )?(?:(?:error|fatal): )?", re.IGNORECASE)
+# Those that `plain_reason` can say; others keep the words of their rule.
+_NAMED_LIMIT = re.compile(r"\b(?:QOS|Assoc)(?:Max|Grp)\w+Limit\b")
 _NOISE = ("batch job submission failed: ", "allocation failure: ", "slurm_load_jobs error: ")
 
 
@@ -288,6 +292,12 @@ def explain(stderr: str, argv: Sequence[str] = ()) -> Trouble:
         stderr: What the command wrote.
         argv: The command.
     """
+    if named := _NAMED_LIMIT.search(stderr):  # What follows it says only that some limit is exceeded.
+        rule = next(trouble for pattern, trouble in _COMPILED if pattern.search(named[0]))
+        limit = plain_reason(named[0])
+        if limit.text.startswith("Slurm says"):
+            return replace(rule, message=f"{rule.message}: {named[0]}")
+        return replace(rule, message=limit.text.replace("it ", "the job ", 1), hint=limit.advice or rule.hint)
     for text in (
         last_word(stderr),
         stderr,

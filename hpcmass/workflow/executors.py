@@ -21,6 +21,7 @@ from hpcmass.files import replace_json
 from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks import BlockProvider
+from hpcmass.workflow.interchange import watch_answers
 
 HEARTBEAT_S = 5
 LOST_AFTER_S = 60
@@ -84,6 +85,7 @@ class BlockExecutor(HighThroughputExecutor):
 
     def initialize_scaling(self) -> None:
         """Write down what the pilots need; called once the interchange has its port."""
+        watch_answers(self)
         replace_json(
             self.pilot_file,
             {

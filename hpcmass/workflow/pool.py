@@ -33,6 +33,7 @@ from hpcmass.workflow.block_shape import block_shape
 from hpcmass.workflow.blocks import POLL_S, BlockBook
 from hpcmass.workflow.blocks_left import end_blocks, past_drivers
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
+from hpcmass.workflow.interchange import UNANSWERED, watch_answers
 from hpcmass.workflow.parsl_site import LABEL, config_of, local_executor, shell_safe, slurm_executor
 from hpcmass.workflow.timed import timed
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
@@ -119,6 +120,8 @@ class Pool:
             in_blocks = isinstance(lane.executor, BlockExecutor)
             if in_blocks:
                 lane.executor.demand = lambda lane=lane: len(lane.bound) + len(self._queue)
+            else:
+                watch_answers(lane.executor)
             if len(self.lanes) > 1:  # A single one may queue its items itself.
                 lane.room = 0 if in_blocks else int(lane.executor.max_workers_per_node)
 
@@ -230,7 +233,8 @@ class Pool:
         while not closing.wait(_LOOK_S):
             for lane in self.lanes.values():
                 if lane.room is not None and lane.broken is None and isinstance(lane.executor, BlockExecutor):
-                    lane.room = lane.executor.room()
+                    with contextlib.suppress(*UNANSWERED):  # `watch` gives it up.
+                        lane.room = lane.executor.room()
                 known = getattr(lane.executor, "executor_exception", None)
                 if known is not None and lane.broken is None:
                     self._give_up(lane, known if isinstance(known, LaunchError) else LaunchError(str(known)))
@@ -247,10 +251,12 @@ class Pool:
             if not unreachable:
                 told = _process_groups(self._kernel)
                 self._kernel.cleanup()  # Sends TERM to local workers' process group, and cancels blocks.
-            else:
+        except UNANSWERED:
+            unreachable = True  # A signal to the whole process group ends the interchange too.
+        finally:
+            if unreachable:
                 # Parsl's own way out would ask the interchange, and wait for its answer.
                 atexit.unregister(self._kernel.atexit_cleanup)
-        finally:
             ended = self._book is None or not self._book.submitted or self._book.end(within_s=_BLOCKS_END_S)
             end_tagged(self.tag, grace_s=grace_s, told=told)
         return ended

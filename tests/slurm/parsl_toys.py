@@ -97,6 +97,7 @@ class Driver:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hpcmass", *words, *(["--project", str(project)] if inside else [])],
                 env={**env, "PYTHONPATH": path}, stdout=log, stderr=subprocess.STDOUT, cwd=root,
+                start_new_session=True,
             )  # fmt: skip
 
     @property

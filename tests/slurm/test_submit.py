@@ -364,10 +364,11 @@ def test_limits_of_the_qos_become_plain(
         qos("MaxWall=00:05:00", "Flags=DenyOnLimit")
         error = refused()
         assert error.data["kind"] in ("limit", "time"), error.data["stderr"]
+        assert "more wall time than the QOS allows" in error.message, error.data["stderr"]
         qos("MaxWall=-1", "MaxTRESPerJob=cpu=1")
         error = refused(sets=["resources.ranks=3"])
         assert error.data["kind"] == "limit", error.data["stderr"]
-        assert "limit of your account or QOS is exceeded" in error.message
+        assert "more CPUs than the QOS allows" in error.message, error.data["stderr"]
     finally:
         qos("MaxWall=-1", "MaxTRESPerJob=cpu=-1", "Flags=-1")
 
