@@ -206,6 +206,10 @@ class Decision:
     by_slurm: bool = False
 
 
+# A hop's last step may differ by so much from that of the hop before, where both did the same.
+_JITTER = 1.05
+
+
 def chain(hops: Sequence[Hop], submissions: Sequence[SubmissionRecord], job_id: str) -> list[Hop]:
     """The earlier hops that count with those of this job: its own, and those of the jobs that it succeeds.
 
@@ -249,7 +253,8 @@ def _interrupted(seen: Seen, past: Sequence[Hop]) -> Decision:
             "no-progress",
             False,
             f"two hops in a row ended at their time limit and got no further than step {seen.step}: a longer "
-            "resources.time, or more frequent checkpoints (train.checkpoint_every_steps)",
+            "resources.time, or more frequent checkpoints (train.checkpoint_every_steps); a script of your own "
+            "has to go on from what it kept",
         )
     return Decision(cause, True, reason, 0, by_slurm=seen.fate is Fate.REQUEUED)
 
@@ -270,10 +275,16 @@ def _cause(seen: Seen) -> tuple[str, str]:
 
 
 def _stuck(seen: Seen, past: Sequence[Hop]) -> bool:
-    if seen.step is None or seen.step > seen.from_step or not past:
+    """Whether this hop and the one before it got no further than the best before them.
+
+    A script that begins anew in every hop ends each a step earlier or later; one whose steps begin anew with a
+    phase of its own gets on by more than that.
+    """
+    if seen.step is None or not past or past[-1].cause != "time-limit" or past[-1].step is None:
         return False
-    before = past[-1]
-    return before.cause == "time-limit" and before.step == before.from_step == seen.step
+    before = past[-1].step
+    best = max(past[-1].from_step or 0, *(hop.step or 0 for hop in past[:-1]), 0)
+    return before <= best and seen.step <= max(best, before) and seen.step <= before * _JITTER
 
 
 def _failed(seen: Seen, past: Sequence[Hop]) -> Decision:

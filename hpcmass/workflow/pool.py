@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import parsl
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.errors import ConfigurationError
 from parsl.executors.errors import BadStateException
@@ -108,7 +107,8 @@ class Pool:
         self._queue: deque[_Item] = deque()
         self._book = book
         self._closed = False
-        self._apps: dict[tuple[Any, str], Callable[..., Future[Any]]] = {}
+        self._calls: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._submitting = threading.Lock()
         self.tag = tag
         self.broken: LaunchError | None = None
         self.lanes = {
@@ -152,19 +152,25 @@ class Pool:
                     return
                 item = self._queue.popleft()
                 lane.bound.add(item)
-            app = self._app(item.function, lane.label)
-            app(*item.args).add_done_callback(functools.partial(self._done, item, lane))
+            self._submit(item, lane).add_done_callback(functools.partial(self._done, item, lane))
 
-    def _app(self, function: Callable[..., Any], label: str) -> Callable[..., Future[Any]]:
-        """The app of a function on an executor; one for all its items, whose text Parsl then makes once."""
-        key = (function, label)
-        if key not in self._apps:
-            call = functools.partial(timed, function)
-            call.__name__ = getattr(function, "__name__", "item")  # type: ignore[attr-defined]
-            self._apps[key] = parsl.python_app(
-                call, data_flow_kernel=self._kernel, executors=[label], cache=False
-            )
-        return self._apps[key]
+    def _submit(self, item: _Item, lane: Lane) -> Future[Any]:
+        """Hand an item to Parsl's executor itself, which its data-flow kernel has started and scales.
+
+        The kernel would resolve dependencies, retry and remember, at a cost: it is not wanted here.
+        """
+        call = self._calls.get(item.function)
+        if call is None:
+            call = functools.partial(timed, item.function)  # one for all its items: Parsl makes its text once
+            call.__name__ = getattr(item.function, "__name__", "item")  # type: ignore[attr-defined]
+            self._calls[item.function] = call
+        try:
+            with self._submitting:  # an executor's socket takes one thread at a time
+                sent: Future[Any] = lane.executor.submit(call, {}, *item.args)
+        except Exception as error:
+            sent = Future()
+            sent.set_exception(error)
+        return sent
 
     def _done(self, item: _Item, lane: Lane, done: Future[Any]) -> None:
         error = done.exception()

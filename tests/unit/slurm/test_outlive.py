@@ -190,6 +190,26 @@ def test_a_time_limit_too_short_for_any_progress_ends_it() -> None:
     ).go_on  # a script that keeps no steps
 
 
+@pytest.mark.parametrize(
+    ("steps", "hops"),
+    [
+        ([102, 102, 103, 102, 103, 102], 5),  # a script that begins anew each time
+        ([102, 102, 102], 3),
+        ([500, 200, 450, 700], None),  # one that counts from 0 again in its second phase
+        ([100, 101, 102, 103], None),  # little, but on and on
+    ],
+)
+def test_a_script_that_begins_anew_in_every_hop_is_ended(steps: list[int], hops: int | None) -> None:
+    past: list[Hop] = []
+    for number, step in enumerate(steps, 1):
+        from_step = steps[number - 2] if number > 1 else 0
+        if not decide(Seen("STOPPED", asked="time-limit", step=step, from_step=from_step), past).go_on:
+            assert number == hops
+            return
+        past.append(Hop(number, job_id="1", cause="time-limit", from_step=from_step, step=step))
+    assert hops is None
+
+
 def test_a_chain_is_the_jobs_that_follow_each_other() -> None:
     hops = [Hop(n + 1, job_id=job) for n, job in enumerate(["7", "8", "8", "9"])]
     records = [
