@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import pytest
 
-from hpcmass.config import Site, job_from_values, job_to_toml, site_to_toml
 from hpcmass.launch import Outcome, RankExit, unheard_node
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.start import settle
@@ -15,15 +13,6 @@ from hpcmass.train.start import settle
 HERE = socket.gethostname()
 DONE = RankExit(0, 0, None, host=HERE)
 KILLED = RankExit(1, None, 9, time=1.0, host="other")
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "run")
-    job = job_from_values({"name": "run", "command": ["true"]})
-    run.create(job_to_toml(job), site_to_toml(Site.local()), None)
-    run.update(state=State.RUNNING, attempt=1, step=7)
-    return run
 
 
 @pytest.mark.parametrize("launcher_exit", [0, 1])

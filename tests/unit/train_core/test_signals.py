@@ -7,22 +7,11 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from hpcmass.config import Site, job_from_values, job_to_toml, site_to_toml
-from hpcmass.runs import RunFolder, State
+from hpcmass.runs import RunFolder
 from hpcmass.train.signals import Peer, Watch
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "run")
-    job = job_from_values({"name": "run", "command": ["true"]})
-    run.create(job_to_toml(job), site_to_toml(Site.local()), None)
-    run.update(state=State.RUNNING, attempt=1, step=7)
-    return run
 
 
 def two_ranks() -> list[Peer]:
