@@ -21,7 +21,7 @@ from hpcmass.files import replace_json
 from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks import BlockProvider
-from hpcmass.workflow.interchange import watch_answers
+from hpcmass.workflow.interchange import UNANSWERED, watch_answers
 
 HEARTBEAT_S = 5
 LOST_AFTER_S = 60
@@ -141,13 +141,16 @@ class BlockExecutor(HighThroughputExecutor):
         """
         if blocks <= 0:
             return []
-        if max_idletime is None:
-            return list(super().scale_in(blocks))
-        chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
-        for one in chosen:
-            self._hold_block(one)  # type: ignore[no-untyped-call]
-        # What was sent to a block until it was held counts.
-        chosen = [one for one in chosen if self._idle(one, max_idletime)]
+        try:
+            if max_idletime is None:
+                return list(super().scale_in(blocks))
+            chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
+            for one in chosen:
+                self._hold_block(one)  # type: ignore[no-untyped-call]
+            # What was sent to a block until it was held counts.
+            chosen = [one for one in chosen if self._idle(one, max_idletime)]
+        except UNANSWERED:  # Without an interchange no block has anything to do any more.
+            chosen = self._live_blocks()[:blocks]
         jobs = [self.blocks_to_job_id[one] for one in chosen]
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]

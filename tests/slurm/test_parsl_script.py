@@ -102,6 +102,18 @@ with parsl.load(site.parsl_config(run_dir="parsl", targets=["cpu"], poll_s=2.0))
 """
 
 
+def test_a_script_whose_interchange_is_gone_ends_and_gives_its_blocks_back(cluster, shell, tmp_path):
+    # As where a signal goes to the whole process group.
+    gone = "    gone = parsl.dfk().executors['cpu'].interchange_proc\n    gone.kill()\n    gone.wait()\n"
+    head, _ = KILLED.split("    found = ")
+    script = head + "    item(os.getcwd(), 0, 0).result()\n" + gone
+    (tmp_path / "items.py").write_text(script + "print('ended in order')\n")
+    process = shell(f"export HPCMASS_SITE={cluster.site_file}\nexec python items.py")
+    assert process.wait(200) == 0, (tmp_path / "log").read_text()
+    assert "ended in order" in (tmp_path / "log").read_text()
+    until(lambda: blocks(cluster) == [], 60, "it left blocks")
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_script_killed_with_9_leaves_neither_block_nor_process(cluster, shell, tmp_path):
