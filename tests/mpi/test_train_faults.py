@@ -154,7 +154,8 @@ def test_stop_file_ends_all_ranks(tmp_path: Path) -> None:
     process = launch(tools.mpiexec(2, tools.words(root, "r", *sets)), tools.environment(root, SLOW="0.05"))
     try:
         tools.wait_for(lambda: (root / "runs/r/metrics.jsonl").exists(), process)
-        (root / "runs/r/stop").write_text("pruned\n")
+        (root / "stop").write_text("pruned\n")
+        (root / "stop").rename(root / "runs/r/stop")  # whole at once: the ranks look at any time
         output = process.communicate(timeout=60)[0]
     finally:
         tools.end_group(process)
