@@ -257,7 +257,8 @@ def download_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step
     else:
         words = ("download", "-d", house, "--no-deps", *options, "--no-binary", "mpi4py", "mpi4py>=4.0")
         steps.append(Step("mpi4py's source", (*pip, *words)))
-        steps.append(Step("its build tools", (*pip, "download", "-d", house, "setuptools", "wheel")))
+        # mpi4py 4.1 asks for `build` beside setuptools; pip keeps none of what building needs.
+        steps.append(Step("its build tools", (*pip, "download", "-d", house, "setuptools", "wheel", "build")))
     if spec.horovod:
         steps.append(Step("what Horovod needs", (*pip, "download", "-d", house, "--no-deps", *BUILD_TOOLS)))
         steps.append(Step("what Horovod needs to run", (*pip, "download", "-d", house, *options, *RUN_NEEDS)))
