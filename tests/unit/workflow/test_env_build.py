@@ -19,6 +19,7 @@ from hpcmass.workflow.env_build import (
     download_steps,
     find_mpicc,
     loaded_env,
+    telling_lines,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -74,8 +75,24 @@ def test_a_wheelhouse_holds_all_that_the_build_asks_for(tmp_path: Path) -> None:
         "mpi4py>=4.0",
         "horovod==0.28.1",
         "setuptools",
+        "build",
+        "cython>=3.0.1",
     ):
         assert needed in words
+
+
+def test_the_lines_that_tell_why_a_build_failed() -> None:
+    log = """$ pip install a
+ERROR: of a step before
+$ pip install --no-binary mpi4py mpi4py
+  Installing build dependencies: finished with status 'error'
+  error: subprocess-exited-with-error
+      ERROR: No matching distribution found for cython>=3.0.1
+      [end of output]
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+"""
+    assert telling_lines(log) == ["ERROR: No matching distribution found for cython>=3.0.1"]
+    assert telling_lines("$ cmake\none\ntwo\nthree\nfour") == ["two", "three", "four"]
 
 
 def test_modules_and_setup_run_in_a_login_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
