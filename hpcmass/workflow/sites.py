@@ -17,7 +17,7 @@ from hpcmass.errors import AlreadyExists, HpcmassError, SlurmError
 from hpcmass.files import publish
 from hpcmass.launch import find_mpiexec
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.site_check import Finding, check_site
+from hpcmass.slurm.site_check import check_site
 from hpcmass.slurm.site_draft import draft_site
 from hpcmass.slurm.site_facts import (
     ASSOC_FIELDS,
@@ -27,6 +27,7 @@ from hpcmass.slurm.site_facts import (
     parse_pmi,
     parse_reservations,
 )
+from hpcmass.slurm.site_finding import Finding
 from hpcmass.workflow.env_pack import packed_of
 
 T = TypeVar("T")
