@@ -227,14 +227,15 @@ def _memory(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> 
 def _launch(target: Target, facts: SlurmFacts) -> Iterator[Found]:
     if facts.pmi is not None and target.pmi is not None and target.pmi not in facts.pmi:
         yield "pmi", target.pmi, f"srun --mpi=list has {', '.join(facts.pmi)}", True, _pmi(facts)
-    if target.launcher == "srun" and target.pmi is None and facts.config is not None:
-        default = parse_mpi_default(facts.config)
-        if default is None:
-            have = [name for name in facts.pmi or () if name in _PMIS]
-            said = "MpiDefault=none: srun starts N runs of one rank; " + (
-                f"name one of {', '.join(have)}" if have else 'use launcher = "mpiexec"'
-            )
-            yield "pmi", "-", said, True, _pmi(facts)
+    if target.launcher == "srun" and target.pmi is None and (facts.config is not None or facts.pmi is not None):
+        # hpcmass's srun always says --mpi=…, so what Slurm would take by itself does not count.
+        default = parse_mpi_default(facts.config or {})
+        have = [name for name in facts.pmi or () if name in _PMIS]
+        likely = [default] if default is not None else have
+        said = f"MpiDefault={default or 'none'}, but without pmi ranks are started by srun --mpi=none, "
+        said += "N runs of one rank; "
+        said += f"name one of {', '.join(likely)}" if likely else 'use launcher = "mpiexec"'
+        yield "pmi", "-", said, True, _pmi(facts)
     known = facts.reservations
     if target.reservation is not None and known is not None and target.reservation not in known:
         said = f"no such reservation; there are: {', '.join(known) or 'none'}"
@@ -243,6 +244,8 @@ def _launch(target: Target, facts: SlurmFacts) -> Iterator[Found]:
 
 def _pmi(facts: SlurmFacts) -> str:
     """A likely line; which of several is right depends on the MPI, and `site probe` finds out."""
+    if (default := parse_mpi_default(facts.config or {})) is not None and default in (facts.pmi or (default,)):
+        return line("pmi", default)
     have = [name for name in _PMIS if name in (facts.pmi or ())]
     if not have:
         return line("launcher", "mpiexec")

@@ -53,6 +53,12 @@ def test_every_value_of_a_real_machine_names_its_source(file: Path) -> None:
     assert load_site(file).verified is False
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_srun_is_told_its_pmi(file: Path) -> None:
+    targets = load_site(file).targets
+    assert [name for name, each in targets.items() if each.launcher == "srun" and each.pmi is None] == []
+
+
 def test_a_value_without_a_source_is_found() -> None:
     text = '# Sources, read on 2026-11-25:\n# [a] https://example.org/a\nkind = "slurm"\ncores = 4\ngpus = 8  # [b]\n'
     assert unsourced(text + "max_nodes = 1  # [a]\n") == ["cores = 4", "gpus = 8  # [b]"]

@@ -98,7 +98,8 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
             CPU,
             {"launcher": "srun"},
             "pmi",
-            "MpiDefault=none: srun starts N runs of one rank; name one of pmix, pmi2",
+            "MpiDefault=none, but without pmi ranks are started by srun --mpi=none, N runs of one rank; "
+            "name one of pmix, pmi2",
         ),
         (CPU, {"launcher": "srun", "pmi": "cray_shasta"}, "pmi", "srun --mpi=list has pmix, none, pmi2"),
         (CPU, {"partition": "spare"}, "preemptible", "PreemptMode=CANCEL: jobs give way to those of cpu, old"),
@@ -191,6 +192,20 @@ def test_what_to_write_is_a_line_of_the_file() -> None:
         Site(name="lab", default_target="t", targets={"t": two}, max_array_size=1001), texts.FACTS
     )
     assert found.write == 'pmi = "pmix"; which is right, hpcmass site probe finds out'
+
+
+@pytest.mark.parametrize("pmi", [("cray_shasta", "none", "pmi2"), None])
+def test_srun_without_pmi_is_wrong_whatever_slurm_takes_by_default(pmi: tuple[str, ...] | None) -> None:
+    facts = texts.without(config={**texts.FACTS.config, "MpiDefault": "cray_shasta"}, pmi=pmi)
+    target = Target(kind="slurm", **{**CPU, "launcher": "srun"})
+    (found,) = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), facts
+    )
+    assert (found.key, found.wrong, found.write) == ("pmi", True, 'pmi = "cray_shasta"')
+    assert found.slurm.startswith(
+        "MpiDefault=cray_shasta, but without pmi ranks are started by srun --mpi=none"
+    )
+    assert findings({**CPU, "launcher": "srun", "pmi": "cray_shasta"}, facts) == []
 
 
 def test_the_limits_of_the_default_qos_hold_where_a_target_names_none() -> None:
