@@ -5,12 +5,14 @@ A finding ends with the line to write instead, where there is one that is right.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from hpcmass.config import Site, Target
 from hpcmass.slurm.parse import NodeInfo, PartitionInfo
 from hpcmass.slurm.site_facts import (
     SlurmFacts,
+    cpus_per_core,
     has_features,
     matching_nodes,
     parse_mpi_default,
@@ -173,7 +175,7 @@ def _gres(target: Target, name: str, count: int) -> str:
 def _nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> Iterator[Found]:
     least = min(nodes, key=usable_cores_of)
     cores = usable_cores_of(least)
-    threads = least.threads_per_core or 1
+    threads = cpus_per_core(least)
     if partition.max_cpus_per_node is not None and partition.max_cpus_per_node // threads < cores:
         cores = partition.max_cpus_per_node // threads
     said = f"{cores} cores on {least.name}" + (f" ({least.cpus} hardware threads)" if threads > 1 else "")
@@ -182,6 +184,7 @@ def _nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> I
         yield "cores", str(target.cores), said, target.cores > cores * threads, line("cores", cores)
     elif target.cores is not None and target.cores < cores:
         yield "cores", str(target.cores), said, False, line("cores", cores)
+    yield from _threads(target, nodes)
     yield from _memory(target, nodes, partition)
     if target.gpus:
         poorest = min(nodes, key=lambda node: node.gres_count("gpu"))
@@ -205,6 +208,19 @@ def _nodes(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> I
         states = ", ".join(sorted({"+".join([node.state, *node.flags]) for node in nodes}))
         said = f"none of its {len(nodes)} nodes is usable now ({states})"
         yield "partition", partition.name, said, False, ""
+
+
+def _threads(target: Target, nodes: list[NodeInfo]) -> Iterator[Found]:
+    """`cores` are physical; where Slurm counts hardware threads, it must be told to leave all but one alone."""
+    most = max(nodes, key=cpus_per_core)
+    threads = cpus_per_core(most)
+    if threads < 2 or "hint" in target.sbatch or target.sbatch.get("threads-per-core") == "1":
+        return
+    said = f"{most.name} has {threads} hardware threads a core, and --cpus-per-task counts them: "
+    said += f"ranks would get 1/{threads} of the cores that they are meant to have"
+    wanted = {name: value for name, value in target.sbatch.items() if name != "threads-per-core"}
+    pairs = [f"{name} = {json.dumps(value)}" for name, value in {**wanted, "hint": "nomultithread"}.items()]
+    yield "sbatch.hint", "-", said, True, f"sbatch = {{ {', '.join(pairs)} }}"
 
 
 def _memory(target: Target, nodes: list[NodeInfo], partition: PartitionInfo) -> Iterator[Found]:

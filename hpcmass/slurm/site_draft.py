@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hpcmass.config import slurm_time
 from hpcmass.slurm.parse import NodeInfo, PartitionInfo
-from hpcmass.slurm.site_facts import SlurmFacts, parse_mpi_default, usable_cores_of
+from hpcmass.slurm.site_facts import SlurmFacts, cpus_per_core, parse_mpi_default, usable_cores_of
 
 _PMIS = ("pmix", "cray_shasta", "pmi2")
 
@@ -145,7 +145,7 @@ def _target(partition: PartitionInfo, kind: _Kind, facts: SlurmFacts, has_mpiexe
 
 def _hardware(partition: PartitionInfo, kind: _Kind) -> Iterator[_Line]:
     node = kind.first
-    threads = node.threads_per_core or 1
+    threads = max(cpus_per_core(each) for each in kind.nodes)
     cores = usable_cores_of(node)
     if partition.max_cpus_per_node is not None:
         cores = max(1, min(cores, partition.max_cpus_per_node // threads))

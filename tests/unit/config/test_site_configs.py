@@ -59,6 +59,12 @@ def test_srun_is_told_its_pmi(file: Path) -> None:
     assert [name for name, each in targets.items() if each.launcher == "srun" and each.pmi is None] == []
 
 
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file.stem)
+def test_cores_are_no_hardware_threads(file: Path) -> None:
+    """Both machines have two a core, which --cpus-per-task would count."""
+    assert {each.sbatch.get("hint") for each in load_site(file).targets.values()} == {"nomultithread"}
+
+
 def test_a_value_without_a_source_is_found() -> None:
     text = '# Sources, read on 2026-11-25:\n# [a] https://example.org/a\nkind = "slurm"\ncores = 4\ngpus = 8  # [b]\n'
     assert unsourced(text + "max_nodes = 1  # [a]\n") == ["cores = 4", "gpus = 8  # [b]"]

@@ -53,7 +53,14 @@ GPU: dict[str, Any] = {
     "exclusive": True,
     "launcher": "srun",
     "pmi": "pmix",
+    "sbatch": {"hint": "nomultithread"},
 }
+
+
+THREADS = (
+    "gn1 has 2 hardware threads a core, and --cpus-per-task counts them: "
+    "ranks would get 1/2 of the cores that they are meant to have"
+)
 
 
 def findings(
@@ -115,6 +122,8 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (GPU, {"constraint": None}, "max_nodes", None),
         (GPU, {"gpu_type": "h100"}, "gpu_type", "no node of partition gpu has it; Gres there: gpu:a100"),
         (GPU, {"cores": 17}, "cores", "8 cores on gn1 (16 hardware threads)"),
+        (GPU, {"sbatch": {}}, "sbatch.hint", THREADS),
+        (GPU, {"sbatch": {"threads-per-core": "2"}}, "sbatch.hint", THREADS),
         (GPU, {"max_time": "3h"}, "max_time", "MaxWall=02:00:00 of QOS gpuqos"),
     ],
 )
@@ -173,6 +182,23 @@ def test_what_is_worth_knowing_is_no_error(
     base: dict[str, Any], planted: dict[str, Any], key: str, said: str
 ) -> None:
     assert findings({**base, **planted}) == [(key, said, False)]
+
+
+def test_hardware_threads_matter_only_where_slurm_counts_them() -> None:
+    assert findings({**GPU, "sbatch": {"threads-per-core": "1"}}) == []
+    assert findings({**GPU, "sbatch": {"hint": "multithread"}}) == []  # said on purpose
+    # A site may have Slurm count cores (CPUs= of slurm.conf): then there is nothing to tell it.
+    cores = texts.NODES.replace("CPUEfctv=16 CPUTot=16", "CPUEfctv=8 CPUTot=8")
+    facts = texts.without(nodes=tuple(texts.parse_nodes(cores)))
+    assert findings({**GPU, "sbatch": {}}, facts) == []
+
+
+def test_the_hint_is_written_beside_the_other_options() -> None:
+    target = Target(kind="slurm", **{**GPU, "sbatch": {"licenses": 'a"b', "threads-per-core": "2"}})
+    (found,) = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), texts.FACTS
+    )
+    assert tomllib.loads(found.write) == {"sbatch": {"licenses": 'a"b', "hint": "nomultithread"}}
 
 
 def test_an_array_longer_than_the_site_allows_is_found() -> None:
