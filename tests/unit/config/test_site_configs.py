@@ -65,6 +65,15 @@ def test_cores_are_no_hardware_threads(file: Path) -> None:
     assert {each.sbatch.get("hint") for each in load_site(file).targets.values()} == {"nomultithread"}
 
 
+def test_eight_ranks_on_a_gpu_node_of_lumi_have_the_cores_that_jobs_get() -> None:
+    """56 of 64; a job that asks for more waits for ever."""
+    target = load_site(next(file for file in REAL if file.stem == "lumi")).targets["standard-g"]
+    layout = layout_of(Resources(ranks=8), target)
+    assert (layout.nodes, layout.ranks_per_node, layout.threads_per_rank) == (1, 8, 7)
+    with pytest.raises(ConfigError):
+        layout_of(Resources(ranks=1, threads_per_rank=57), target)
+
+
 def test_a_value_without_a_source_is_found() -> None:
     text = '# Sources, read on 2026-11-25:\n# [a] https://example.org/a\nkind = "slurm"\ncores = 4\ngpus = 8  # [b]\n'
     assert unsourced(text + "max_nodes = 1  # [a]\n") == ["cores = 4", "gpus = 8  # [b]"]
