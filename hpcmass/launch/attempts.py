@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hpcmass.launch.mpi import MpiFlavour
 
@@ -17,58 +17,27 @@ class Attempt:
     Attributes:
         name: As a person says it, such as `srun --mpi=pmix`.
         launcher, pmi: What a site file says for it.
-        prefix: The words before a rank's command.
     """
 
     name: str
-    launcher: str
+    launcher: Literal["mpiexec", "srun"]
     pmi: str | None
-    prefix: tuple[str, ...]
 
 
-def attempts(
-    *, nodes: int, ranks: int, per_node: int, threads: int, pmis: Sequence[str], mpiexec: MpiFlavour | None
-) -> list[Attempt]:
+def attempts(*, pmis: Sequence[str], mpiexec: MpiFlavour | None) -> list[Attempt]:
     """Every way worth trying: srun under each PMI that it lists, and the mpiexec of this environment.
 
     Args:
-        nodes: Of the allocation.
-        ranks: Over all nodes.
-        per_node: Ranks on each.
-        threads: Cores of a rank.
         pmis: From `srun --mpi=list`; empty outside Slurm.
         mpiexec: What `find_mpiexec` found.
     """
-    found = []
     known = [pmi for pmi in pmis if not (pmi.startswith("pmix_v") and "pmix" in pmis)]
     # The likeliest first: a probe that is cut short has then tried those.
-    for pmi in sorted(known, key=lambda name: (name == "none", name not in ("pmix", "pmi2", "cray_shasta"))):
-        words = srun_words(nodes=nodes, ranks=ranks, per_node=per_node, threads=threads, pmi=pmi)
-        found.append(Attempt(f"srun --mpi={pmi}", "srun", pmi, tuple(words)))
+    ordered = sorted(known, key=lambda name: (name == "none", name not in ("pmix", "pmi2", "cray_shasta")))
+    found = [Attempt(f"srun --mpi={pmi}", "srun", pmi) for pmi in ordered]
     if mpiexec is not None:
-        if mpiexec.kind == "openmpi":
-            place = ["--map-by", f"ppr:{per_node}:node"] if nodes > 1 else ["--oversubscribe"]
-            words = [mpiexec.path, "-n", str(ranks), *place, "--bind-to", "none"]
-        else:
-            place = ["-ppn", str(per_node)] if nodes > 1 else ["-launcher", "fork"]
-            words = [mpiexec.path, "-n", str(ranks), *place, "-bind-to", "none"]
-        found.append(Attempt(f"mpiexec ({mpiexec.kind} {mpiexec.version})", "mpiexec", None, tuple(words)))
+        found.append(Attempt(f"mpiexec ({mpiexec.kind} {mpiexec.version})", "mpiexec", None))
     return found
-
-
-def srun_words(*, nodes: int, ranks: int, per_node: int, threads: int, pmi: str) -> list[str]:
-    """An srun of a whole allocation; it does not wait for a step that an earlier attempt left hanging."""
-    return [
-        "srun",
-        f"--mpi={pmi}",
-        f"--nodes={nodes}",
-        f"--ntasks={ranks}",
-        f"--ntasks-per-node={per_node}",
-        f"--cpus-per-task={threads}",
-        "--overlap",
-        "--kill-on-bad-exit=1",
-        "--quiet",
-    ]
 
 
 def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, said: str) -> tuple[bool, str]:

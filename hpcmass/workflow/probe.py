@@ -144,6 +144,8 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
         ranks=layout.ranks,
         per_node=layout.ranks_per_node,
         threads=layout.threads_per_rank,
+        gpus_per_node=layout.gpus_per_node,
+        options=target.model_dump(mode="json", exclude_unset=True),
         folders={"shared folder": str(probe.folder), "node-local folder": target.scratch or "${TMPDIR}"},
     )
     write_settings(settings, probe.folder / "settings.json")
