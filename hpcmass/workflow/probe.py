@@ -17,6 +17,7 @@ from hpcmass.launch.command import module_command
 from hpcmass.launch.cores import usable_cores
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
+from hpcmass.slurm.reasons import plain_reason
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
 from hpcmass.workflow.env_pack import packed_of
@@ -24,27 +25,8 @@ from hpcmass.workflow.probe_program import Settings, write_settings
 
 PROGRAM = "hpcmass.workflow.probe_program"
 _TIME_S = 15 * 60
-# A job that waits for one of these waits for a person, not for its turn.
-_HOPELESS = (
-    "PartitionDown",
-    "PartitionInactive",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "BadConstraints",
-    "ReqNodeNotAvail",
-    "InvalidAccount",
-    "AccountNotAllowed",
-    "AssocMax",
-    "AssocGrp",
-    "InvalidQOS",
-    "QOSNotAllowed",
-    "QOSMaxNode",
-    "QOSMaxCpu",
-    "QOSMaxWall",
-    "Reservation",
-    "JobHeld",
-    "DOWN",
-)
+# Other jobs may wait for these to pass, but it takes a person, not a turn.
+_FOR_A_PERSON = ("PartitionDown", "PartitionInactive")
 
 
 @dataclass
@@ -226,7 +208,7 @@ def _follow(probes: list[Probe], slurm: Slurm, wait_s: float, tell: Callable[[st
 
 def _pending(probe: Probe, reason: str, slurm: Slurm, wait_s: float, tell: Callable[[str], None]) -> None:
     waited = time.monotonic() - probe.since
-    hopeless = any(word in reason.replace(" ", "_") for word in _HOPELESS)
+    hopeless = is_hopeless(reason)
     # Slurm gives some of these reasons for a moment, before it has looked.
     if (hopeless and waited > 3) or waited > wait_s:
         slurm.cancel([str(probe.job_id)])
@@ -239,6 +221,11 @@ def _pending(probe: Probe, reason: str, slurm: Slurm, wait_s: float, tell: Calla
     elif reason != probe.reason and reason not in ("", "None"):
         probe.reason = reason
         tell(f"{probe.target}: waiting: {reason}")
+
+
+def is_hopeless(reason: str) -> bool:
+    """Whether a job that waits for this does not start as it stands, however long it waits."""
+    return plain_reason(reason).hopeless or reason.strip(" ()") in _FOR_A_PERSON
 
 
 def _gone(probe: Probe, slurm: Slurm) -> bool:

@@ -186,6 +186,24 @@ def test_a_target_that_cannot_be_probed_says_why_and_the_next_goes_on(
     assert file.read_text().startswith(text)
 
 
+@pytest.mark.usefixtures("slurm_env")
+def test_a_probe_waits_its_time_for_a_node_that_is_drained(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on any busy machine, where some nodes are down or kept for others: it passes by itself."""
+    drain = ["scontrol", "update", "nodename=fn1", "state=drain", "reason=test"]
+    assert cluster.run(*drain).returncode == 0
+    try:
+        words = ["site", "probe", str(cluster.site_file), "--target", "fpga", "--json", "--wait", "12s"]
+        assert run([*words, "--out", str(tmp_path / "probes")]) == 1
+    finally:
+        cluster.run("scontrol", "update", "nodename=fn1", "state=resume")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["why"].startswith("still waiting after "), found
+    assert int(found["why"].split()[3]) >= 12
+    assert cluster.run("squeue", "-h").stdout.strip() == ""
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("slurm_env")
 def test_the_environment_is_checked_on_a_compute_node(

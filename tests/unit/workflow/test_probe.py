@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpcmass.cli.probing import accelerators, ranges
+from hpcmass.workflow.probe import is_hopeless
 from hpcmass.workflow.probe_program import _crashed, _telling
 
 CRASH = """\
@@ -48,3 +49,33 @@ def test_variables_of_one_value_are_said_once() -> None:
     assert accelerators({"CUDA_VISIBLE_DEVICES": "0"}) == "0 (CUDA_VISIBLE_DEVICES)"
     assert accelerators({"A": "0,1", "B": "0,1", "C": "2"}) == "0,1 (A and 1 more); 2 (C)"
     assert ranges([0, 1, 2, 3, 8]) == "0-3,8"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "PartitionDown", "PartitionInactive", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints",
+        "InvalidAccount", "AccountNotAllowed", "InvalidQOS", "QOSNotAllowed", "JobHeldUser", "JobHeldAdmin",
+        "QOSMaxNodePerJobLimit", "QOSMaxCpuPerJobLimit", "QOSMaxWallDurationPerJobLimit", "QOSMinCpuNotSatisfied",
+        "AssocMaxNodePerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "ReservationDeleted",
+    ],
+)  # fmt: skip
+def test_what_never_passes_is_not_waited_for(reason: str) -> None:
+    assert is_hopeless(reason)
+    assert is_hopeless(f"({reason})")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "", "None", "Priority", "Resources",
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
+        "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions",
+        "ReqNodeNotAvail, Reserved for maintenance", "ReqNodeNotAvail, UnavailableNodes:cn[1-2]",
+        "Reservation", "AssocMaxJobsLimit", "AssocMaxSubmitJobLimit", "AssocGrpNodeLimit", "AssocGrpCpuLimit",
+        "AssocGrpCPUMinutesLimit", "AssocGrpWallLimit", "QOSGrpWallLimit", "QOSMaxNodePerUserLimit",
+        "QOSMaxCpuPerUserLimit", "QOSMaxJobsPerUserLimit", "QOSGrpNodeLimit", "MaxNodePerAccount",
+    ],
+)  # fmt: skip
+def test_what_passes_by_itself_is_waited_for(reason: str) -> None:
+    assert not is_hopeless(reason)
