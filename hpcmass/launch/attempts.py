@@ -54,7 +54,7 @@ def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, 
     errors = [str(record["error"]) for record in records if "error" in record]
     whole = sizes == {ranks: ranks} and numbers == set(range(ranks))
     if whole and not errors and code == 0:
-        return True, f"{ranks} ranks of size {ranks}"
+        return True, f"{ranks} ranks of size {ranks}" if ranks > 1 else "1 rank, which is right under any PMI"
     if sizes.get(1) and ranks > 1 and sizes[1] == len(records):
         return False, f"{sizes[1]} runs of one rank"
     if whole:
@@ -72,3 +72,9 @@ def best(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The attempt for a site file: of those that are right, srun before mpiexec, in the order tried."""
     right = [result for result in results if result["right"]]
     return min(right, key=lambda result: result["launcher"] != "srun", default=None)
+
+
+def proven(results: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any] | None:
+    """Launcher and PMI of the best attempt; None where there is none, or one rank alone, which proves no PMI."""
+    found = best(results) if ranks > 1 else None
+    return None if found is None else {"launcher": found["launcher"], "pmi": found["pmi"]}

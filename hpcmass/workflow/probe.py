@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Probe:
 
     @property
     def chosen(self) -> dict[str, Any] | None:
-        """Launcher and PMI that gave N ranks of size N."""
+        """Launcher and PMI that gave N ranks of size N, of two or more."""
         found: dict[str, Any] | None = self.report.get("chosen")
         return found
 
@@ -166,7 +166,7 @@ def _tmpdir() -> str:
 
 
 def probe_layout(target: Target, per_node: int | None, name: str) -> Layout:
-    """Two nodes where a job may have two, and on each a rank a GPU, or two.
+    """Two nodes where a job may have two, and on each a rank a GPU, or two; two ranks at least, if cores allow.
 
     Raises:
         ConfigError: The target cannot give it.
@@ -175,12 +175,15 @@ def probe_layout(target: Target, per_node: int | None, name: str) -> Layout:
         cores = target.cores or usable_cores()
         ranks = per_node or 2
         return Layout(1, ranks, ranks, max(1, cores // ranks), 0, None, _TIME_S)
-    nodes = min(2, target.max_nodes or 2)
-    each = per_node or target.gpus or min(2, target.cores or 1)
+    nodes, cores = min(2, target.max_nodes or 2), target.cores or 1
+    each = per_node or min(target.gpus or 2, cores)
+    if per_node is None and nodes * each < 2:
+        each = min(2, cores)  # one rank is right under any PMI: two share the GPU
     most = parse_duration(target.max_time) if target.max_time else _TIME_S
     gpus = 1 if target.gpus >= each else 0
     resources = Resources(ranks=nodes * each, nodes=nodes, gpus_per_rank=gpus, time=f"{min(_TIME_S, most)}s")
-    return layout_of(resources, target, name=name)
+    layout = layout_of(resources, target, name=name)
+    return layout if gpus or not target.gpus else replace(layout, gpus_per_node=target.gpus)
 
 
 def _follow(probes: list[Probe], slurm: Slurm, wait_s: float, tell: Callable[[str], None]) -> None:
@@ -255,7 +258,8 @@ def _finish(probe: Probe, ended: str) -> None:
 def write_findings(file: Path, site: Site, probes: Sequence[Probe]) -> list[str]:
     """Put what was found into the site file: launcher and PMI of each target probed, and `verified`.
 
-    `verified = true` only where every target of the site was probed to its end and started ranks rightly.
+    `verified = true` only where every target of the site was probed to its end and started ranks rightly, which
+    a single rank cannot show.
 
     Returns:
         What was written, as lines of the file.

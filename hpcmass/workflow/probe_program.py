@@ -24,7 +24,7 @@ from hpcmass.config import Layout, Target
 from hpcmass.errors import HpcmassError
 from hpcmass.files import make_dir, replace_json
 from hpcmass.launch import Outcome, find_mpiexec, plan_ranks, read_allocation, supervise, usable_cores
-from hpcmass.launch.attempts import Attempt, attempts, best, verdict
+from hpcmass.launch.attempts import Attempt, attempts, best, proven, verdict
 from hpcmass.launch.command import module_command
 from hpcmass.launch.topology import node_facts, node_name
 from hpcmass.slurm.site_facts import parse_pmi
@@ -192,11 +192,11 @@ def probe(settings: Settings) -> dict[str, Any]:
     for way in ways:
         starts.append(_start(ranks, way))
         keep(starts=starts)
-    chosen = best(starts)
-    keep(chosen=None if chosen is None else {"launcher": chosen["launcher"], "pmi": chosen["pmi"]})
+    works = best(starts)
+    keep(chosen=proven(starts, settings.ranks))
     keep(files={name: _speed(text) for name, text in settings.folders.items()})
     for way in ways:
-        if chosen is not None and way.name == chosen["name"]:
+        if works is not None and way.name == works["name"]:
             keep(torch=_backend(ranks, way, "torch"))
             keep(horovod=_backend(ranks, way, "horovod"))
     keep(ended=time.time(), complete=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcmass.launch.attempts import attempts, best, verdict
+from hpcmass.launch.attempts import attempts, best, proven, verdict
 from hpcmass.launch.mpi import MpiFlavour
 
 
@@ -35,6 +35,14 @@ WHOLE = records((0, 3), (1, 3), (2, 3))
 )
 def test_verdicts(left: list[dict[str, Any]], code: int | None, said: str, right: bool, words: str) -> None:
     assert verdict(left, 3, code, said) == (right, words)
+
+
+def test_one_rank_alone_shows_nothing_of_a_pmi() -> None:
+    assert verdict(records((0, 1)), 1, 0, "") == (True, "1 rank, which is right under any PMI")
+    right = {"launcher": "srun", "pmi": "pmix", "right": True, "name": "srun --mpi=pmix"}
+    assert proven([right], 1) is None
+    assert proven([right], 2) == {"launcher": "srun", "pmi": "pmix"}
+    assert proven([{**right, "right": False}], 2) is None
 
 
 def test_every_pmi_and_the_mpiexec_are_tried_and_none_comes_last() -> None:
