@@ -75,6 +75,6 @@ def best(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def proven(results: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any] | None:
-    """Launcher and PMI of the best attempt; None where there is none, or one rank alone, which proves no PMI."""
+    """Launcher and PMI of the best attempt; None where there is none, or one rank, which proves no PMI."""
     found = best(results) if ranks > 1 else None
     return None if found is None else {"launcher": found["launcher"], "pmi": found["pmi"]}
