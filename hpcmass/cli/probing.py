@@ -152,7 +152,7 @@ def _unchosen(report: dict[str, Any]) -> str:
     if not report.get("starts"):
         return "not probed, see above"
     if report.get("ranks") == 1:
-        return "one rank shows no PMI right: two cores, nodes or --ranks-per-node are needed"
+        return "one rank shows no PMI right; it takes two: cores, nodes, or --ranks-per-node 2"
     return "no way to start ranks is right"
 
 

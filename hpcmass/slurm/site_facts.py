@@ -71,6 +71,17 @@ def usable_cores_of(node: NodeInfo) -> int:
     return max(1, node.cpus // cpus_per_core(node))
 
 
+# Beside `gpu` Slurm refuses these two; the network's is given to all; disk is given out in bytes.
+_SHARED = {"mps", "shard", "craynetwork", "bandwidth", "hbm"}
+_DISK = re.compile(r"disk|scratch|tmp|nvme|ssd|storage|bb|burst", re.IGNORECASE)
+_MOST_DEVICES = 64
+
+
+def is_device(name: str, count: int) -> bool:
+    """Whether a generic resource beside GPUs is likely devices, which a whole-node job wants all of."""
+    return name not in _SHARED and not _DISK.search(name) and count <= _MOST_DEVICES
+
+
 def has_features(node: NodeInfo, constraint: str) -> bool | None:
     """Whether a node fits a constraint such as `gpu&hbm80g|a100`; None for forms that Slurm alone reads."""
     if not _FEATURES.fullmatch(constraint):
