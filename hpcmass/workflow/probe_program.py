@@ -161,7 +161,8 @@ def main() -> NoReturn:
     try:
         probe(settings)
     except HpcmassError as error:
-        sys.exit(f"hpcmass: {error}")
+        # In one line: the last one of the job's output is what the probe tells of it.
+        sys.exit(" ".join(f"hpcmass: {error}".split()))
     sys.exit(0)
 
 
