@@ -76,14 +76,19 @@ def _partition(target: Target, partition: PartitionInfo, facts: SlurmFacts) -> I
     value = target.partition or "-"
     if not partition.up:
         yield "partition", value, f"State={partition.state}: jobs do not start there", True, "another partition"
+    lifted = {
+        flag for qos in facts.qos or () if qos.name == qos_name(target, partition, facts) for flag in qos.flags
+    }
     if (
         target.max_nodes is not None
         and partition.max_nodes is not None
         and target.max_nodes > partition.max_nodes
+        and "PartitionMaxNodes" not in lifted
     ):
         write = line("max_nodes", partition.max_nodes)
         yield "max_nodes", str(target.max_nodes), f"MaxNodes={partition.max_nodes}", True, write
-    if target.max_nodes is not None and target.max_nodes < partition.min_nodes:
+    few = target.max_nodes is not None and target.max_nodes < partition.min_nodes
+    if few and "PartitionMinNodes" not in lifted:
         write = line("max_nodes", partition.min_nodes)
         yield "max_nodes", str(target.max_nodes), f"MinNodes={partition.min_nodes}", True, write
     if partition.exclusive and not target.exclusive:

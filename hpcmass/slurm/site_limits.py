@@ -13,12 +13,15 @@ from hpcmass.slurm.site_finding import Found, line, one_of
 def times(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> Iterator[Found]:
     """Wall times of a target above those that Slurm allows."""
     limits: list[tuple[int, str]] = []
-    if partition is not None and partition.max_time_s is not None:
+    deciding = _deciding(target, partition, facts)
+    own = _qos(facts, qos_name(target, partition, facts))
+    lifted = own is not None and "PartitionTimeLimit" in own.flags
+    if partition is not None and partition.max_time_s is not None and not lifted:
         limits.append((partition.max_time_s, f"MaxTime={slurm_time(partition.max_time_s)} of {partition.name}"))
-    names = {qos_name(target, partition, facts): None, partition.qos if partition else "": None}
-    for name in filter(None, names):
-        if (qos := _qos(facts, name)) is not None and qos.max_wall_s is not None and _limited(facts):
-            limits.append((qos.max_wall_s, f"MaxWall={slurm_time(qos.max_wall_s)} of QOS {name}"))
+    walls = [(qos.max_wall_s, qos.name) for qos in deciding if qos.max_wall_s is not None]
+    if walls and _limited(facts):
+        seconds, name = walls[0]
+        limits.append((seconds, f"MaxWall={slurm_time(seconds)} of QOS {name}"))
     if not limits:
         return
     most, said = min(limits)
@@ -39,6 +42,14 @@ def qos_name(target: Target, partition: PartitionInfo | None, facts: SlurmFacts)
     mine = [a for a in facts.associations or () if a.account == account and a.partition in there]
     # What is said of one partition goes before what is said of all.
     return max(mine, key=lambda a: len(a.partition)).default_qos if mine else ""
+
+
+def _deciding(target: Target, partition: PartitionInfo | None, facts: SlurmFacts) -> list[QosInfo]:
+    """The QOS of a job and of its partition; of a limit that both have, that of the first one counts."""
+    own = _qos(facts, qos_name(target, partition, facts))
+    of_partition = _qos(facts, partition.qos) if partition is not None else None
+    ordered = [own, of_partition] if own is not None and "OverPartQOS" in own.flags else [of_partition, own]
+    return list(dict.fromkeys(qos for qos in ordered if qos is not None))
 
 
 def _limited(facts: SlurmFacts) -> bool:
@@ -93,19 +104,23 @@ def _qos_limits(target: Target, partition: PartitionInfo | None, facts: SlurmFac
         yield "qos", target.qos or "-", said, True, one_of("qos", target.qos, allowed)
     if not _limited(facts):
         return
-    for each in dict.fromkeys(filter(None, [name, partition.qos if partition else ""])):
-        if (qos := _qos(facts, each)) is not None:
-            yield from _limits(target, qos)
+    yield from _limits(target, _deciding(target, partition, facts))
 
 
-def _limits(target: Target, qos: QosInfo) -> Iterator[Found]:
+def _limits(target: Target, deciding: list[QosInfo]) -> Iterator[Found]:
     """Counts of a target above those of a QOS; a job of one whole node must fit, and one of all nodes too."""
-    for what, limits in (("a job", qos.max_per_job), ("a user", qos.max_per_user), ("all", qos.max_of_all)):
-        for kind, key, value, word in (
-            ("node", "max_nodes", target.max_nodes or 0, "nodes"),
-            ("cpu", "cores", target.cores or 0, "CPUs"),
-            ("gres/gpu", "gpus", target.gpus, "GPUs"),
-        ):
-            most = dict(limits).get(kind)
-            if most is not None and value > most:
-                yield key, str(value), f"QOS {qos.name}: {most} {word} {what}", True, line(key, most)
+    wanted = (
+        ("node", "max_nodes", target.max_nodes or 0, "nodes"),
+        ("cpu", "cores", target.cores or 0, "CPUs"),
+        ("gres/gpu", "gpus", target.gpus, "GPUs"),
+    )
+    for what, limits in (
+        ("a job", [(qos.name, qos.max_per_job) for qos in deciding]),
+        ("a user", [(qos.name, qos.max_per_user) for qos in deciding]),
+        ("all", [(qos.name, qos.max_of_all) for qos in deciding]),
+    ):
+        for kind, key, value, word in wanted:
+            counts = [(dict(pairs)[kind], name) for name, pairs in limits if kind in dict(pairs)]
+            if counts and value > counts[0][0]:
+                most, name = counts[0]
+                yield key, str(value), f"QOS {name}: {most} {word} {what}", True, line(key, most)

@@ -243,6 +243,31 @@ def test_the_limits_of_the_default_qos_hold_where_a_target_names_none() -> None:
     assert findings({**CPU, "max_time": "1h"}, texts.without(associations=mine, config=lax)) == []
 
 
+def test_of_two_qos_the_partitions_own_decides_unless_the_jobs_is_over_it() -> None:
+    long = replace(texts.FACTS.qos[1], name="long", max_wall_s=36000, max_per_job=(("gres/gpu", 2),))
+    mine = tuple(replace(one, qos=("normal", "long")) for one in texts.FACTS.associations or ())
+    partitions = tuple(replace(p, qos_allowed=None) for p in texts.FACTS.partitions)
+
+    def found(flags: tuple[str, ...], **planted: Any) -> list[tuple[str, str, bool]]:
+        qos = (*(texts.FACTS.qos or ()), replace(long, flags=flags))
+        facts = texts.without(qos=qos, associations=mine, partitions=partitions)
+        return findings({**GPU, "qos": "long", "gpus": 4, **planted}, facts)
+
+    two = ("gpus", "QOS long: 2 GPUs a job", True)  # the partition's QOS says nothing of GPUs
+    assert found((), max_time="3h") == [("max_time", "MaxWall=02:00:00 of QOS gpuqos", True), two]
+    assert found(("OverPartQOS",), max_time="3h") == [two]
+    late = ("max_time", "MaxWall=10:00:00 of QOS long", True)
+    assert found(("OverPartQOS",), max_time="11h") == [late, two]
+
+
+def test_a_qos_may_lift_the_limits_of_a_partition() -> None:
+    flags = ("PartitionTimeLimit", "PartitionMaxNodes")
+    qos = tuple(replace(q, flags=flags) if q.name == "normal" else q for q in texts.FACTS.qos or ())
+    beyond = {**CPU, "qos": "normal", "max_time": "2-00:00:00", "max_nodes": 3}
+    assert {key for key, _, wrong in findings(beyond) if wrong} == {"max_time", "max_nodes"}
+    assert findings(beyond, texts.without(qos=qos)) == []
+
+
 def test_preemption_by_qos() -> None:
     config = {**texts.FACTS.config, "PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}
     over = tuple(replace(q, preempts=("normal",)) if q.name == "short" else q for q in texts.FACTS.qos or ())
