@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from hpcmass.config import Site, Target
+from hpcmass.config import Site, Target, nearest
 from hpcmass.slurm.parse import NodeInfo, PartitionInfo
 from hpcmass.slurm.site_facts import (
     SlurmFacts,
@@ -48,9 +48,23 @@ def _site(site: Site, facts: SlurmFacts) -> Iterator[Finding]:
 
 
 def _target(target: Target, facts: SlurmFacts) -> Iterator[Found]:
-    partition = facts.partition(target.partition)
-    if partition is None and facts.partitions:
-        yield _no_partition(target, facts)
+    names = target.partition.split(",") if target.partition else [None]
+    known = [name for name in names if facts.partition(name) is not None]
+    if facts.partitions:
+        for name in names:
+            if name not in known:
+                yield _no_partition(target, name, facts)
+    found = [list(_in_one(target, name, facts)) for name in known or names[:1]]
+    # Of several partitions a job starts in one that takes it: what holds in all of them is told.
+    for each in found[0]:
+        if all(any(each[0] == other[0] for other in others) for others in found[1:]):
+            yield each
+
+
+def _in_one(target: Target, name: str | None, facts: SlurmFacts) -> Iterator[Found]:
+    """What is found where all jobs go to one partition."""
+    target = target.model_copy(update={"partition": name})
+    partition = facts.partition(name)
     if partition is not None:
         yield from _partition(target, partition, facts)
         everywhere = facts.nodes_in(partition)
@@ -64,12 +78,18 @@ def _target(target: Target, facts: SlurmFacts) -> Iterator[Found]:
     yield from _launch(target, facts)
 
 
-def _no_partition(target: Target, facts: SlurmFacts) -> Found:
+def _no_partition(target: Target, name: str | None, facts: SlurmFacts) -> Found:
     names = [p.name for p in facts.partitions]
-    write = one_of("partition", target.partition, names)
+    there = f"there are: {', '.join(names)}"
     if target.partition is None:
-        return "partition", "-", f"there is no default partition; there are: {', '.join(names)}", True, write
-    return "partition", target.partition, f"no such partition; there are: {', '.join(names)}", True, write
+        said = f"there is no default partition; {there}"
+        return "partition", "-", said, True, one_of("partition", None, names)
+    if target.partition == name:
+        said = f"no such partition; {there}"
+        return "partition", name, said, True, one_of("partition", name, names)
+    right = [nearest(each, names) if each == name else each for each in target.partition.split(",")]
+    write = line("partition", ",".join(dict.fromkeys(each for each in right if each is not None)))
+    return "partition", target.partition, f"no partition {name}; {there}", True, write
 
 
 def _partition(target: Target, partition: PartitionInfo, facts: SlurmFacts) -> Iterator[Found]:

@@ -133,7 +133,7 @@ def gather(slurm: Slurm) -> SlurmFacts:
     if config is not None and not slurm.has_accounting():
         unknown.append("QOS limits and accounts: this Slurm has no accounting (slurmdbd)")
     elif config is not None:
-        associations, account = _user(slurm, ask)
+        associations, account = _user(slurm, ask, config.get("ClusterName", ""))
         facts = replace(
             facts,
             qos=_tuple(ask("QOS limits", slurm.qos)),
@@ -148,13 +148,15 @@ def _tuple(found: list[T] | None) -> tuple[T, ...] | None:
 
 
 def _user(
-    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]
+    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None], cluster: str
 ) -> tuple[tuple[Association, ...] | None, str]:
+    """The user's accounts on this cluster; one slurmdbd may serve several, with other accounts on each."""
     user = getpass.getuser()
+    here = [f"cluster={cluster}"] if cluster else []
     words = ["sacctmgr", "--noheader", "--parsable2", "show"]
     rows = ask(
         "accounts",
-        lambda: slurm.run([*words, "assoc", f"user={user}", f"format={','.join(ASSOC_FIELDS)}"]),
+        lambda: slurm.run([*words, "assoc", f"user={user}", *here, f"format={','.join(ASSOC_FIELDS)}"]),
     )
     default = ask("default account", lambda: slurm.run([*words, "user", user, "format=DefaultAccount"]))
     return None if rows is None else parse_associations(rows), (default or "").strip()

@@ -23,7 +23,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
 from hpcmass.workflow.env_pack import pack
-from hpcmass.workflow.sites import check_site_file, init_site
+from hpcmass.workflow.sites import check_site_file, gather, init_site
 
 pytestmark = pytest.mark.slurm
 
@@ -113,6 +113,27 @@ def test_a_site_file_is_held_against_the_limits_of_its_qos(
     assert "Slurm: MaxWall=00:10:00 of QOS short" in shown
     assert 'write: max_time = "00:10:00"' in shown
     assert "Slurm: QOS short: 1 nodes a job" in shown
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_accounts_of_another_cluster_are_not_yours_here(cluster: Cluster) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("no slurmdbd and MariaDB here")
+    user = getpass.getuser()
+    change = ("sacctmgr", "-i")
+    before = gather(Slurm()).associations
+    assert before
+    try:
+        assert cluster.run(*change, "add", "cluster", "elsewhere").returncode == 0
+        assert cluster.run(*change, "add", "account", "foreign", "cluster=elsewhere").returncode == 0
+        assert cluster.run(*change, "add", "user", user, "account=foreign", "cluster=elsewhere").returncode == 0
+        known = cluster.run("sacctmgr", "-n", "show", "assoc", f"user={user}", "format=account").stdout
+        assert "foreign" in known
+        assert gather(Slurm()).associations == before
+    finally:
+        cluster.run(*change, "delete", "user", user, "account=foreign", "cluster=elsewhere")
+        cluster.run(*change, "delete", "account", "foreign")
+        cluster.run(*change, "delete", "cluster", "elsewhere")
 
 
 @pytest.mark.mpi

@@ -201,6 +201,19 @@ def test_the_hint_is_written_beside_the_other_options() -> None:
     assert tomllib.loads(found.write) == {"sbatch": {"licenses": 'a"b', "hint": "nomultithread"}}
 
 
+def test_of_several_partitions_what_holds_in_all_is_told() -> None:
+    both = {**CPU, "partition": "cpu,spare", "preemptible": False}
+    assert findings({**both, "max_nodes": 3}) == []  # `cpu` allows two only, `spare` may be preempted
+    assert findings({**both, "cores": 5}) == [("cores", "4 cores on cn1", True)]
+    there = "there are: cpu, gpu, spare, old"
+    assert findings({**both, "partition": "cpu,spar"}) == [("partition", f"no partition spar; {there}", True)]
+    target = Target(kind="slurm", **{**both, "partition": "cpu,spar,quite-else"})
+    found = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), texts.FACTS
+    )
+    assert [one.write for one in found] == ['partition = "cpu,spare,quite-else"', 'partition = "cpu,spar"']
+
+
 def test_an_array_longer_than_the_site_allows_is_found() -> None:
     assert findings(CPU, max_array_size=5000) == [("max_array_size", "MaxArraySize=1001", True)]
     assert findings(CPU, max_array_size=None) == [("max_array_size", "MaxArraySize=1001", False)]
