@@ -40,6 +40,8 @@ def rank_prefix(
         LaunchError: There is no Apptainer on PATH.
         ConfigError: A path cannot be bound.
     """
+    if not needs_container(target):
+        return []
     cwd = Path.cwd() if cwd is None else cwd
     return image_prefix(target, [*_wanted(job, project, run_path), cwd, *further], cwd)
 
