@@ -124,7 +124,7 @@ def show_summary(probes: Sequence[Probe]) -> None:
     for probe in probes:
         report, chosen = probe.report, probe.chosen
         if chosen is None:
-            why = "no way to start ranks is right" if probe.report.get("starts") else "not probed, see above"
+            why = _unchosen(report)
             rows.append((probe.target, "-", "-", "-", "-", "-", why))
             continue
         start = next(s for s in report["starts"] if s["right"] and _is(s, chosen))
@@ -142,9 +142,18 @@ def show_summary(probes: Sequence[Probe]) -> None:
                 "" if probe.complete else "not to its end",
             )
         )
-    if any(probe.chosen for probe in probes):
+    if any(probe.report.get("starts") for probe in probes):
         click.echo()
         table(rows, ["target", "ranks by", "latency", "bandwidth", "torch", "Horovod", ""])
+
+
+def _unchosen(report: dict[str, Any]) -> str:
+    """Why no way to start ranks was found."""
+    if not report.get("starts"):
+        return "not probed, see above"
+    if report.get("ranks") == 1:
+        return "one rank shows no PMI right; it takes two: cores, nodes, or --ranks-per-node 2"
+    return "no way to start ranks is right"
 
 
 def _works(found: dict[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hpcmass.launch.mpi import MpiFlavour
 
@@ -17,58 +17,27 @@ class Attempt:
     Attributes:
         name: As a person says it, such as `srun --mpi=pmix`.
         launcher, pmi: What a site file says for it.
-        prefix: The words before a rank's command.
     """
 
     name: str
-    launcher: str
+    launcher: Literal["mpiexec", "srun"]
     pmi: str | None
-    prefix: tuple[str, ...]
 
 
-def attempts(
-    *, nodes: int, ranks: int, per_node: int, threads: int, pmis: Sequence[str], mpiexec: MpiFlavour | None
-) -> list[Attempt]:
+def attempts(*, pmis: Sequence[str], mpiexec: MpiFlavour | None) -> list[Attempt]:
     """Every way worth trying: srun under each PMI that it lists, and the mpiexec of this environment.
 
     Args:
-        nodes: Of the allocation.
-        ranks: Over all nodes.
-        per_node: Ranks on each.
-        threads: Cores of a rank.
         pmis: From `srun --mpi=list`; empty outside Slurm.
         mpiexec: What `find_mpiexec` found.
     """
-    found = []
     known = [pmi for pmi in pmis if not (pmi.startswith("pmix_v") and "pmix" in pmis)]
     # The likeliest first: a probe that is cut short has then tried those.
-    for pmi in sorted(known, key=lambda name: (name == "none", name not in ("pmix", "pmi2", "cray_shasta"))):
-        words = srun_words(nodes=nodes, ranks=ranks, per_node=per_node, threads=threads, pmi=pmi)
-        found.append(Attempt(f"srun --mpi={pmi}", "srun", pmi, tuple(words)))
+    ordered = sorted(known, key=lambda name: (name == "none", name not in ("pmix", "pmi2", "cray_shasta")))
+    found = [Attempt(f"srun --mpi={pmi}", "srun", pmi) for pmi in ordered]
     if mpiexec is not None:
-        if mpiexec.kind == "openmpi":
-            place = ["--map-by", f"ppr:{per_node}:node"] if nodes > 1 else ["--oversubscribe"]
-            words = [mpiexec.path, "-n", str(ranks), *place, "--bind-to", "none"]
-        else:
-            place = ["-ppn", str(per_node)] if nodes > 1 else ["-launcher", "fork"]
-            words = [mpiexec.path, "-n", str(ranks), *place, "-bind-to", "none"]
-        found.append(Attempt(f"mpiexec ({mpiexec.kind} {mpiexec.version})", "mpiexec", None, tuple(words)))
+        found.append(Attempt(f"mpiexec ({mpiexec.kind} {mpiexec.version})", "mpiexec", None))
     return found
-
-
-def srun_words(*, nodes: int, ranks: int, per_node: int, threads: int, pmi: str) -> list[str]:
-    """An srun of a whole allocation; it does not wait for a step that an earlier attempt left hanging."""
-    return [
-        "srun",
-        f"--mpi={pmi}",
-        f"--nodes={nodes}",
-        f"--ntasks={ranks}",
-        f"--ntasks-per-node={per_node}",
-        f"--cpus-per-task={threads}",
-        "--overlap",
-        "--kill-on-bad-exit=1",
-        "--quiet",
-    ]
 
 
 def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, said: str) -> tuple[bool, str]:
@@ -85,7 +54,7 @@ def verdict(records: Sequence[Mapping[str, Any]], ranks: int, code: int | None, 
     errors = [str(record["error"]) for record in records if "error" in record]
     whole = sizes == {ranks: ranks} and numbers == set(range(ranks))
     if whole and not errors and code == 0:
-        return True, f"{ranks} ranks of size {ranks}"
+        return True, f"{ranks} ranks of size {ranks}" if ranks > 1 else "1 rank, which is right under any PMI"
     if sizes.get(1) and ranks > 1 and sizes[1] == len(records):
         return False, f"{sizes[1]} runs of one rank"
     if whole:
@@ -103,3 +72,9 @@ def best(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The attempt for a site file: of those that are right, srun before mpiexec, in the order tried."""
     right = [result for result in results if result["right"]]
     return min(right, key=lambda result: result["launcher"] != "srun", default=None)
+
+
+def proven(results: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any] | None:
+    """Launcher and PMI of the best attempt; None where there is none, or one rank, which proves no PMI."""
+    found = best(results) if ranks > 1 else None
+    return None if found is None else {"launcher": found["launcher"], "pmi": found["pmi"]}

@@ -162,9 +162,13 @@ def _limit(word: str) -> Plain | None:
         return Plain(f"{whose} limits {unit} minutes of jobs at once", "wait for jobs to end")
     if match["kind"] == "Min":
         return Plain(f"{whose} wants more {thing} in a job", "name another target", hopeless=True)
-    if per in ("PerJob", "PerNode") or thing == "wall time":
+    if per in ("PerJob", "PerNode") or (thing == "wall time" and match["kind"] == "Max"):
         span = "one node" if per == "PerNode" else "one job"
         return Plain(f"it asks for more {thing} than {whose} allows {span}", _ASK_LESS, hopeless=True)
+    if thing == "wall time":
+        return Plain(
+            f"{whose} has no wall time left: the budget is used up", "ask for more, or name another account"
+        )
     whom = {"PerUser": "you", "PerAccount": "your account"}.get(per, "all of its jobs")
     advice = "wait for jobs to end, or name another qos or target"
     return Plain(f"{whose} limits {thing} for {whom}, and that much is in use", advice)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hpcmass.config import slurm_time
 from hpcmass.slurm.parse import NodeInfo, PartitionInfo
-from hpcmass.slurm.site_facts import SlurmFacts, parse_mpi_default, usable_cores_of
+from hpcmass.slurm.site_facts import SlurmFacts, cpus_per_core, is_device, parse_mpi_default, usable_cores_of
 
 _PMIS = ("pmix", "cray_shasta", "pmi2")
 
@@ -81,7 +80,8 @@ def kinds_of(nodes: Sequence[NodeInfo]) -> list[_Kind]:
     """
     groups: dict[tuple[object, ...], list[NodeInfo]] = {}
     for node in nodes:
-        gres = tuple(sorted((name, kind, count) for name, kind, count in node.gres))
+        # What is not drafted tells no kinds apart.
+        gres = tuple(sorted(each for each in node.gres if each[0] == "gpu" or is_device(each[0], each[2])))
         groups.setdefault((gres, usable_cores_of(node), node.memory_mb), []).append(node)
     if len(groups) == 1:
         return [_Kind(tuple(nodes))]
@@ -94,12 +94,11 @@ def kinds_of(nodes: Sequence[NodeInfo]) -> list[_Kind]:
         if feature is not None:
             kinds.append(_Kind(tuple(group), f"-{_suffix(group[0], feature)}", feature))
         else:
-            unnamed.setdefault(tuple(sorted({(name, kind) for name, kind, _ in group[0].gres})), []).extend(
-                group
-            )
-    for resources, group in unnamed.items():
+            resources = {(n, k) for n, k, count in group[0].gres if n == "gpu" or is_device(n, count)}
+            unnamed.setdefault(tuple(sorted(resources)), []).extend(group)
+    for named, group in unnamed.items():
         poorest = sorted(group, key=lambda node: (usable_cores_of(node), node.memory_mb))
-        suffix = "".join(f"-{kind or name}" for name, kind in resources)
+        suffix = "".join(f"-{kind or name}" for name, kind in named)
         also = (
             ""
             if len({(usable_cores_of(n), n.memory_mb) for n in group}) == 1
@@ -145,7 +144,7 @@ def _target(partition: PartitionInfo, kind: _Kind, facts: SlurmFacts, has_mpiexe
 
 def _hardware(partition: PartitionInfo, kind: _Kind) -> Iterator[_Line]:
     node = kind.first
-    threads = node.threads_per_core or 1
+    threads = max(cpus_per_core(each) for each in kind.nodes)
     cores = usable_cores_of(node)
     if partition.max_cpus_per_node is not None:
         cores = max(1, min(cores, partition.max_cpus_per_node // threads))
@@ -161,9 +160,16 @@ def _hardware(partition: PartitionInfo, kind: _Kind) -> Iterator[_Line]:
         types = {k for each in kind.nodes for name, k, _ in each.gres if name == "gpu" and k}
         if len(types) == 1:
             yield "gpu_type", types.pop(), f"Gres of {node.name}"
-    other = Counter({name: node.gres_count(name) for name, _, _ in node.gres if name != "gpu"})
-    if other:
-        yield "gres", dict(other), f"Gres of {node.name}"
+    other = {name: node.gres_count(name) for name, _, _ in node.gres if name != "gpu"}
+    devices = {name: count for name, count in other.items() if is_device(name, count)}
+    if devices:
+        yield "gres", devices, f"Gres of {node.name}"
+    if left := {name: count for name, count in other.items() if name not in devices}:
+        yield (
+            "# gres",
+            {**devices, **left},
+            f"Gres of {node.name}: every job would ask for all of it; {', '.join(left)} left out",
+        )
     if threads > 1:
         yield "sbatch", {"hint": "nomultithread"}, "one rank or thread a core, not a hardware thread"
 

@@ -59,9 +59,27 @@ class SlurmFacts:
         return [node for node in self.nodes if partition.name in node.partitions]
 
 
+def cpus_per_core(node: NodeInfo) -> int:
+    """What Slurm counts as CPUs of a core: its hardware threads, or 1 where the site has it count cores."""
+    if node.sockets and node.cores_per_socket and node.cpus <= node.sockets * node.cores_per_socket:
+        return 1
+    return node.threads_per_core or 1
+
+
 def usable_cores_of(node: NodeInfo) -> int:
     """Physical cores that jobs may use: hardware threads count once."""
-    return max(1, node.cpus // (node.threads_per_core or 1))
+    return max(1, node.cpus // cpus_per_core(node))
+
+
+# Beside `gpu` Slurm refuses these two; the network's is given to all; disk is given out in bytes.
+_SHARED = {"mps", "shard", "craynetwork", "bandwidth", "hbm"}
+_DISK = re.compile(r"disk|scratch|tmp|nvme|ssd|storage|bb|burst", re.IGNORECASE)
+_MOST_DEVICES = 64
+
+
+def is_device(name: str, count: int) -> bool:
+    """Whether a generic resource beside GPUs is likely devices, which a whole-node job wants all of."""
+    return name not in _SHARED and not _DISK.search(name) and count <= _MOST_DEVICES
 
 
 def has_features(node: NodeInfo, constraint: str) -> bool | None:

@@ -17,8 +17,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcmass import __version__
 from hpcmass.errors import HpcmassError
-from hpcmass.launch import RankEnv, detect_ranks
+from hpcmass.launch import RankEnv, check_versions, detect_ranks
 from hpcmass.launch.topology import binding, loaded_library, node_facts, node_name
 
 MEASURE_S = 0.3
@@ -51,6 +52,7 @@ def probe(what: str, ranks: str, folder: str) -> int:
     """Do one of the four and say how it went: 0, or 1 when something was refused."""
     record = Record(Path(folder), what)
     try:
+        check_versions(__version__, os.environ)
         if what == "node":
             record.save(facts=node_facts(), step="done")
             return 0

@@ -43,9 +43,27 @@ def rank_prefix(
     if not needs_container(target):
         return []
     cwd = Path.cwd() if cwd is None else cwd
+    return image_prefix(target, [*_wanted(job, project, run_path), cwd, *further], cwd)
+
+
+def image_prefix(target: Target, places: Iterable[Path], cwd: Path) -> list[str]:
+    """The words in front of a command in the target's image; none without a container, or inside one.
+
+    Args:
+        target: Its container, binds and options count.
+        places: Files and folders that the command reads and writes.
+        cwd: Its working folder, which is one of them.
+
+    Raises:
+        NotFound: The image does not exist.
+        LaunchError: There is no Apptainer on PATH.
+        ConfigError: A path cannot be bound.
+    """
+    if not needs_container(target):
+        return []
     words = container_words(
         target,
-        folders=_folders(job, project, run_path, [cwd, *further]),
+        folders=_folders(places),
         cwd=str(cwd.absolute()),
         program=_program(),
         version=__version__,
@@ -93,23 +111,26 @@ def _program() -> str:
     )
 
 
-def _folders(job: Job, project: Project, run_path: Path, further: Iterable[Path]) -> list[str]:
-    """The folders that a run's ranks read and write, under the names they are called by and their real ones."""
+def _wanted(job: Job, project: Project, run_path: Path) -> list[Path]:
+    """What a run's ranks read and write."""
     data = [job.data.train, job.data.valid, job.data.test]
     names = [name for each in data if each is not None for name in ([each] if isinstance(each, str) else each)]
     words = shlex.split(job.command) if isinstance(job.command, str) else job.command or []
     files = [Path(word) for word in words if word.startswith("/") and os.path.isfile(word)]
-    wanted = [
+    return [
         project.root,
         *(project.data, project.runs, project.studies, project.catalogue),
         *(project.root / name for name in names),
         *([Path(job.recipe).parent] if job.recipe and os.path.isabs(job.recipe) else []),
         *(file.parent for file in files if not str(file).startswith(_OF_THE_IMAGE)),
         run_path.parent,
-        *further,
     ]
+
+
+def _folders(places: Iterable[Path]) -> list[str]:
+    """Their folders, under the names they are called by and their real ones."""
     found: set[str] = set()
-    for place in wanted:
+    for place in places:
         place = place.absolute()
         for name in (place, place.resolve()):
             folder = name if name.is_dir() else _nearest_folder(name)

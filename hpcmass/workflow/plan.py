@@ -199,15 +199,16 @@ def _queues(candidates: Sequence[Candidate], site: Site, slurm: Slurm) -> dict[s
     for each in candidates:
         assert each.layout is not None
         target = site.targets[each.target]
-        partition = target.partition or default
-        mine = [node for node in nodes if partition in node.partitions and node.usable]
+        # Of several partitions a job starts in the first that has room.
+        partitions = set((target.partition or default).split(","))
+        mine = [node for node in nodes if partitions & set(node.partitions) and node.usable]
         start, words, impossible = _expected_start(each, site, slurm)
         found[each.target] = Queue(
             start_s=start,
             words=words,
             impossible=impossible,
             idle_nodes=_idle(mine),
-            pending_jobs=waiting.get(partition, 0),
+            pending_jobs=sum(bool(partitions & theirs) for theirs in waiting),
         )
     return found
 
@@ -245,12 +246,11 @@ def _expected_start(each: Candidate, site: Site, slurm: Slurm) -> tuple[float | 
     return max(0.0, start - time.time()), words, False
 
 
-def parse_pending(text: str) -> dict[str, int]:
-    """How many jobs wait for nodes, by partition, from `squeue_pending`."""
-    found: dict[str, int] = {}
+def parse_pending(text: str) -> list[frozenset[str]]:
+    """The partitions of every job that waits for nodes, from `squeue_pending`."""
+    found = []
     for line in text.splitlines():
         partitions, _, reason = line.partition(commands.SEPARATOR)
         if reason.strip() in _WAITS_FOR_NODES:
-            for partition in partitions.split(","):
-                found[partition] = found.get(partition, 0) + 1
+            found.append(frozenset(partitions.split(",")))
     return found

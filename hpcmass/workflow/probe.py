@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hpcmass.launch.command import module_command
 from hpcmass.launch.cores import usable_cores
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
+from hpcmass.slurm.reasons import plain_reason
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
 from hpcmass.workflow.env_pack import packed_of
@@ -24,27 +25,8 @@ from hpcmass.workflow.probe_program import Settings, write_settings
 
 PROGRAM = "hpcmass.workflow.probe_program"
 _TIME_S = 15 * 60
-# A job that waits for one of these waits for a person, not for its turn.
-_HOPELESS = (
-    "PartitionDown",
-    "PartitionInactive",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "BadConstraints",
-    "ReqNodeNotAvail",
-    "InvalidAccount",
-    "AccountNotAllowed",
-    "AssocMax",
-    "AssocGrp",
-    "InvalidQOS",
-    "QOSNotAllowed",
-    "QOSMaxNode",
-    "QOSMaxCpu",
-    "QOSMaxWall",
-    "Reservation",
-    "JobHeld",
-    "DOWN",
-)
+# Other jobs may wait for these to pass, but it takes a person, not a turn.
+_FOR_A_PERSON = ("PartitionDown", "PartitionInactive")
 
 
 @dataclass
@@ -74,7 +56,7 @@ class Probe:
 
     @property
     def chosen(self) -> dict[str, Any] | None:
-        """Launcher and PMI that gave N ranks of size N."""
+        """Launcher and PMI that gave N ranks of size N, of two or more."""
         found: dict[str, Any] | None = self.report.get("chosen")
         return found
 
@@ -144,6 +126,8 @@ def _begin(probe: Probe, site: Site, per_node: int | None, slurm: Slurm, tell: C
         ranks=layout.ranks,
         per_node=layout.ranks_per_node,
         threads=layout.threads_per_rank,
+        gpus_per_node=layout.gpus_per_node,
+        options=target.model_dump(mode="json", exclude_unset=True),
         folders={"shared folder": str(probe.folder), "node-local folder": target.scratch or "${TMPDIR}"},
     )
     write_settings(settings, probe.folder / "settings.json")
@@ -182,7 +166,7 @@ def _tmpdir() -> str:
 
 
 def probe_layout(target: Target, per_node: int | None, name: str) -> Layout:
-    """Two nodes where a job may have two, and on each a rank a GPU, or two.
+    """Two nodes where a job may have two, and on each a rank a GPU, or two; two ranks at least, if cores allow.
 
     Raises:
         ConfigError: The target cannot give it.
@@ -191,12 +175,15 @@ def probe_layout(target: Target, per_node: int | None, name: str) -> Layout:
         cores = target.cores or usable_cores()
         ranks = per_node or 2
         return Layout(1, ranks, ranks, max(1, cores // ranks), 0, None, _TIME_S)
-    nodes = min(2, target.max_nodes or 2)
-    each = per_node or target.gpus or min(2, target.cores or 1)
+    nodes, cores = min(2, target.max_nodes or 2), target.cores or 1
+    each = per_node or min(target.gpus or 2, cores)
+    if per_node is None and nodes * each < 2:
+        each = min(2, cores)  # one rank is right under any PMI: two share the GPU
     most = parse_duration(target.max_time) if target.max_time else _TIME_S
     gpus = 1 if target.gpus >= each else 0
     resources = Resources(ranks=nodes * each, nodes=nodes, gpus_per_rank=gpus, time=f"{min(_TIME_S, most)}s")
-    return layout_of(resources, target, name=name)
+    layout = layout_of(resources, target, name=name)
+    return layout if gpus or not target.gpus else replace(layout, gpus_per_node=target.gpus)
 
 
 def _follow(probes: list[Probe], slurm: Slurm, wait_s: float, tell: Callable[[str], None]) -> None:
@@ -224,7 +211,7 @@ def _follow(probes: list[Probe], slurm: Slurm, wait_s: float, tell: Callable[[st
 
 def _pending(probe: Probe, reason: str, slurm: Slurm, wait_s: float, tell: Callable[[str], None]) -> None:
     waited = time.monotonic() - probe.since
-    hopeless = any(word in reason.replace(" ", "_") for word in _HOPELESS)
+    hopeless = is_hopeless(reason)
     # Slurm gives some of these reasons for a moment, before it has looked.
     if (hopeless and waited > 3) or waited > wait_s:
         slurm.cancel([str(probe.job_id)])
@@ -237,6 +224,11 @@ def _pending(probe: Probe, reason: str, slurm: Slurm, wait_s: float, tell: Calla
     elif reason != probe.reason and reason not in ("", "None"):
         probe.reason = reason
         tell(f"{probe.target}: waiting: {reason}")
+
+
+def is_hopeless(reason: str) -> bool:
+    """Whether a job that waits for this does not start as it stands, however long it waits."""
+    return plain_reason(reason).hopeless or reason.strip(" ()") in _FOR_A_PERSON
 
 
 def _gone(probe: Probe, slurm: Slurm) -> bool:
@@ -266,7 +258,8 @@ def _finish(probe: Probe, ended: str) -> None:
 def write_findings(file: Path, site: Site, probes: Sequence[Probe]) -> list[str]:
     """Put what was found into the site file: launcher and PMI of each target probed, and `verified`.
 
-    `verified = true` only where every target of the site was probed to its end and started ranks rightly.
+    `verified = true` only where every target of the site was probed to its end and started ranks rightly, which
+    a single rank cannot show.
 
     Returns:
         What was written, as lines of the file.

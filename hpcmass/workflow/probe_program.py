@@ -11,22 +11,24 @@ import contextlib
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hpcmass.config import Layout, Target
+from hpcmass.errors import HpcmassError
 from hpcmass.files import make_dir, replace_json
-from hpcmass.launch import find_mpiexec
-from hpcmass.launch.attempts import Attempt, attempts, best, srun_words, verdict
+from hpcmass.launch import Outcome, find_mpiexec, plan_ranks, read_allocation, supervise, usable_cores
+from hpcmass.launch.attempts import Attempt, attempts, best, proven, verdict
 from hpcmass.launch.command import module_command
 from hpcmass.launch.topology import node_facts, node_name
 from hpcmass.slurm.site_facts import parse_pmi
+from hpcmass.workflow.containers import image_prefix
 
 RANK = "hpcmass.train.probe_rank"
 _FILE_BYTES, _BLOCK, _SMALL_FILES = 128 << 20, 4 << 20, 300
@@ -40,7 +42,9 @@ class Settings:
         report: The file to write.
         work: A folder on the shared file system for the ranks' records.
         nodes, ranks, per_node, threads: The layout of the job.
+        gpus_per_node: What the job asked for.
         folders: Folders to measure by name; they may name variables such as `$TMPDIR`.
+        options: The target's keys, for ranks are started as its runs start theirs.
         limit_s: For one attempt.
     """
 
@@ -53,13 +57,112 @@ class Settings:
     per_node: int
     threads: int
     folders: dict[str, str]
+    gpus_per_node: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
     limit_s: float = 90.0
+
+
+class Ranks:
+    """Starts the ranks of a probe in just the way in which a run of the target would start its own.
+
+    Attributes:
+        container: The words in front of a rank's command, where the target has an image.
+        mpiexec: That of this environment.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.target = Target.model_validate(settings.options)
+        self.allocation = read_allocation(os.environ)
+        self.mpiexec = find_mpiexec()
+        work = make_dir(Path(settings.work))
+        self.container = image_prefix(self.target, [work], work)
+        self.layout = Layout(
+            settings.nodes, settings.ranks, settings.per_node, settings.threads, settings.gpus_per_node, None, 0
+        )
+
+    def start(self, way: Attempt, what: str) -> tuple[list[dict[str, Any]], int | None, str]:
+        """Start ranks of `train.probe_rank`.
+
+        Returns:
+            What they left, how the launcher ended (None: it had to be ended), and what its output says.
+        """
+        target = self.target.model_copy(update={"launcher": way.launcher, "pmi": way.pmi})
+        return self._run(target, self.layout, what, self.container)
+
+    def nodes(self) -> tuple[list[dict[str, Any]], int | None, str]:
+        """One process a node that says what the node is; outside the image, and without any MPI."""
+        layout = self.layout
+        whole = Layout(
+            layout.nodes, layout.nodes, 1, layout.ranks_per_node * layout.threads_per_rank, 0, None, 0
+        )
+        return self._run(self.target.model_copy(update={"launcher": "spawn", "pmi": None}), whole, "node", [])
+
+    def _run(
+        self, target: Target, layout: Layout, what: str, container: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int | None, str]:
+        folder = make_dir(Path(self.settings.work) / f"{what}-{time.time_ns()}")
+        command = [*module_command(RANK, in_container=bool(container)), what, str(layout.ranks), str(folder)]
+        until = time.monotonic() + self.settings.limit_s
+
+        def look() -> None:
+            if time.monotonic() > until:
+                raise _TooLong
+
+        def log(rank: int) -> Path:
+            return folder / f"rank-{rank}.log"
+
+        said: list[str] = []
+        code: int | None = None
+        try:
+            plan = plan_ranks(
+                command, layout.ranks, target,
+                threads_per_rank=layout.threads_per_rank, cores=usable_cores(), mpiexec=self.mpiexec,
+                env=os.environ, layout=layout, allocation=self.allocation, container=container,
+            )  # fmt: skip
+            if plan.launcher == "srun":
+                # Not to wait for a step that an earlier attempt left hanging.
+                plan = replace(plan, argv=[plan.argv[0], "--overlap", *plan.argv[1:]])
+            outcome = supervise(plan, log_file=log, each_poll=look, shared=folder, cwd=folder)
+        except _TooLong:
+            pass
+        except HpcmassError as error:
+            code, said = 1, [str(error)]
+        else:
+            if outcome.signalled is not None:  # the whole probe is being ended, not this attempt
+                sys.exit(128 + outcome.signalled)
+            code, said = _exit_code(outcome), outcome.launcher_tail.splitlines()
+        for rank in range(layout.ranks):
+            with contextlib.suppress(OSError):
+                said += log(rank).read_text(errors="replace").splitlines()
+        lines = [line.strip() for line in said if line.strip()]
+        records = []
+        for file in sorted(folder.glob("*.json")):
+            with contextlib.suppress(ValueError, OSError):
+                records.append(json.loads(file.read_text(encoding="utf-8")))
+        return records, code, _telling(lines)
+
+
+class _TooLong(Exception):
+    """An attempt's time is over."""
+
+
+def _exit_code(outcome: Outcome) -> int:
+    """Of the launcher, or of the first rank that failed under one which does not tell."""
+    failed = outcome.first_failure
+    if outcome.launcher_exit or failed is None:
+        return outcome.launcher_exit
+    return failed.exit_code if failed.exit_code is not None else 128 + (failed.signal or 0)
 
 
 def main() -> NoReturn:
     """Probe as the settings file says."""
     settings = Settings(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    probe(settings)
+    try:
+        probe(settings)
+    except HpcmassError as error:
+        # In one line: the last one of the job's output is what the probe tells of it.
+        sys.exit(" ".join(f"hpcmass: {error}".split()))
     sys.exit(0)
 
 
@@ -72,6 +175,7 @@ def probe(settings: Settings) -> dict[str, Any]:
         "job_id": os.environ.get("SLURM_JOB_ID"),
         "nodes": settings.nodes,
         "ranks": settings.ranks,
+        "container": settings.options.get("container"),
         "started": time.time(),
         "complete": False,
     }
@@ -81,27 +185,21 @@ def probe(settings: Settings) -> dict[str, Any]:
         replace_json(Path(settings.report), report)
 
     keep()
-    in_slurm = "SLURM_JOB_ID" in os.environ
-    keep(topology=_topology(settings) if in_slurm else [node_facts()])
-    ways = attempts(
-        nodes=settings.nodes,
-        ranks=settings.ranks,
-        per_node=settings.per_node,
-        threads=settings.threads,
-        pmis=_pmis() if in_slurm else (),
-        mpiexec=find_mpiexec(),
-    )
+    ranks = Ranks(settings)
+    in_slurm = ranks.allocation is not None
+    keep(topology=_topology(ranks) if in_slurm else [node_facts()])
+    ways = attempts(pmis=_pmis() if in_slurm else (), mpiexec=ranks.mpiexec)
     starts: list[dict[str, Any]] = []
     for way in ways:
-        starts.append(_start(settings, way))
+        starts.append(_start(ranks, way))
         keep(starts=starts)
-    chosen = best(starts)
-    keep(chosen=None if chosen is None else {"launcher": chosen["launcher"], "pmi": chosen["pmi"]})
+    works = best(starts)
+    keep(chosen=proven(starts, settings.ranks))
     keep(files={name: _speed(text) for name, text in settings.folders.items()})
     for way in ways:
-        if chosen is not None and way.name == chosen["name"]:
-            keep(torch=_backend(settings, way, "torch"))
-            keep(horovod=_backend(settings, way, "horovod"))
+        if works is not None and way.name == works["name"]:
+            keep(torch=_backend(ranks, way, "torch"))
+            keep(horovod=_backend(ranks, way, "horovod"))
     keep(ended=time.time(), complete=True)
     return report
 
@@ -111,25 +209,24 @@ def _pmis() -> tuple[str, ...]:
     return parse_pmi(done.stdout + done.stderr)
 
 
-def _topology(settings: Settings) -> list[dict[str, Any]]:
+def _topology(ranks: Ranks) -> list[dict[str, Any]]:
     """What each node says of itself."""
-    words = srun_words(nodes=settings.nodes, ranks=settings.nodes, per_node=1, threads=1, pmi="none")
-    records, _, said = run_ranks(settings, tuple(words), "node", settings.nodes)
+    records, _, said = ranks.nodes()
     found = [record["facts"] for record in records if "facts" in record]
     return sorted(found, key=lambda facts: str(facts["node"])) or [{**node_facts(), "others": said}]
 
 
-def _start(settings: Settings, way: Attempt) -> dict[str, Any]:
+def _start(ranks: Ranks, way: Attempt) -> dict[str, Any]:
     """One way to start MPI ranks: whether it is right, how long it takes, how fast its ranks talk."""
-    started = time.monotonic()
-    records, code, said = run_ranks(settings, way.prefix, "mpi", settings.ranks)
-    right, words = verdict(records, settings.ranks, code, said)
+    started, count = time.monotonic(), ranks.layout.ranks
+    records, code, said = ranks.start(way, "mpi")
+    right, words = verdict(records, count, code, said)
     before = ""
-    if not right and _crashed(records, settings.ranks, code):
+    if not right and _crashed(records, count, code):
         # Some MPI crash now and then where nodes are very busy: what works the second time is told so.
         before, started = words, time.monotonic()
-        records, code, said = run_ranks(settings, way.prefix, "mpi", settings.ranks)
-        right, words = verdict(records, settings.ranks, code, said)
+        records, code, said = ranks.start(way, "mpi")
+        right, words = verdict(records, count, code, said)
         words += f" (the second time; the first: {before})" if right else ""
     first = next((record for record in records if record.get("rank") == 0), {})
     return {
@@ -149,15 +246,16 @@ def _start(settings: Settings, way: Attempt) -> dict[str, Any]:
     }
 
 
-def _backend(settings: Settings, way: Attempt, name: str) -> dict[str, Any]:
+def _backend(ranks: Ranks, way: Attempt, name: str) -> dict[str, Any]:
     """Whether torch.distributed, or Horovod, sums rightly over the ranks; what importing it cost."""
-    records, code, said = run_ranks(settings, way.prefix, name, settings.ranks)
-    right, why = _summed(settings, records, code, said)
+    count = ranks.layout.ranks
+    records, code, said = ranks.start(way, name)
+    right, why = _summed(count, records, code, said)
     found: dict[str, Any] = {}
-    if not right and _crashed(records, settings.ranks, code):
+    if not right and _crashed(records, count, code):
         found["first"] = why
-        records, code, said = run_ranks(settings, way.prefix, name, settings.ranks)
-        right, why = _summed(settings, records, code, said)
+        records, code, said = ranks.start(way, name)
+        right, why = _summed(count, records, code, said)
     found |= {"works": right, "by": way.name}
     if not right:
         found["why"] = why
@@ -179,11 +277,9 @@ def _backend(settings: Settings, way: Attempt, name: str) -> dict[str, Any]:
     return found
 
 
-def _summed(
-    settings: Settings, records: Sequence[dict[str, Any]], code: int | None, said: str
-) -> tuple[bool, str]:
+def _summed(ranks: int, records: Sequence[dict[str, Any]], code: int | None, said: str) -> tuple[bool, str]:
     """Whether all ranks found the right sum, and if not why."""
-    if len(records) == settings.ranks and all(record.get("right") for record in records) and code == 0:
+    if len(records) == ranks and all(record.get("right") for record in records) and code == 0:
         return True, ""
     errors = [str(record["error"]) for record in records if "error" in record]
     reached = sorted({str(record.get("step")) for record in records})
@@ -197,47 +293,6 @@ def _crashed(records: Sequence[dict[str, Any]], ranks: int, code: int | None) ->
     return len(records) == ranks and code not in (None, 0) and not told
 
 
-def run_ranks(
-    settings: Settings, prefix: Sequence[str], what: str, ranks: int
-) -> tuple[list[dict[str, Any]], int | None, str]:
-    """Start ranks of `train.probe_rank`.
-
-    Returns:
-        What they left, how the launcher ended (None: it had to be ended), and what its output says.
-    """
-    folder = Path(settings.work) / f"{what}-{time.time_ns()}"
-    make_dir(folder)
-    command = [*prefix, *module_command(RANK), what, str(ranks), str(folder)]
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(settings.threads),
-        # As everywhere in hpcmass: nodes of containers and small clusters run as root.
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
-    with open(folder / "output.log", "w+b") as out:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-        code: int | None = None
-        try:
-            code = child.wait(settings.limit_s)
-        except subprocess.TimeoutExpired:
-            _end(child)
-        out.seek(0)
-        lines = [line.strip() for line in out.read().decode(errors="replace").splitlines() if line.strip()]
-    records = []
-    for file in sorted(folder.glob("*.json")):
-        with contextlib.suppress(ValueError, OSError):
-            records.append(json.loads(file.read_text(encoding="utf-8")))
-    return records, code, _telling(lines)
-
-
 def _telling(lines: Sequence[str]) -> str:
     """The line of a launcher's output that says most: a crash, an error of srun or an MPI, else the last."""
     for pattern in (
@@ -249,16 +304,6 @@ def _telling(lines: Sequence[str]) -> str:
             if len(line) < 400 and re.search(pattern, line):
                 return line
     return lines[-1][:400] if lines else ""
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, which launchers hand on to their ranks, then SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(15)
-            return
 
 
 def _speed(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hpcmass.errors import AlreadyExists, HpcmassError, SlurmError
 from hpcmass.files import publish
 from hpcmass.launch import find_mpiexec
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.site_check import Finding, check_site
+from hpcmass.slurm.site_check import check_site
 from hpcmass.slurm.site_draft import draft_site
 from hpcmass.slurm.site_facts import (
     ASSOC_FIELDS,
@@ -27,6 +27,7 @@ from hpcmass.slurm.site_facts import (
     parse_pmi,
     parse_reservations,
 )
+from hpcmass.slurm.site_finding import Finding
 from hpcmass.workflow.env_pack import packed_of
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ def gather(slurm: Slurm) -> SlurmFacts:
     if config is not None and not slurm.has_accounting():
         unknown.append("QOS limits and accounts: this Slurm has no accounting (slurmdbd)")
     elif config is not None:
-        associations, account = _user(slurm, ask)
+        associations, account = _user(slurm, ask, config.get("ClusterName", ""))
         facts = replace(
             facts,
             qos=_tuple(ask("QOS limits", slurm.qos)),
@@ -147,13 +148,15 @@ def _tuple(found: list[T] | None) -> tuple[T, ...] | None:
 
 
 def _user(
-    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None]
+    slurm: Slurm, ask: Callable[[str, Callable[[], str]], str | None], cluster: str
 ) -> tuple[tuple[Association, ...] | None, str]:
+    """The user's accounts on this cluster; one slurmdbd may serve several, with other accounts on each."""
     user = getpass.getuser()
+    here = [f"cluster={cluster}"] if cluster else []
     words = ["sacctmgr", "--noheader", "--parsable2", "show"]
     rows = ask(
         "accounts",
-        lambda: slurm.run([*words, "assoc", f"user={user}", f"format={','.join(ASSOC_FIELDS)}"]),
+        lambda: slurm.run([*words, "assoc", f"user={user}", *here, f"format={','.join(ASSOC_FIELDS)}"]),
     )
     default = ask("default account", lambda: slurm.run([*words, "user", user, "format=DefaultAccount"]))
     return None if rows is None else parse_associations(rows), (default or "").strip()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcmass.config import Project
+from hpcmass.cli.root import run as run_cli
+from hpcmass.config import Project, load_site
 from hpcmass.devcluster import Cluster
 from hpcmass.errors import LaunchError
 from hpcmass.runs import RunFolder, State
@@ -238,3 +239,42 @@ def test_a_submitted_run_of_a_site_with_a_container(
     found = ranks(told)
     assert len({each["host"] for each in found}) == 2
     assert {each["APPTAINER_CONTAINER"] for each in found} == {str(image)}
+
+
+def test_a_probe_of_a_target_with_a_container_looks_into_the_container(
+    cluster: Cluster,
+    slurm_env: dict[str, str],
+    apptainer: None,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = site(tmp_path, image, "slurm")
+    words = ["site", "probe", str(file), "--ranks-per-node", "1", "--out", str(tmp_path / "probes")]
+    code = run_cli([*words, "--write", "--json"])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    (report,) = [each["report"] for each in json.loads(out)]
+    assert report["container"] == str(image)
+    right = [each for each in report["starts"] if each["right"]]
+    assert {each["verdict"] for each in right} == {"2 ranks of size 2"}
+    # The MPI that was loaded is the image's, not this Python's.
+    assert {path.startswith("/opt/hpcmass/") for each in right for path in each["libmpi"]} == {True}, right
+    assert report["torch"]["works"], report["torch"]
+    target = load_site(file).targets["cpu"]
+    assert (target.launcher, target.pmi) == (report["chosen"]["launcher"], report["chosen"]["pmi"])
+
+
+def test_a_probe_writes_nothing_for_an_image_that_is_not_there(
+    cluster: Cluster,
+    slurm_env: dict[str, str],
+    apptainer: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = site(tmp_path, tmp_path / "none.sif", "slurm")
+    before = file.read_text()
+    assert run_cli(["site", "probe", str(file), "--out", str(tmp_path / "probes"), "--write", "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert "the container image does not exist" in found["why"]
+    assert file.read_text() == before

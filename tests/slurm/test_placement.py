@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hpcmass.cli.root import run as cli
-from hpcmass.config import Project, load_job, load_site
+from hpcmass.config import Project, Resources, layout_of, load_job, load_site
 from hpcmass.devcluster import Cluster
 from hpcmass.errors import ConfigError
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.placement import Choice, Goal
-from hpcmass.workflow.plan import choose_target
+from hpcmass.slurm.placement import Candidate, Choice, Goal
+from hpcmass.workflow.plan import _queues, choose_target
 from hpcmass.workflow.submit import submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -71,6 +71,33 @@ def free(cluster: Cluster, job: str) -> None:
 
 def attempts(project: Path) -> list[str]:
     return sorted(str(path.relative_to(project)) for path in project.glob("calibrations/*/attempt-*"))
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_the_queue_of_a_target_with_two_partitions_is_that_of_both(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(SITE.replace('partition = "gpu"', 'partition = "cpu,gpu"'))
+    site = load_site(file)
+    candidates = [
+        Candidate(name, layout=layout_of(Resources(), site.targets[name], name=name)) for name in ("cpu", "gpu")
+    ]
+    filling = fill(cluster, "cpu", 3)
+    both = ("sbatch", "-p", "cpu,gpu", "-N", "3", "--exclusive", "-t", "30", "-o", "/dev/null", "--parsable")
+    waiting = cluster.run(*both, "--wrap", "true").stdout.strip()  # gpu has two nodes
+    try:
+        until = time.monotonic() + 120
+        while cluster.run("squeue", "-h", "-j", waiting, "-o", "%r").stdout.strip() not in (
+            "Resources",
+            "Priority",
+        ):
+            assert time.monotonic() < until, "Slurm does not look at the waiting job"
+            time.sleep(0.2)
+        queues = _queues(candidates, site, Slurm())
+    finally:
+        free(cluster, waiting)
+        free(cluster, filling)
+    assert (queues["cpu"].idle_nodes, queues["cpu"].pending_jobs) == (0, 1)
+    assert (queues["gpu"].idle_nodes, queues["gpu"].pending_jobs) == (2, 1)
 
 
 def test_measured_once_then_taken_where_the_queue_is_short(

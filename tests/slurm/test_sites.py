@@ -23,7 +23,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
 from hpcmass.workflow.env_pack import pack
-from hpcmass.workflow.sites import check_site_file, init_site
+from hpcmass.workflow.sites import check_site_file, gather, init_site
 
 pytestmark = pytest.mark.slurm
 
@@ -115,6 +115,27 @@ def test_a_site_file_is_held_against_the_limits_of_its_qos(
     assert "Slurm: QOS short: 1 nodes a job" in shown
 
 
+@pytest.mark.usefixtures("slurm_env")
+def test_accounts_of_another_cluster_are_not_yours_here(cluster: Cluster) -> None:
+    if not cluster.has_accounting:
+        pytest.skip("no slurmdbd and MariaDB here")
+    user = getpass.getuser()
+    change = ("sacctmgr", "-i")
+    before = gather(Slurm()).associations
+    assert before
+    try:
+        assert cluster.run(*change, "add", "cluster", "elsewhere").returncode == 0
+        assert cluster.run(*change, "add", "account", "foreign", "cluster=elsewhere").returncode == 0
+        assert cluster.run(*change, "add", "user", user, "account=foreign", "cluster=elsewhere").returncode == 0
+        known = cluster.run("sacctmgr", "-n", "show", "assoc", f"user={user}", "format=account").stdout
+        assert "foreign" in known
+        assert gather(Slurm()).associations == before
+    finally:
+        cluster.run(*change, "delete", "user", user, "account=foreign", "cluster=elsewhere")
+        cluster.run(*change, "delete", "account", "foreign")
+        cluster.run(*change, "delete", "cluster", "elsewhere")
+
+
 @pytest.mark.mpi
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("slurm_env")
@@ -184,6 +205,24 @@ def test_a_target_that_cannot_be_probed_says_why_and_the_next_goes_on(
     assert cluster.run("squeue", "-h").stdout.strip() == ""
     assert "nowhere" in file.read_text()  # and nothing was written
     assert file.read_text().startswith(text)
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_probe_waits_its_time_for_a_node_that_is_drained(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on any busy machine, where some nodes are down or kept for others: it passes by itself."""
+    drain = ["scontrol", "update", "nodename=fn1", "state=drain", "reason=test"]
+    assert cluster.run(*drain).returncode == 0
+    try:
+        words = ["site", "probe", str(cluster.site_file), "--target", "fpga", "--json", "--wait", "12s"]
+        assert run([*words, "--out", str(tmp_path / "probes")]) == 1
+    finally:
+        cluster.run("scontrol", "update", "nodename=fn1", "state=resume")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["why"].startswith("still waiting after "), found
+    assert int(found["why"].split()[3]) >= 12
+    assert cluster.run("squeue", "-h").stdout.strip() == ""
 
 
 @pytest.mark.timeout(600)

@@ -53,6 +53,27 @@ def test_every_value_of_a_real_machine_names_its_source(file: Path) -> None:
     assert load_site(file).verified is False
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_srun_is_told_its_pmi(file: Path) -> None:
+    targets = load_site(file).targets
+    assert [name for name, each in targets.items() if each.launcher == "srun" and each.pmi is None] == []
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file.stem)
+def test_cores_are_no_hardware_threads(file: Path) -> None:
+    """Both machines have two a core, which --cpus-per-task would count."""
+    assert {each.sbatch.get("hint") for each in load_site(file).targets.values()} == {"nomultithread"}
+
+
+def test_eight_ranks_on_a_gpu_node_of_lumi_have_the_cores_that_jobs_get() -> None:
+    """56 of 64; a job that asks for more waits for ever."""
+    target = load_site(next(file for file in REAL if file.stem == "lumi")).targets["standard-g"]
+    layout = layout_of(Resources(ranks=8), target)
+    assert (layout.nodes, layout.ranks_per_node, layout.threads_per_rank) == (1, 8, 7)
+    with pytest.raises(ConfigError):
+        layout_of(Resources(ranks=1, threads_per_rank=57), target)
+
+
 def test_a_value_without_a_source_is_found() -> None:
     text = '# Sources, read on 2026-11-25:\n# [a] https://example.org/a\nkind = "slurm"\ncores = 4\ngpus = 8  # [b]\n'
     assert unsourced(text + "max_nodes = 1  # [a]\n") == ["cores = 4", "gpus = 8  # [b]"]

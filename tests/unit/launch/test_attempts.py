@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcmass.launch.attempts import attempts, best, verdict
+from hpcmass.launch.attempts import attempts, best, proven, verdict
 from hpcmass.launch.mpi import MpiFlavour
 
 
@@ -37,23 +37,24 @@ def test_verdicts(left: list[dict[str, Any]], code: int | None, said: str, right
     assert verdict(left, 3, code, said) == (right, words)
 
 
+def test_one_rank_alone_shows_nothing_of_a_pmi() -> None:
+    assert verdict(records((0, 1)), 1, 0, "") == (True, "1 rank, which is right under any PMI")
+    right = {"launcher": "srun", "pmi": "pmix", "right": True, "name": "srun --mpi=pmix"}
+    assert proven([right], 1) is None
+    assert proven([right], 2) == {"launcher": "srun", "pmi": "pmix"}
+    assert proven([{**right, "right": False}], 2) is None
+
+
 def test_every_pmi_and_the_mpiexec_are_tried_and_none_comes_last() -> None:
     mpiexec = MpiFlavour("/env/bin/mpiexec", "openmpi", "5.0.11")
-    found = attempts(
-        nodes=2, ranks=4, per_node=2, threads=3, pmis=("none", "pmix_v4", "pmi2", "pmix"), mpiexec=mpiexec
-    )
-    assert [one.name for one in found] == [
-        "srun --mpi=pmi2", "srun --mpi=pmix", "srun --mpi=none", "mpiexec (openmpi 5.0.11)",
-    ]  # fmt: skip
-    assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=3"} < set(found[0].prefix)
-    assert found[-1].prefix == ("/env/bin/mpiexec", "-n", "4", "--map-by", "ppr:2:node", "--bind-to", "none")
-
-
-def test_mpich_places_ranks_by_its_own_words() -> None:
-    (found,) = attempts(nodes=2, ranks=4, per_node=2, threads=1, pmis=(), mpiexec=MpiFlavour("m", "mpich", "5"))
-    assert found.prefix == ("m", "-n", "4", "-ppn", "2", "-bind-to", "none")
-    (found,) = attempts(nodes=1, ranks=2, per_node=2, threads=1, pmis=(), mpiexec=MpiFlavour("m", "mpich", "5"))
-    assert found.prefix == ("m", "-n", "2", "-launcher", "fork", "-bind-to", "none")
+    found = attempts(pmis=("none", "pmix_v4", "pmi2", "pmix"), mpiexec=mpiexec)
+    assert [(one.name, one.launcher, one.pmi) for one in found] == [
+        ("srun --mpi=pmi2", "srun", "pmi2"),
+        ("srun --mpi=pmix", "srun", "pmix"),
+        ("srun --mpi=none", "srun", "none"),
+        ("mpiexec (openmpi 5.0.11)", "mpiexec", None),
+    ]
+    assert attempts(pmis=(), mpiexec=None) == []
 
 
 def test_srun_is_preferred_among_those_that_are_right() -> None:

@@ -53,7 +53,14 @@ GPU: dict[str, Any] = {
     "exclusive": True,
     "launcher": "srun",
     "pmi": "pmix",
+    "sbatch": {"hint": "nomultithread"},
 }
+
+
+THREADS = (
+    "gn1 has 2 hardware threads a core, and --cpus-per-task counts them: "
+    "ranks would get 1/2 of the cores that they are meant to have"
+)
 
 
 def findings(
@@ -98,7 +105,8 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
             CPU,
             {"launcher": "srun"},
             "pmi",
-            "MpiDefault=none: srun starts N runs of one rank; name one of pmix, pmi2",
+            "MpiDefault=none, but without pmi ranks are started by srun --mpi=none, N runs of one rank; "
+            "name one of pmix, pmi2",
         ),
         (CPU, {"launcher": "srun", "pmi": "cray_shasta"}, "pmi", "srun --mpi=list has pmix, none, pmi2"),
         (CPU, {"partition": "spare"}, "preemptible", "PreemptMode=CANCEL: jobs give way to those of cpu, old"),
@@ -114,6 +122,8 @@ def test_what_agrees_has_no_finding(values: dict[str, Any]) -> None:
         (GPU, {"constraint": None}, "max_nodes", None),
         (GPU, {"gpu_type": "h100"}, "gpu_type", "no node of partition gpu has it; Gres there: gpu:a100"),
         (GPU, {"cores": 17}, "cores", "8 cores on gn1 (16 hardware threads)"),
+        (GPU, {"sbatch": {}}, "sbatch.hint", THREADS),
+        (GPU, {"sbatch": {"threads-per-core": "2"}}, "sbatch.hint", THREADS),
         (GPU, {"max_time": "3h"}, "max_time", "MaxWall=02:00:00 of QOS gpuqos"),
     ],
 )
@@ -174,6 +184,36 @@ def test_what_is_worth_knowing_is_no_error(
     assert findings({**base, **planted}) == [(key, said, False)]
 
 
+def test_hardware_threads_matter_only_where_slurm_counts_them() -> None:
+    assert findings({**GPU, "sbatch": {"threads-per-core": "1"}}) == []
+    assert findings({**GPU, "sbatch": {"hint": "multithread"}}) == []  # said on purpose
+    # A site may have Slurm count cores (CPUs= of slurm.conf): then there is nothing to tell it.
+    cores = texts.NODES.replace("CPUEfctv=16 CPUTot=16", "CPUEfctv=8 CPUTot=8")
+    facts = texts.without(nodes=tuple(texts.parse_nodes(cores)))
+    assert findings({**GPU, "sbatch": {}}, facts) == []
+
+
+def test_the_hint_is_written_beside_the_other_options() -> None:
+    target = Target(kind="slurm", **{**GPU, "sbatch": {"licenses": 'a"b', "threads-per-core": "2"}})
+    (found,) = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), texts.FACTS
+    )
+    assert tomllib.loads(found.write) == {"sbatch": {"licenses": 'a"b', "hint": "nomultithread"}}
+
+
+def test_of_several_partitions_what_holds_in_all_is_told() -> None:
+    both = {**CPU, "partition": "cpu,spare", "preemptible": False}
+    assert findings({**both, "max_nodes": 3}) == []  # `cpu` allows two only, `spare` may be preempted
+    assert findings({**both, "cores": 5}) == [("cores", "4 cores on cn1", True)]
+    there = "there are: cpu, gpu, spare, old"
+    assert findings({**both, "partition": "cpu,spar"}) == [("partition", f"no partition spar; {there}", True)]
+    target = Target(kind="slurm", **{**both, "partition": "cpu,spar,quite-else"})
+    found = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), texts.FACTS
+    )
+    assert [one.write for one in found] == ['partition = "cpu,spare,quite-else"', 'partition = "cpu,spar"']
+
+
 def test_an_array_longer_than_the_site_allows_is_found() -> None:
     assert findings(CPU, max_array_size=5000) == [("max_array_size", "MaxArraySize=1001", True)]
     assert findings(CPU, max_array_size=None) == [("max_array_size", "MaxArraySize=1001", False)]
@@ -193,6 +233,20 @@ def test_what_to_write_is_a_line_of_the_file() -> None:
     assert found.write == 'pmi = "pmix"; which is right, hpcmass site probe finds out'
 
 
+@pytest.mark.parametrize("pmi", [("cray_shasta", "none", "pmi2"), None])
+def test_srun_without_pmi_is_wrong_whatever_slurm_takes_by_default(pmi: tuple[str, ...] | None) -> None:
+    facts = texts.without(config={**texts.FACTS.config, "MpiDefault": "cray_shasta"}, pmi=pmi)
+    target = Target(kind="slurm", **{**CPU, "launcher": "srun"})
+    (found,) = check_site(
+        Site(name="lab", default_target="t", targets={"t": target}, max_array_size=1001), facts
+    )
+    assert (found.key, found.wrong, found.write) == ("pmi", True, 'pmi = "cray_shasta"')
+    assert found.slurm.startswith(
+        "MpiDefault=cray_shasta, but without pmi ranks are started by srun --mpi=none"
+    )
+    assert findings({**CPU, "launcher": "srun", "pmi": "cray_shasta"}, facts) == []
+
+
 def test_the_limits_of_the_default_qos_hold_where_a_target_names_none() -> None:
     mine = tuple(replace(one, default_qos="short") for one in texts.FACTS.associations or ())
     found = findings({**CPU, "max_time": "1h"}, texts.without(associations=mine))
@@ -200,6 +254,31 @@ def test_the_limits_of_the_default_qos_hold_where_a_target_names_none() -> None:
     assert ("max_nodes", "QOS short: 1 nodes a job", True) in found
     lax = {**texts.FACTS.config, "AccountingStorageEnforce": "associations"}
     assert findings({**CPU, "max_time": "1h"}, texts.without(associations=mine, config=lax)) == []
+
+
+def test_of_two_qos_the_partitions_own_decides_unless_the_jobs_is_over_it() -> None:
+    long = replace(texts.FACTS.qos[1], name="long", max_wall_s=36000, max_per_job=(("gres/gpu", 2),))
+    mine = tuple(replace(one, qos=("normal", "long")) for one in texts.FACTS.associations or ())
+    partitions = tuple(replace(p, qos_allowed=None) for p in texts.FACTS.partitions)
+
+    def found(flags: tuple[str, ...], **planted: Any) -> list[tuple[str, str, bool]]:
+        qos = (*(texts.FACTS.qos or ()), replace(long, flags=flags))
+        facts = texts.without(qos=qos, associations=mine, partitions=partitions)
+        return findings({**GPU, "qos": "long", "gpus": 4, **planted}, facts)
+
+    two = ("gpus", "QOS long: 2 GPUs a job", True)  # the partition's QOS says nothing of GPUs
+    assert found((), max_time="3h") == [("max_time", "MaxWall=02:00:00 of QOS gpuqos", True), two]
+    assert found(("OverPartQOS",), max_time="3h") == [two]
+    late = ("max_time", "MaxWall=10:00:00 of QOS long", True)
+    assert found(("OverPartQOS",), max_time="11h") == [late, two]
+
+
+def test_a_qos_may_lift_the_limits_of_a_partition() -> None:
+    flags = ("PartitionTimeLimit", "PartitionMaxNodes")
+    qos = tuple(replace(q, flags=flags) if q.name == "normal" else q for q in texts.FACTS.qos or ())
+    beyond = {**CPU, "qos": "normal", "max_time": "2-00:00:00", "max_nodes": 3}
+    assert {key for key, _, wrong in findings(beyond) if wrong} == {"max_time", "max_nodes"}
+    assert findings(beyond, texts.without(qos=qos)) == []
 
 
 def test_preemption_by_qos() -> None:

@@ -90,6 +90,30 @@ def test_resources_tell_kinds_apart_where_features_do_not() -> None:
     assert {kind.suffix: len(kind.nodes) for kind in kinds} == {"": 1, "-h100": 2}
 
 
+def test_only_devices_are_asked_for_by_every_job(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    gres = (
+        ("gpu", "a100", 4), ("mps", "", 400), ("shard", "", 16), ("craynetwork", "", 4), ("nvme", "", 3600),
+        ("lscratch", "", 800), ("fpga", "", 2), ("ve", "", 8), ("blocks", "", 5000),
+    )  # fmt: skip
+    nodes = tuple(replace(n, gres=gres) if n.name == "gn1" else n for n in texts.FACTS.nodes)
+    site, text = draft(tmp_path, texts.without(nodes=nodes))
+    (target,) = [each for name, each in site.targets.items() if name.startswith("gpu") and each.gres]
+    assert target.gres == {"fpga": 2, "ve": 8}
+    (left,) = [line for line in text.splitlines() if line.startswith("# gres = ")]
+    assert "mps = 400, shard = 16, craynetwork = 4, nvme = 3600, lscratch = 800, blocks = 5000" in left
+    assert "left out" in left
+
+
+def test_what_is_not_drafted_makes_no_kind_of_its_own() -> None:
+    gpu = ("gpu", "", 4)
+    (kind,) = kinds_of(
+        [NodeInfo("a", cpus=8, gres=(gpu,)), NodeInfo("b", cpus=8, gres=(gpu, ("nvme", "", 960)))]
+    )
+    assert len(kind.nodes) == 2
+
+
 NAMES = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=12)
 
 

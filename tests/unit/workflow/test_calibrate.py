@@ -142,4 +142,4 @@ def test_a_kept_measurement_is_read_back_and_a_damaged_one_is_said(project: Proj
 def test_only_jobs_that_wait_for_nodes_stand_before_ours() -> None:
     rows = [("cpu", "Resources"), ("cpu,gpu", "Priority"), ("cpu", "Dependency"), ("gpu", "None"), ("broken",)]
     text = "\n".join(SEPARATOR.join(row) for row in rows)
-    assert parse_pending(text) == {"cpu": 2, "gpu": 2}
+    assert parse_pending(text) == [{"cpu"}, {"cpu", "gpu"}, {"gpu"}]

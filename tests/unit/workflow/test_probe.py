@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from hpcmass.cli.probing import accelerators, ranges
+from hpcmass.config import Target, load_site
+from hpcmass.workflow.probe import Probe, is_hopeless, probe_layout, write_findings
 from hpcmass.workflow.probe_program import _crashed, _telling
 
 CRASH = """\
@@ -48,3 +53,69 @@ def test_variables_of_one_value_are_said_once() -> None:
     assert accelerators({"CUDA_VISIBLE_DEVICES": "0"}) == "0 (CUDA_VISIBLE_DEVICES)"
     assert accelerators({"A": "0,1", "B": "0,1", "C": "2"}) == "0,1 (A and 1 more); 2 (C)"
     assert ranges([0, 1, 2, 3, 8]) == "0-3,8"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "PartitionDown", "PartitionInactive", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints",
+        "InvalidAccount", "AccountNotAllowed", "InvalidQOS", "QOSNotAllowed", "JobHeldUser", "JobHeldAdmin",
+        "QOSMaxNodePerJobLimit", "QOSMaxCpuPerJobLimit", "QOSMaxWallDurationPerJobLimit", "QOSMinCpuNotSatisfied",
+        "AssocMaxNodePerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "ReservationDeleted",
+    ],
+)  # fmt: skip
+def test_what_never_passes_is_not_waited_for(reason: str) -> None:
+    assert is_hopeless(reason)
+    assert is_hopeless(f"({reason})")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "", "None", "Priority", "Resources",
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
+        "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved_for_jobs_in_higher_priority_partitions",
+        "ReqNodeNotAvail, Reserved for maintenance", "ReqNodeNotAvail, UnavailableNodes:cn[1-2]",
+        "Reservation", "AssocMaxJobsLimit", "AssocMaxSubmitJobLimit", "AssocGrpNodeLimit", "AssocGrpCpuLimit",
+        "AssocGrpCPUMinutesLimit", "AssocGrpWallLimit", "QOSGrpWallLimit", "QOSMaxNodePerUserLimit",
+        "QOSMaxCpuPerUserLimit", "QOSMaxJobsPerUserLimit", "QOSGrpNodeLimit", "MaxNodePerAccount",
+    ],
+)  # fmt: skip
+def test_what_passes_by_itself_is_waited_for(reason: str) -> None:
+    assert not is_hopeless(reason)
+
+
+@pytest.mark.parametrize(
+    ("target", "ranks", "per_node", "gpus"),
+    [
+        ({"cores": 4, "max_nodes": 3}, 4, 2, 0),
+        ({"cores": 8, "gpus": 4, "max_nodes": 1}, 4, 4, 4),
+        ({"cores": 8, "gpus": 1}, 2, 1, 1),
+        ({"cores": 8, "gpus": 1, "max_nodes": 1}, 2, 2, 1),  # both on the one GPU
+        ({"cores": 1}, 2, 1, 0),
+        ({"cores": 2, "gpus": 4, "max_nodes": 1}, 2, 2, 2),
+        ({"cores": 1, "max_nodes": 1}, 1, 1, 0),  # there is no room for two
+    ],
+)
+def test_a_probe_has_two_ranks_wherever_there_is_room(
+    target: dict[str, Any], ranks: int, per_node: int, gpus: int
+) -> None:
+    layout = probe_layout(Target(kind="slurm", **target), None, "t")
+    assert (layout.ranks, layout.ranks_per_node, layout.gpus_per_node) == (ranks, per_node, gpus)
+
+
+def test_nothing_is_written_of_a_target_whose_pmi_was_not_seen_right(tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    table = '[targets.{}]\nkind = "slurm"\ncores = 1\nlauncher = "auto"\n'
+    file.write_text(
+        'name = "x"\ndefault_target = "a"\nverified = false\n' + table.format("a") + table.format("b")
+    )
+    chosen = {"launcher": "srun", "pmi": "pmix"}
+    seen = Probe("a", tmp_path, report={"complete": True, "chosen": chosen})
+    alone = Probe("b", tmp_path, report={"complete": True, "chosen": None})
+    assert write_findings(file, load_site(file), [seen, alone]) == [
+        'targets.a.launcher = "srun"',
+        'targets.a.pmi = "pmix"',
+    ]
+    assert load_site(file).verified is False
+    assert load_site(file).targets["b"].pmi is None
