@@ -258,19 +258,26 @@ def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> It
         "compiled against: put the module of that MPI into the target's modules",
     )
     mine = there["libmpi"].get("mpi4py.MPI", [])
-    yield _same(
-        "libmpi",
-        _real(built, "mpi4py.MPI"),
-        _real(there, "mpi4py.MPI"),
-        against,
-        "look at LD_LIBRARY_PATH in the job: another libmpi is found first",
-    )
+    before = _real(built, "mpi4py.MPI")
+    if mine and before:
+        yield _same(
+            "libmpi",
+            before,
+            _real(there, "mpi4py.MPI"),
+            against,
+            "look at LD_LIBRARY_PATH in the job: another libmpi is found first",
+        )
+    else:
+        where = "by mpi4py" if not mine else "where it was built"
+        yield CheckLine("note", "libmpi", f"no library of a known name is loaded {where}: nothing to compare")
     yield from _mpiexec(there)
     horovod = there["packages"].get("horovod.torch", {})
     if "error" in horovod or not horovod:
         return
     both = there["libmpi"].get("horovod.torch", [])
-    if _real(there, "horovod.torch") == _real(there, "mpi4py.MPI"):
+    if not mine or not both:
+        yield CheckLine("note", "Horovod's MPI", "no library of a known name is loaded: nothing to compare")
+    elif _real(there, "horovod.torch") == _real(there, "mpi4py.MPI"):
         yield CheckLine("ok", "Horovod's MPI", "the same library as mpi4py's")
     else:
         others = sorted(set(both) - set(mine))

@@ -98,6 +98,15 @@ def test_an_environment_without_mpi_is_a_note() -> None:
     assert not [line for line in found if line.verdict == "wrong"]
 
 
+@pytest.mark.parametrize("side", ["built", "there", "both"])
+def test_libraries_that_are_not_known_are_no_proof(side: str) -> None:
+    none = {**FACTS, "libmpi": {"mpi4py.MPI": [], "horovod.torch": []}}
+    built, there = {"built": (none, FACTS), "there": (FACTS, none), "both": (none, none)}[side]
+    found = {line.what: line.verdict for line in compare(built, there, stamped=True)}
+    assert found["libmpi"] == "note"
+    assert found["Horovod's MPI"] == ("ok" if side == "built" else "note")
+
+
 def test_this_environment_is_right() -> None:
     found = check_environment(None)
     assert [line for line in found if line.verdict == "wrong"] == []
