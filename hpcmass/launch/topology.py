@@ -162,7 +162,7 @@ def binding() -> dict[str, Any]:
     }
 
 
-# What may follow a name: of Cray's MPI as in `libmpi_gnu_123.so.12`, of a wheel's copy as in `libmpi-1a2b.so.12`.
+# What may follow a name, as in `libmpi_gnu_123.so.12` (Cray's) and in `libmpi-1a2b.so.12` (a wheel's copy).
 _SUFFIX = r"(?P<parts>(_[a-z0-9]+)*)(-[0-9a-f.]+)?\.(so|[0-9])"
 # Libraries beside an MPI that are none: Cray's GPU transport, Open MPI's and Intel's language bindings.
 _NO_MPI = re.compile(r"_(gtl|cxx|mpifh|usempi[a-z0-9]*|java|ilp64|shm|memkind)(_|$)")
