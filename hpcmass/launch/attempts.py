@@ -65,6 +65,7 @@ def srun_words(*, nodes: int, ranks: int, per_node: int, threads: int, pmi: str)
         f"--ntasks={ranks}",
         f"--ntasks-per-node={per_node}",
         f"--cpus-per-task={threads}",
+        "--export=ALL",  # as a run's srun has it, else `sbatch --export=NONE` makes a right PMI look wrong
         "--overlap",
         "--kill-on-bad-exit=1",
         "--quiet",

@@ -132,7 +132,8 @@ def unpack_lines(env: PackedEnv, scratch: str | None, *, nodes: int | None = Non
     """
     every = (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 '
-        "--cpus-per-task=1 --mpi=none --kill-on-bad-exit=1 bash -c hpcmass_unpack || exit 1"
+        # ALL: under `sbatch --export=NONE` the tasks would not know the function.
+        "--cpus-per-task=1 --mpi=none --export=ALL --kill-on-bad-exit=1 bash -c hpcmass_unpack || exit 1"
     )
     if nodes == 1:
         call = ["hpcmass_unpack || exit 1"]

@@ -236,7 +236,7 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
         cores=4,
         environment=str(packed_env),
         scratch=scratch,
-        sbatch={"nodelist": "cn1,cn2"},
+        sbatch={"nodelist": "cn1,cn2", "export": "NONE"},  # as some sites have it for everybody
     )
     code = (
         "import hpcmass, os, sys, subprocess; "
@@ -300,7 +300,8 @@ def test_blocks_run_in_the_unpacked_environment(cluster: Cluster, packed_env: Pa
     site = tmp_path / "site.toml"
     site.write_text(
         f'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\npartition = "cpu"\ncores = 4\n'
-        f'max_nodes = 3\nenvironment = "{packed_env}"\nscratch = "{scratch}"\n'
+        f'max_nodes = 3\nblock_nodes = 2\nenvironment = "{packed_env}"\nscratch = "{scratch}"\n'
+        'sbatch = { export = "NONE" }\n'
     )
     (tmp_path / "items.py").write_text(IN_BLOCKS)
     done = subprocess.run(

@@ -46,6 +46,9 @@ def test_every_pmi_and_the_mpiexec_are_tried_and_none_comes_last() -> None:
         "srun --mpi=pmi2", "srun --mpi=pmix", "srun --mpi=none", "mpiexec (openmpi 5.0.11)",
     ]  # fmt: skip
     assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=3"} < set(found[0].prefix)
+    assert all(
+        "--export=ALL" in one.prefix for one in found[:3]
+    )  # as in a run, else a right PMI is called wrong
     assert found[-1].prefix == ("/env/bin/mpiexec", "-n", "4", "--map-by", "ppr:2:node", "--bind-to", "none")
 
 
