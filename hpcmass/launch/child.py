@@ -89,7 +89,7 @@ def _keep(command: list[str]) -> int:
         _die_with_parent(signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(128 + signal.SIGKILL)
-        if env.get("HPCMASS_IGNORE_USR1") == "1":
+        if settings.get("ignore_usr1", False):
             # A script that knows nothing of SIGUSR1 would die of it at once; one that does sets its handler.
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)

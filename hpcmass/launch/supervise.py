@@ -98,6 +98,7 @@ def supervise(
             "launcher": plan.launcher,
             "gpus_per_rank": plan.gpus_per_rank,
             "own_gpus": plan.own_gpus,
+            "ignore_usr1": plan.ignore_usr1,
             "lifeline": watch.lifelines.settings(node_address(plan.host)) if watch.lifelines else None,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
