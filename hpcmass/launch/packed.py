@@ -66,7 +66,7 @@ def unpack_function(env: PackedEnv, scratch: str | None) -> list[str]:
     """`hpcmass_unpack`, a bash function: unpacks on this node, or finds it unpacked; prints which.
 
     Any number of jobs and processes may call it at once: one unpacks, under a lock of the node, into a folder
-    beside, which gets its name when it is complete. The list of files is the mark of a complete one. A cleaner of
+    beside, which gets its name when it is complete. The list of files is the mark of one. A cleaner of
     old files takes them one by one: the mark is kept the oldest, so it goes first, and what is left without
     it gives way to a new one.
 
