@@ -18,8 +18,8 @@ from hpcmass.workflow.env_build import (
     build_steps,
     download_steps,
     find_mpicc,
-    loaded_env,
 )
+from hpcmass.workflow.env_loaded import loaded_env
 
 ROOT = Path(__file__).parents[3]
 
