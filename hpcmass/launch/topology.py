@@ -117,6 +117,12 @@ def accelerators() -> list[dict[str, str]]:
     return found
 
 
+def gpu_drivers(root: Path = Path("/")) -> list[str]:
+    """Whose GPU drivers are at work on this node: `nvidia`, `amd`."""
+    found = {"nvidia": sorted((root / "dev").glob("nvidia[0-9]*")), "amd": sorted((root / "dev").glob("kfd"))}
+    return [vendor for vendor, devices in found.items() if devices]
+
+
 def parse_nvidia(text: str) -> list[dict[str, str]]:
     """The lines of `nvidia-smi --query-gpu=name,memory.total,pci.bus_id,uuid`."""
     found = []

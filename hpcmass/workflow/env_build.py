@@ -19,6 +19,7 @@ from hpcmass.config import Target, load_site
 from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency, NotFound
 from hpcmass.files import make_dir, replace_json
 from hpcmass.workflow.env_check import STAMP, facts_here
+from hpcmass.workflow.env_compare import INDEX_HINT
 from hpcmass.workflow.env_loaded import loaded_env
 from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, build_wheel
 
@@ -108,6 +109,11 @@ def build_environment(
         )
     mpicc = find_mpicc(spec, env)
     python = spec.python or _python(target, env)
+    if needs_rocm(spec, target, env):
+        tell(
+            f"note: the GPUs of target '{name}' are AMD's, and PyPI's torch is for NVIDIA's: it would train on "
+            f"CPUs. Name PyTorch's index for ROCm ({INDEX_HINT})"
+        )
     steps = download_steps(spec, python, mpicc) if download else build_steps(spec, python, mpicc)
     if dry_run:
         for step in steps:
@@ -181,6 +187,16 @@ def _python(target: Target, env: Mapping[str, str]) -> str:
     if target.modules and (found := shutil.which("python3", path=env.get("PATH"))):
         return found
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def needs_rocm(spec: BuildSpec, target: Target, env: Mapping[str, str]) -> bool:
+    """Whether a target has AMD's GPUs and nothing says that torch comes from where it is built for them."""
+    if target.gpu_vendor != "amd" or not target.gpus:
+        return False
+    named = [value for name, value in env.items() if name.startswith("PIP_")]
+    if spec.wheelhouse is not None and spec.wheelhouse.is_dir():
+        named += [file.name for file in spec.wheelhouse.glob("torch-*.whl")]
+    return not any("rocm" in text.lower() for text in named)
 
 
 def build_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step]:

@@ -35,6 +35,7 @@ def check_environment(
     target: str | None = None,
     out: Path | None = None,
     slurm: Slurm | None = None,
+    wait_s: float = 1800.0,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> list[CheckLine]:
     """Check an environment here, or with a target on one of its nodes, as a job.
@@ -48,6 +49,7 @@ def check_environment(
         target: The target's name; None: here.
         out: Where the job's script and output are kept, on a file system that all nodes see.
         slurm: The Slurm to use.
+        wait_s: Seconds that the job may wait for its turn.
         tell: Told what happens.
 
     Raises:
@@ -68,8 +70,14 @@ def check_environment(
         here = facts_here(python, env)
         return [*compare(stamp or here, here, stamped=stamp is not None)]
     built = stamp or facts_here(python, env)
-    there = _facts_there(python, site, target, out or Path.cwd() / "env-check", slurm or Slurm(), tell)
-    return [*compare(built, there, stamped=stamp is not None, login=True)]
+    asked = site.targets[target]
+    if asked.kind == "local":
+        there = facts_here(python, env)
+    else:
+        folder = out or Path.cwd() / "env-check"
+        there = _facts_there(python, asked, target, folder, slurm or Slurm(), wait_s, tell)
+    gpus = min(asked.gpus, 1)
+    return [*compare(built, there, stamped=stamp is not None, login=True, gpus=gpus, vendor=asked.gpu_vendor)]
 
 
 def _target_here(
@@ -133,13 +141,17 @@ def software_command(python: Path) -> list[str]:
 
 
 def _facts_there(
-    python: Path, site: Site, name: str, out: Path, slurm: Slurm, tell: Callable[[str], None]
+    python: Path,
+    target: Target,
+    name: str,
+    out: Path,
+    slurm: Slurm,
+    wait_s: float,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    target = site.targets[name]
-    if target.kind == "local":
-        return facts_here(python, loaded_env(target))
     folder = make_dir(out.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}")
-    layout = Layout(1, 1, 1, 1, 0, None, 600)
+    # Without a GPU many sites refuse a job on their GPU nodes, or never start it.
+    layout = Layout(1, 1, 1, 1, min(target.gpus, 1), None, 600)
     spec = ScriptSpec(
         name=f"env-check-{name}",
         target=target,
@@ -152,7 +164,7 @@ def _facts_there(
     )
     job_id = submit_script(render_script(spec), folder, slurm=slurm)
     tell(f"{name}: job {job_id}")
-    text = _wait(job_id, folder, slurm)
+    text = _wait(job_id, folder, slurm, name, wait_s, tell)
     facts = parse_facts(text)
     if facts is None:
         lines = text.strip().splitlines() or ["it left no output"]
@@ -160,9 +172,15 @@ def _facts_there(
     return facts
 
 
-def _wait(job_id: str, folder: Path, slurm: Slurm) -> str:
-    """The job's output when it has ended."""
-    pause, unknown = 0.5, 0
+def _wait(
+    job_id: str, folder: Path, slurm: Slurm, name: str, wait_s: float, tell: Callable[[str], None]
+) -> str:
+    """The job's output when it has ended.
+
+    Raises:
+        SlurmError: It did not start in time, and is cancelled.
+    """
+    pause, unknown, since, told = 0.5, 0, time.monotonic(), ""
     try:
         while True:
             info = slurm.jobs([job_id])[job_id]
@@ -170,6 +188,19 @@ def _wait(job_id: str, folder: Path, slurm: Slurm) -> str:
             text = "".join(file.read_text(errors="replace") for file in folder.glob("out-*.log"))
             if parse_facts(text) is not None or info.state.ended or unknown > 20:
                 return text
+            if info.state is JobState.PENDING:
+                if info.reason not in ("", "None", told):
+                    told = info.reason
+                    tell(f"{name}: waiting: {told}")
+                if time.monotonic() - since > wait_s:
+                    slurm.cancel([job_id])
+                    why = f" ({info.reason})" if info.reason else ""
+                    raise SlurmError(
+                        f"the job on target '{name}' did not start in {wait_s:.0f} s{why}, and was cancelled",
+                        where=folder,
+                        job_id=job_id,
+                        hint="--wait takes longer; 'hpcmass site check' holds the target against its limits",
+                    )
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
     except KeyboardInterrupt:

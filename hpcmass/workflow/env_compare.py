@@ -11,6 +11,8 @@ from hpcmass.launch.software import OPTIONAL
 
 # Horovod's build asks the building CPU for these; others are chosen when a program runs.
 _COMPILED_IN = ("avx", "f16c", "fma")
+_BUILT_FOR = {"nvidia": "CUDA", "amd": "ROCm"}
+INDEX_HINT = "PIP_EXTRA_INDEX_URL, its address is on pytorch.org"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,13 @@ class CheckLine:
 
 
 def compare(
-    built: Mapping[str, Any], there: Mapping[str, Any], *, stamped: bool, login: bool = False
+    built: Mapping[str, Any],
+    there: Mapping[str, Any],
+    *,
+    stamped: bool,
+    login: bool = False,
+    gpus: int = 0,
+    vendor: str | None = None,
 ) -> Iterator[CheckLine]:
     """Hold the facts of a node against those of the build, or without a stamp of the login node. Pure.
 
@@ -39,6 +47,8 @@ def compare(
         built: The stamp of `hpcmass env build`; without one the facts of the machine this runs on.
         there: The facts of the node.
         stamped: Whether `built` is a stamp.
+        gpus: GPUs that `there` was given.
+        vendor: Whose GPUs the site says they are: `nvidia`, `amd`.
         login: Whether `there` is another node than the one this runs on, the login node.
     """
     against = " (as built)" if stamped else " (as on the login node)" if login else ""
@@ -52,6 +62,8 @@ def compare(
     )
     yield from _packages(built, there, against)
     yield from _mpi(built, there, against)
+    if gpus and "error" not in there["packages"].get("torch", {"error": ""}):
+        yield _gpus(there, gpus, vendor)
     yield from _cpu(built, there)
     yield _glibc(built, there)
     if there["network"]:
@@ -177,6 +189,29 @@ def _mpiexec(there: Mapping[str, Any]) -> Iterator[CheckLine]:
             f"{shown} is not of the MPI that mpi4py loads",
             "ranks would not find each other: load one MPI only, and build against it",
         )
+
+
+def _gpus(there: Mapping[str, Any], given: int, vendor: str | None) -> CheckLine:
+    """Whether torch sees a GPU that Slurm gave: else training goes on, on the node's CPUs."""
+    facts = there.get("gpus") or {}
+    seen, built_for, drivers = facts.get("seen"), facts.get("built_for"), facts.get("drivers") or []
+    what = "torch and GPUs"
+    if seen is None:
+        return CheckLine("wrong", what, f"torch cannot say what it sees: {facts.get('error', 'no answer')}",
+                         "look at the driver's version on the node (nvidia-smi, rocm-smi)")  # fmt: skip
+    found = f"torch sees {seen} GPU{'s' * (seen != 1)}, {given} asked for (it is built for {built_for})"
+    if seen >= given:
+        return CheckLine("ok", what, found)
+    whose = vendor or (drivers[0] if len(drivers) == 1 else None)
+    if whose is not None and not str(built_for).startswith(_BUILT_FOR[whose]):
+        hint = f"training would run on CPUs: take PyTorch's packages for {_BUILT_FOR[whose]} ({INDEX_HINT})"
+        return CheckLine("wrong", what, f"{found}, and the GPUs are {whose}'s", hint)
+    if whose is not None or drivers:
+        hint = (
+            "training would run on CPUs: look at nvidia-smi or rocm-smi on the node, and its *_VISIBLE_DEVICES"
+        )
+        return CheckLine("wrong", what, found, hint)
+    return CheckLine("note", what, f"{found}; the node shows no GPU driver, and the site file no gpu_vendor")
 
 
 def _real(facts: Mapping[str, Any], module: str) -> list[str]:

@@ -144,6 +144,33 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("vendor", "variables", "wheel", "told"),
+    [
+        ("amd", {}, "", True),
+        ("amd", {"PIP_EXTRA_INDEX_URL": "https://example.org/whl/rocm6.4"}, "", False),
+        ("amd", {}, "torch-2.13.0+rocm6.4-cp311-cp311-linux_x86_64.whl", False),
+        ("amd", {}, "torch-2.13.0-cp311-cp311-linux_x86_64.whl", True),
+        ("nvidia", {}, "", False),
+    ],
+)
+def test_that_amds_gpus_need_another_torch_is_told_before_anything_is_built(
+    tmp_path: Path, vendor: str, variables: dict[str, str], wheel: str, told: bool
+) -> None:
+    site = tmp_path / "site.toml"
+    lines = "".join(f"{name} = {value!r}\n" for name, value in variables.items())
+    site.write_text(
+        'name = "here"\ndefault_target = "gpu"\n[targets.gpu]\nkind = "slurm"\ncores = 1\ngpus = 1\n'
+        f'gpu_vendor = "{vendor}"\n[targets.gpu.env]\n{lines}'
+    )
+    if wheel:
+        (tmp_path / wheel).touch()
+    said: list[str] = []
+    spec = BuildSpec(tmp_path / "env", mpi="wheel", wheelhouse=tmp_path if wheel else None)
+    build_environment(spec, site, dry_run=True, tell=said.append)
+    assert any("the GPUs of target 'gpu' are AMD's" in line for line in said) is told
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_an_environment_is_built_for_real_packed_and_right_where_it_is_unpacked(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ FACTS: dict[str, Any] = {
     "glibc": "glibc 2.36",
     "network": [],
     "paths": [],
+    "gpus": {"built_for": "CUDA 12.8", "seen": 1, "drivers": ["nvidia"]},
 }
 
 
@@ -168,6 +169,30 @@ def test_the_modules_are_loaded_here_as_in_a_job(
 def test_a_target_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no target 'gpu'"):
         check_environment(needs_a_module(tmp_path / "env"), target="gpu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "vendor", "verdict", "words"),
+    [
+        ({}, None, "ok", "torch sees 1 GPU, 1 asked for (it is built for CUDA 12.8)"),
+        ({"built_for": "ROCm 6.4", "seen": 8, "drivers": ["amd"]}, "amd", "ok", "sees 8 GPUs, 1 asked for"),
+        ({"seen": 0, "drivers": ["amd"]}, "amd", "wrong", "and the GPUs are amd's"),
+        ({"seen": 0, "drivers": ["amd"]}, None, "wrong", "and the GPUs are amd's"),
+        ({"seen": 0, "drivers": []}, "nvidia", "wrong", "torch sees 0 GPUs"),
+        ({"seen": 0}, None, "wrong", "torch sees 0 GPUs"),
+        ({"seen": 0, "built_for": "CPUs"}, None, "wrong", "and the GPUs are nvidia's"),
+        ({"seen": None, "error": "RuntimeError: too old"}, None, "wrong", "RuntimeError: too old"),
+        ({"seen": 0, "drivers": []}, None, "note", "the node shows no GPU driver"),
+    ],
+)
+def test_a_node_with_gpus_is_asked_whether_torch_sees_them(
+    facts: dict[str, Any], vendor: str | None, verdict: str, words: str
+) -> None:
+    there = {**FACTS, "gpus": {**FACTS["gpus"], **facts}}
+    (line,) = [one for one in lines(there, gpus=1, vendor=vendor) if one.what == "torch and GPUs"]
+    assert (line.verdict, words in line.found) == (verdict, True), line
+    assert bool(line.hint) is (verdict == "wrong")
+    assert not [one for one in lines(there) if one.what == "torch and GPUs"]  # of a node without
 
 
 def test_this_environment_is_right() -> None:
