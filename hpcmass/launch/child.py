@@ -153,7 +153,14 @@ def _rank_environment(settings: dict[str, Any]) -> tuple[dict[str, str], dict[st
     env.update({name: str(number) for name, number in numbers.items()})
     try:
         env.update(
-            ranks.gpu_share(env, place, settings.get("gpus_per_rank", 0), own=settings.get("own_gpus", False))
+            ranks.gpu_share(
+                env,
+                place,
+                settings.get("gpus_per_rank", 0),
+                own=settings.get("own_gpus", False),
+                # A machine may have a small AMD GPU in its CPU beside NVIDIA's.
+                amd=os.path.exists("/dev/kfd") and not os.path.exists("/dev/nvidiactl"),
+            )
         )
     except ranks.LaunchError as error:
         sys.exit(f"hpcmass: {error}")
