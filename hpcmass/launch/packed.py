@@ -1,8 +1,8 @@
 """The shell lines that unpack a packed environment once a node. Pure; what makes the archive is `workflow`.
 
 A Python environment on a shared file system is thousands of small files that every rank looks up and opens at
-the same moment. Packed it is one file, read once a node in one go. The lines need bash, tar, coreutils and sed:
-nothing of the environment itself, which is not there yet.
+the same moment. Packed it is one file, read once a node in one go. The lines need bash, tar, coreutils,
+findutils and sed: nothing of the environment itself, which is not there yet.
 """
 
 from __future__ import annotations
