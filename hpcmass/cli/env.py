@@ -71,20 +71,33 @@ def build(
 @site_option
 @click.option("--target", metavar="NAME", help="Check on a compute node of this target, as a job.")
 @click.option("--out", metavar="FOLDER", help="Where the job's files are kept [default: env-check/ here].")
+@click.option("--wait", default="30m", show_default=True, help="How long the job may wait for its turn.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as JSON.")
 def check(
-    environment: str | None, site_file: str | None, target: str | None, out: str | None, as_json: bool
+    environment: str | None,
+    site_file: str | None,
+    target: str | None,
+    out: str | None,
+    wait: str,
+    as_json: bool,
 ) -> int:
     """Check an environment (default: this one): imports, MPI, versions, CPU, paths. Ends with 1 if wrong."""
     from dataclasses import asdict
 
+    from hpcmass.config import parse_duration
+    from hpcmass.errors import ConfigError
     from hpcmass.workflow.env_check import check_environment
 
+    try:
+        wait_s = parse_duration(wait)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--wait") from None
     lines = check_environment(
         Path(environment) if environment else None,
         site_file=site_file,
         target=target,
         out=Path(out) if out else None,
+        wait_s=wait_s,
         tell=lambda line: click.echo(line, err=True),
     )
     if as_json:

@@ -89,7 +89,7 @@ def _keep(command: list[str]) -> int:
         _die_with_parent(signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(128 + signal.SIGKILL)
-        if env.get("HPCMASS_IGNORE_USR1") == "1":
+        if settings.get("ignore_usr1", False):
             # A script that knows nothing of SIGUSR1 would die of it at once; one that does sets its handler.
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         _become(command, env)
@@ -153,7 +153,14 @@ def _rank_environment(settings: dict[str, Any]) -> tuple[dict[str, str], dict[st
     env.update({name: str(number) for name, number in numbers.items()})
     try:
         env.update(
-            ranks.gpu_share(env, place, settings.get("gpus_per_rank", 0), own=settings.get("own_gpus", False))
+            ranks.gpu_share(
+                env,
+                place,
+                settings.get("gpus_per_rank", 0),
+                own=settings.get("own_gpus", False),
+                # A machine may have a small AMD GPU in its CPU beside NVIDIA's.
+                amd=os.path.exists("/dev/kfd") and not os.path.exists("/dev/nvidiactl"),
+            )
         )
     except ranks.LaunchError as error:
         sys.exit(f"hpcmass: {error}")

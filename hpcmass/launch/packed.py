@@ -1,8 +1,8 @@
 """The shell lines that unpack a packed environment once a node. Pure; what makes the archive is `workflow`.
 
 A Python environment on a shared file system is thousands of small files that every rank looks up and opens at
-the same moment. Packed it is one file, read once a node in one go. The lines need bash, tar, coreutils and sed:
-nothing of the environment itself, which is not there yet.
+the same moment. Packed it is one file, read once a node in one go. The lines need bash, tar, coreutils,
+findutils and sed: nothing of the environment itself, which is not there yet.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def unpack_function(env: PackedEnv, scratch: str | None) -> list[str]:
     """`hpcmass_unpack`, a bash function: unpacks on this node, or finds it unpacked; prints which.
 
     Any number of jobs and processes may call it at once: one unpacks, under a lock of the node, into a folder
-    beside, which gets its name when it is complete.
+    beside, which gets its name when it is complete. The list of files is the mark of one. A cleaner of
+    old files takes them one by one: the mark is kept the oldest, so it goes first, and what is left without
+    it gives way to a new one.
 
     Raises:
         ConfigError: As for `scratch_word`.
@@ -85,15 +87,26 @@ hpcmass_unpack() (
     say() {{ echo "hpcmass: $(uname -n): $*"; }}
     no() {{ say "the environment cannot be unpacked: $*" >&2; exit 1; }}
     case "$dest" in *[!A-Za-z0-9_@%+=:,./-]*) no "a shebang cannot hold its path '$dest'";; esac
-    if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
+    mark="$dest/{RELOCATE}"
+    there() {{
+        [ -e "$mark" ] || return 1
+        # Once a day all of it is made young, what is never read too; the mark by the moment before.
+        if [ -n "$(find "$mark" -mmin +1440 2>/dev/null)" ]; then
+            find "$dest" ! -path "$mark" -exec touch -hc -- {{}} + 2>/dev/null
+            touch -c -d "@$started" -- "$mark"
+        fi
+        say "environment {env.folder} is there already"
+    }}
+    if there; then exit 0; fi
     mkdir -p -- "$base" || no "the folder $base cannot be made"
     [ -O "$base" ] || no "$base belongs to somebody else"
     chmod 700 "$base" || no "$base cannot be closed to others"
     locked=
     if command -v flock >/dev/null; then exec 9>"$base/{env.folder}.lock" && flock 9 && locked=1; fi
-    if [ -e "$dest/{RELOCATE}" ]; then say "environment {env.folder} is there already"; exit 0; fi
-    # Under the lock, what a killed unpacking left is nobody's.
-    [ -z "$locked" ] || rm -rf -- "$base/.{env.folder}."*
+    if there; then exit 0; fi
+    # Under the node's lock, what a killed unpacking left is nobody's; $base may be of many nodes.
+    mine="$base/.{env.folder}.$(uname -n)"
+    [ -z "$locked" ] || rm -rf -- "$mine".*
     same() {{
         [ "$(stat -L -c %s -- "$archive" 2>/dev/null)" = {env.bytes} ] || return 1
         grep -q {env.sha256} -- "$archive.json"
@@ -101,20 +114,20 @@ hpcmass_unpack() (
     same || no "$archive is gone, or was packed anew since this job was submitted"
     free=$(df -Pk -- "$base" | awk 'NR == 2 {{ print $4 }}')
     [ "${{free:-0}}" -gt {kilobytes + 1024} ] || no "$base has $free kB free, it needs {kilobytes} kB"
-    new=$(mktemp -d "$base/.{env.folder}.XXXXXX") || no "$base cannot be written"
-    trap 'rm -rf -- "$new"' EXIT
+    new=$(mktemp -d "$mine.XXXXXX") || no "$base cannot be written"
+    trap 'rm -rf -- "$new" "$new.old"' EXIT
     tar -xf "$archive" -C "$new" --no-same-owner || no "tar failed"
     same || no "$archive was packed anew meanwhile"
     # Its last file: what is there is whole.
     [ -e "$new/{RELOCATE}" ] || no "$archive is damaged"
     (cd "$new" && xargs -0 -r sed -i "s|{TOKEN}|$dest|g" -- <{RELOCATE}) || no "its paths cannot be set"
     chmod 755 "$new"
+    # What a cleaner of old files left of it, which a job may still have open, makes room.
+    [ -z "$locked" ] || [ ! -e "$dest" ] || [ -e "$mark" ] || mv -T -- "$dest" "$new.old"
     if mv -T -- "$new" "$dest" 2>/dev/null; then
         say "environment {env.folder} unpacked in $(($(date +%s) - started)) s"
-    elif [ -e "$dest/{RELOCATE}" ]; then
-        say "environment {env.folder} is there already"
-    else
-        no "$new cannot become $dest"
+    elif ! there; then
+        no "$new cannot become $dest: remove that folder"
     fi
 )""".splitlines()
 
@@ -132,7 +145,8 @@ def unpack_lines(env: PackedEnv, scratch: str | None, *, nodes: int | None = Non
     """
     every = (
         'srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 '
-        "--cpus-per-task=1 --mpi=none --kill-on-bad-exit=1 bash -c hpcmass_unpack || exit 1"
+        # ALL: under `sbatch --export=NONE` the tasks would not know the function.
+        "--cpus-per-task=1 --mpi=none --export=ALL --kill-on-bad-exit=1 bash -c hpcmass_unpack || exit 1"
     )
     if nodes == 1:
         call = ["hpcmass_unpack || exit 1"]

@@ -13,7 +13,7 @@ from hpcmass.errors import LaunchError
 from hpcmass.launch.allocation import Allocation
 from hpcmass.launch.mpi import MpiFlavour
 from hpcmass.launch.nodes import hydra_words, openmpi_words, ranks_by_node, shield_agent, srun_words
-from hpcmass.launch.scrub import scrubbed
+from hpcmass.launch.scrub import OUR_THREADS, THREADS, outer_threads, scrubbed
 
 if TYPE_CHECKING:  # pydantic is not there for launch.child
     from hpcmass.config.layout import Layout
@@ -37,6 +37,7 @@ class LaunchPlan:
         pmi: What `srun --mpi=` was given; None where another launcher starts the ranks.
         gpus_per_rank: GPUs that a rank is meant to have; 0 where nobody says.
         own_gpus: Whether a rank is to see its own GPUs only, out of those that Slurm gave the node.
+        ignore_usr1: Whether a rank's command begins deaf to SIGUSR1, which ends one that knows nothing of it.
     """
 
     argv: list[str]
@@ -48,6 +49,7 @@ class LaunchPlan:
     pmi: str | None = None
     gpus_per_rank: int = 0
     own_gpus: bool = False
+    ignore_usr1: bool = False
 
 
 def plan_ranks(
@@ -75,8 +77,9 @@ def plan_ranks(
         ranks: Ranks to start.
         target: The site's target; its `launcher` counts where `launcher` is `auto`, its `cores` before
             `cores`, its `pmi` where srun starts MPI ranks.
-        threads_per_rank: `OMP_NUM_THREADS` of a rank; None keeps the environment's own number, or takes the
-            layout's, or shares the cores out evenly.
+        threads_per_rank: `OMP_NUM_THREADS` of a rank; None keeps the environment's own number (unless an
+            outer start of hpcmass set it), or takes the layout's, or shares the cores out evenly; within an
+            outer start, those that it gave this process.
         cores: Cores of this machine that may be used.
         launcher: `mpiexec` (the ranks need MPI), `spawn` (plain processes), or `auto`: MPI for two ranks or
             more, where there is one. Over several nodes srun starts plain processes, and MPI ranks where
@@ -100,12 +103,10 @@ def plan_ranks(
     local = how == "spawn" or (how == "mpiexec" and not nodes)
     clean = scrubbed(env, in_allocation=not local)
     clean["HPCMASS_RANKS"] = str(ranks)
-    if threads_per_rank is not None:
-        clean["OMP_NUM_THREADS"] = str(threads_per_rank)
-    elif layout is not None:
-        clean.setdefault("OMP_NUM_THREADS", str(layout.threads_per_rank))
-    else:
-        clean.setdefault("OMP_NUM_THREADS", str(max(1, (target.cores or cores) // ranks)))
+    if threads_per_rank is not None or THREADS not in clean:
+        threads = threads_per_rank or (layout.threads_per_rank if layout is not None else None)
+        share = min(target.cores or cores, outer_threads(env) or sys.maxsize)
+        clean[THREADS] = clean[OUR_THREADS] = str(threads or max(1, share // ranks))
     if allocation is not None:
         # Slurm's SIGTERM reaches a rank from Slurm and from us; the supervisor alone decides when it is ended.
         clean["HPCMASS_PATIENT"] = "1"

@@ -172,26 +172,32 @@ def _number(env: Mapping[str, str], name: str) -> int:
 
 
 # Variables by which a device's runtime is told what it may see; Slurm sets those that fit the node.
-_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+_ROCR = "ROCR_VISIBLE_DEVICES"
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", _ROCR, "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
-def gpu_share(env: Mapping[str, str], place: RankEnv, per_rank: int, *, own: bool) -> dict[str, str]:
+def gpu_share(
+    env: Mapping[str, str], place: RankEnv, per_rank: int, *, own: bool, amd: bool = False
+) -> dict[str, str]:
     """Variables that show a rank its own GPUs, out of those of the node.
 
     Args:
         env: The rank's environment, as Slurm left it.
         place: The rank.
         per_rank: GPUs a rank; 0 where nobody says.
-        own: Whether to narrow the view. Else nothing is changed, and the local rank picks.
+        own: Whether to narrow the view. Else it stays as wide as it is, and the local rank picks.
+        amd: Whether the node's GPUs are AMD's: there `ROCR_VISIBLE_DEVICES` filters first, and the other
+            variables count what it left, from 0. Elsewhere Slurm may set it too, and nothing reads it.
 
     Returns:
-        What to set; nothing where Slurm has given every rank its own already.
+        What to set; nothing where Slurm has given every rank its own already, in numbers that fit.
 
     Raises:
         LaunchError: The node's ranks see fewer GPUs than they are meant to have.
     """
     share: dict[str, str] = {}
-    for name in _VISIBLE:
+    stacked = amd and bool(env.get(_ROCR, "").strip())
+    for name in (_ROCR,) if stacked else _VISIBLE:
         seen = [word for word in env.get(name, "").split(",") if word.strip()]
         if not seen or per_rank < 1:
             continue
@@ -208,7 +214,16 @@ def gpu_share(env: Mapping[str, str], place: RankEnv, per_rank: int, *, own: boo
             )
         elif len(seen) == per_rank:
             share["HPCMASS_OWN_GPUS"] = str(per_rank)
+    if stacked:
+        # Another value than ROCR's own, where nothing is narrowed, is somebody's choice among what is left.
+        others = [name for name in _VISIBLE if name != _ROCR and env.get(name, "").strip()]
+        left = _from_zero(share.get(_ROCR, env[_ROCR]))
+        share |= {name: left for name in others if _ROCR in share or env[name] == env[_ROCR]}
     return share
+
+
+def _from_zero(devices: str) -> str:
+    return ",".join(str(number) for number in range(len(devices.split(","))))
 
 
 def describe(
@@ -225,7 +240,9 @@ def describe(
         at: The time, in seconds since the epoch.
     """
     threads = env.get("OMP_NUM_THREADS", "")
-    visible = env.get("CUDA_VISIBLE_DEVICES", env.get("ROCR_VISIBLE_DEVICES"))
+    visible = env.get("CUDA_VISIBLE_DEVICES", env.get(_ROCR))
+    if env.get(_ROCR) and visible == _from_zero(env[_ROCR]):
+        visible = env[_ROCR]  # of numbers that count what ROCR left, the node's own
     step = env.get("SLURM_STEP_ID") if in_slurm_step(env) else env.get("HPCMASS_SLURM_STEP")
     job = env.get("SLURM_JOB_ID", env.get("HPCMASS_SLURM_JOB_ID"))
     return {

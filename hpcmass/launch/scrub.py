@@ -3,6 +3,7 @@
 What a launcher around us (a Slurm step, an mpiexec, torchrun) left for *its* ranks is wrong for ours: an
 mpiexec started with it attaches to the outer job and fails, or hangs. A start over the nodes of an
 allocation needs the allocation's own variables, and nothing of the step or the options that sbatch had.
+What hpcmass itself told a rank of an outer run (its folder, its number of threads) is that run's alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ _LAUNCHER_PREFIXES = ("SLURM_", "PMI", "OMPI_", "PRTE_", "HYDI_", "TORCHELASTIC_
 _LAUNCHER_NAMES = {
     "MPI_LOCALRANKID",
     "MPI_LOCALNRANKS",
+    "HPCMASS_ATTEMPT",
     "HPCMASS_RANK",
     "HPCMASS_RANKS",
     "HPCMASS_SIZE",
@@ -21,6 +23,7 @@ _LAUNCHER_NAMES = {
     "HPCMASS_KEEPER",
     "HPCMASS_LAUNCHER",
     "HPCMASS_OWN_GPUS",
+    "HPCMASS_RUN_DIR",
     "HPCMASS_SOURCE",
     "HPCMASS_STOP_GRACE_S",
     "HPCMASS_TTY",
@@ -60,6 +63,8 @@ _OF_ALLOCATION = {
     "SLURM_WORKING_CLUSTER",
 }
 _OF_ALLOCATION_PREFIXES = ("SLURM_JOB_", "SLURM_ARRAY_", "SLURM_NODELIST_HET_", "SLURM_TASKS_PER_NODE_HET_")
+THREADS = "OMP_NUM_THREADS"
+OUR_THREADS = "HPCMASS_OMP"  # what hpcmass itself set THREADS to: while they agree, no user chose it
 # How Slurm's commands find their controller; belongs to the machine, not to a job.
 _OF_MACHINE = {"SLURM_CONF"}
 
@@ -84,7 +89,15 @@ def scrubbed(env: Mapping[str, str], *, in_allocation: bool = False) -> dict[str
     for name, source in (("HPCMASS_SLURM_JOB_ID", "SLURM_JOB_ID"), ("HPCMASS_SLURM_STEP", "SLURM_STEP_ID")):
         if source in env:
             clean[name] = env[source]
+    if clean.pop(OUR_THREADS, None) == clean.get(THREADS):
+        clean.pop(THREADS, None)
     return clean
+
+
+def outer_threads(env: Mapping[str, str]) -> int | None:
+    """The threads that an outer start gave this process, which are then its cores; None where none did."""
+    ours = env.get(OUR_THREADS, "")
+    return int(ours) if ours.isdigit() and int(ours) > 0 and ours == env.get(THREADS) else None
 
 
 def _from_launcher(name: str, inside_mpi: bool) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpcmass.launch.mpi import find_mpiexec
-from hpcmass.launch.topology import cpu_facts, loaded_library, node_name
+from hpcmass.launch.topology import cpu_facts, gpu_drivers, loaded_library, node_name
 
 # Module to import -> distribution that has its version.
 PACKAGES = {
@@ -70,6 +70,7 @@ def software_facts(modules: list[str]) -> dict[str, Any]:
         "glibc": os.confstr("CS_GNU_LIBC_VERSION") if hasattr(os, "confstr") else "",
         "network": sorted(set(reached)),
         "paths": path_faults(Path(sys.prefix)),
+        "gpus": gpu_facts(),
     }
 
 
@@ -96,6 +97,20 @@ def _imported(name: str) -> dict[str, Any]:
         found["version"] = version(PACKAGES.get(name, name.split(".")[0]))
     except PackageNotFoundError:
         found["version"] = getattr(module, "__version__", None)
+    return found
+
+
+def gpu_facts() -> dict[str, Any]:
+    """What an imported torch was built for, how many GPUs it sees, and whose drivers this node has."""
+    torch = sys.modules.get("torch")
+    found: dict[str, Any] = {"built_for": None, "seen": None, "drivers": gpu_drivers()}
+    try:
+        if torch is not None:
+            hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
+            found["built_for"] = f"ROCm {hip}" if hip else f"CUDA {cuda}" if cuda else "CPUs"
+            found["seen"] = torch.cuda.device_count()
+    except Exception as error:  # a driver that is too old, say
+        found["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     return found
 
 

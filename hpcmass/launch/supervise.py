@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,6 +26,7 @@ from hpcmass.launch.control import Control
 from hpcmass.launch.lastword import read_words
 from hpcmass.launch.lifeline import Lifelines
 from hpcmass.launch.meet import meeting_place, node_address
+from hpcmass.launch.notes import notes_folder
 from hpcmass.launch.outcome import LostNode, Outcome, RankExit, unheard_node
 from hpcmass.launch.plan import LaunchPlan
 
@@ -79,7 +79,7 @@ def supervise(
         raise LaunchError("ranks on several nodes need a folder that all of them see", where="shared")
     if stop_grace_s is None:
         stop_grace_s = 600.0 if "HPCMASS_SLURM_JOB_ID" in plan.env else 30.0
-    folder = _folder(shared if plan.nodes else None)
+    folder = notes_folder(shared if plan.nodes else None)
     watch = _Watch(plan, folder, grace_s=grace_s, stop_grace_s=stop_grace_s, control=control)
     poll_s = _POLL_SHARED_S if plan.nodes else _POLL_S
     tail: Tail | None = None
@@ -98,6 +98,7 @@ def supervise(
             "launcher": plan.launcher,
             "gpus_per_rank": plan.gpus_per_rank,
             "own_gpus": plan.own_gpus,
+            "ignore_usr1": plan.ignore_usr1,
             "lifeline": watch.lifelines.settings(node_address(plan.host)) if watch.lifelines else None,
         }
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -115,15 +116,6 @@ def supervise(
         if tail is not None:
             tail.copy()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _folder(shared: Path | None) -> Path:
-    """A new folder for the notes of the keepers."""
-    if shared is None:
-        return Path(tempfile.mkdtemp(prefix="hpcmass-launch-"))
-    with storage_errors(shared, "write the ranks' notes"):
-        shared.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".launch-", dir=shared.resolve()))
 
 
 class _Watch:

@@ -117,6 +117,12 @@ def accelerators() -> list[dict[str, str]]:
     return found
 
 
+def gpu_drivers(root: Path = Path("/")) -> list[str]:
+    """Whose GPU drivers are at work on this node: `nvidia`, `amd`."""
+    found = {"nvidia": sorted((root / "dev").glob("nvidia[0-9]*")), "amd": sorted((root / "dev").glob("kfd"))}
+    return [vendor for vendor, devices in found.items() if devices]
+
+
 def parse_nvidia(text: str) -> list[dict[str, str]]:
     """The lines of `nvidia-smi --query-gpu=name,memory.total,pci.bus_id,uuid`."""
     found = []
@@ -162,12 +168,23 @@ def binding() -> dict[str, Any]:
     }
 
 
+# What may follow a name, as in `libmpi_gnu_123.so.12` (Cray's) and in `libmpi-1a2b.so.12` (a wheel's copy).
+_SUFFIX = r"(?P<parts>(_[a-z0-9]+)*)(-[0-9a-f.]+)?\.(so|[0-9])"
+# Libraries beside an MPI that are none: Cray's GPU transport, Open MPI's and Intel's language bindings.
+_NO_MPI = re.compile(r"_(gtl|cxx|mpifh|usempi[a-z0-9]*|java|ilp64|shm|memkind)(_|$)")
+
+
 def loaded_library(stem: str) -> list[str]:
-    """Paths of the shared libraries of this process whose file name begins with a word, such as `libmpi`."""
+    """Paths of the shared libraries of this process that are called by a name, such as `libmpi`.
+
+    A name may have a compiler's behind it (`libmpi_gnu_123.so.12`); `libmpi_gtl_cuda`, `libmpi_cxx`,
+    `libmpifort` and the like are no MPI.
+    """
     found = []
     for line in _read(Path("/proc/self/maps")).splitlines():
         path = line.partition("/")[2]
-        if path and re.match(rf"{re.escape(stem)}(-[0-9a-f.]+)?\.(so|[0-9])", Path(path).name):
+        fits = re.match(re.escape(stem) + _SUFFIX, Path(path).name) if path else None
+        if fits is not None and not _NO_MPI.match(fits["parts"]):
             found.append("/" + path)
     return sorted(set(found))
 

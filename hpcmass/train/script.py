@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def run_script(
     target: Target | None = None,
     threads_per_rank: int | None = None,
     cwd: Path | None = None,
-    env_extra: Mapping[str, str] | None = None,
+    ignore_usr1: bool = False,
     console: bool = True,
     control: Control | None = None,
     layout: Layout | None = None,
@@ -102,7 +103,7 @@ def run_script(
         target: The site's target; default: this machine.
         threads_per_rank: CPU threads a rank; None shares the cores out.
         cwd: Working folder of the ranks; default: this process's.
-        env_extra: Further variables of their environment.
+        ignore_usr1: Whether they begin deaf to SIGUSR1, which would end a script that knows nothing of it.
         console: Whether rank 0's output is shown.
         control: Owns the signals to the ranks; default: those to this process are passed on.
         layout: Nodes and ranks a node, in an allocation.
@@ -127,7 +128,7 @@ def run_script(
         threads_per_rank=threads_per_rank,
         cores=usable_cores(),
         mpiexec=find_mpiexec() if ranks > 1 or target.launcher == "mpiexec" else None,
-        env={**os.environ, **(env_extra or {})},
+        env=os.environ,
         layout=layout,
         allocation=allocation,
         container=container,
@@ -158,7 +159,7 @@ def run_script(
         plan.env["HPCMASS_ATTEMPT"] = str(attempt)
         try:
             outcome = supervise(
-                plan,
+                replace(plan, ignore_usr1=ignore_usr1),
                 log_file=lambda rank: run.log_file(attempt, rank),
                 console=console,
                 cwd=cwd,

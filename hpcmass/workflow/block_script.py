@@ -49,7 +49,10 @@ def render_block(
             "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
         }
     )
-    starter = (*srun, "--kill-on-bad-exit=0", "--mpi=none") if several else ()
+    # Since 22.05 srun does not take the cores over from sbatch: a pilot, and all its items, would have one. It
+    # deals them out itself, so it is bound to none; and `sbatch --export=NONE` would empty its environment.
+    cores = [f"--cpus-per-task={shape.cores}", "--cpu-bind=none", "--export=ALL"]
+    starter = (*srun, *cores, "--kill-on-bad-exit=0", "--mpi=none") if several else ()
     return render_script(
         ScriptSpec(
             name=f"hpcmass-{shape.label}-{number}",

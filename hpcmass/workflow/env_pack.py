@@ -9,7 +9,6 @@ environment's path is replaced by a token, and the list of them lies in the arch
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -25,34 +24,11 @@ from hpcmass.config import Target
 from hpcmass.errors import ConfigError, CorruptError, NotFound, StorageError
 from hpcmass.files import publishing, read_json, replace_json, sha256_file
 from hpcmass.launch.packed import RELOCATE, TOKEN, PackedEnv, unpack_function
+from hpcmass.workflow.env_ask import ask_environment, sees_the_systems
 
 COMPRESS = {".tar": None, ".tar.gz": ["gzip", "-1"], ".tar.zst": ["zstd", "-3", "-T0", "-q"]}
 _TEXT_BYTES = 1 << 20  # a script or a configuration that names the prefix is smaller
 _SKIP_OF_PYTHON = {"test", "idlelib", "turtledemo", "site-packages", "ensurepip", "lib2to3"}
-
-# Run by the environment's own interpreter: what it is, and what it takes from elsewhere.
-_ASK = r"""
-import json, sys, sysconfig
-from importlib import metadata, util
-from pathlib import Path
-inplace = {}
-for dist in metadata.distributions():
-    url = json.loads(dist.read_text("direct_url.json") or "{}")
-    if url.get("dir_info", {}).get("editable"):
-        for name in (dist.read_text("top_level.txt") or "").split():
-            spec = util.find_spec(name)
-            where = spec and (spec.submodule_search_locations or [spec.origin])
-            if where:
-                inplace[name] = [dist.metadata["Name"], str(list(where)[0])]
-try:
-    mine = metadata.version("hpcmass")
-except metadata.PackageNotFoundError:
-    mine = None
-print(json.dumps({"hpcmass": mine, "prefix": sys.prefix, "base": sys.base_prefix,
-    "purelib": sysconfig.get_path("purelib"),
-    "executable": str(Path(getattr(sys, "_base_executable", sys.executable)).resolve()),
-    "version": "%d.%d.%d" % sys.version_info[:3], "short": "%d.%d" % sys.version_info[:2], "inplace": inplace}))
-"""
 
 
 @dataclass
@@ -84,17 +60,29 @@ def pack(environment: Path, archive: Path, *, with_python: bool | None = None) -
 
     Raises:
         NotFound: There is no virtual environment.
-        ConfigError: The archive's name has no such suffix, or its compressor is not installed.
+        ConfigError: The archive's name has no such suffix, its compressor is not installed, or what hpcmass
+            needs lies outside the environment.
         StorageError: The file system refused.
     """
     command = _compressor(archive)
     facts = ask_environment(environment)
     base = Path(facts["base"])
+    shared = sees_the_systems(environment)
+    if shared and facts["needed"]:
+        raise ConfigError(
+            f"it takes {', '.join(facts['needed'])} from outside (--system-site-packages), which is not packed",
+            where=environment,
+            hint="install them into it: bin/python -m pip install --ignore-installed …, or hpcmass env build",
+        )
     if with_python is None:
         with_python = not Path(facts["executable"]).is_relative_to("/usr")
     writer = _Writer(environment.absolute(), facts)
     if facts["hpcmass"] is None:
         writer.warnings.append("hpcmass is not in this environment: no job of hpcmass can run in it")
+    if shared and facts["outside"]:
+        names = facts["outside"]
+        shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+        writer.warnings.append(f"{len(names)} packages outside the environment are not packed ({shown})")
     fresh = archive.with_name(f".{archive.name}.{os.getpid()}.new")
     try:
         with (
@@ -204,28 +192,6 @@ def unpack(archive: Path, folder: str | None = None) -> tuple[Path, str]:
         raise StorageError(said[-1] if said else "bash failed", where=archive)
     *said, where = done.stdout.strip().splitlines()
     return Path(where), "\n".join(said)
-
-
-def ask_environment(environment: Path) -> dict[str, Any]:
-    """Prefix, interpreter, version and packages in place of a virtual environment, asked of its interpreter.
-
-    Raises:
-        NotFound: It is none, or its interpreter does not start.
-    """
-    python = environment / "bin" / "python"
-    if not (environment / "pyvenv.cfg").is_file() or not python.exists():
-        raise NotFound(
-            "is no virtual environment (pyvenv.cfg and bin/python)",
-            where=environment,
-            hint="make one: hpcmass env build; a conda environment is packed by conda-pack",
-        )
-    done = subprocess.run(
-        [str(python), "-I", "-c", _ASK], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        raise NotFound(f"its interpreter fails: {done.stderr.strip()[-300:]}", where=python)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def _compressor(archive: Path) -> list[str] | None:

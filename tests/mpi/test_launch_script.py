@@ -164,6 +164,31 @@ def test_a_run_that_was_laid_down_before_is_used_and_tried_again(tmp_path: Path)
     assert dataclasses.replace(done, updated=None) == dataclasses.replace(status, updated=None)
 
 
+NESTED = """
+import os, sys
+from hpcmass.config import Target
+from hpcmass.launch import plan_ranks, supervise
+from pathlib import Path
+code = "import os; print({n: os.environ.get(n) for n in ('HPCMASS_RUN_DIR', 'OMP_NUM_THREADS')})"
+plan = plan_ranks([sys.executable, "-c", code], 2, Target(launcher="spawn"), threads_per_rank=None, cores=64,
+                  mpiexec=None, env=os.environ)
+assert supervise(plan, log_file=lambda rank: Path(f"inner-{rank}.log")).ok
+"""
+
+
+def test_a_run_within_a_run_leaves_the_outer_ones_records_alone_and_shares_its_cores(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "r")
+    words = [sys.executable, "-c", NESTED]
+    status = run_script(words, run=run, ranks=1, threads_per_rank=4, cwd=tmp_path, console=False)
+    assert status.state is State.COMPLETED, run.log_file(1, 0).read_text()
+    (record,) = [json.loads(file.read_text()) for file in (run.path / "ranks").iterdir()]
+    assert (record["size"], record["cpus"]) == (1, 4)
+    for rank in range(2):
+        assert (tmp_path / f"inner-{rank}.log").read_text() == (
+            "{'HPCMASS_RUN_DIR': None, 'OMP_NUM_THREADS': '2'}\n"
+        )
+
+
 def test_stopped_by_the_stop_file(tmp_path: Path) -> None:
     code = """
 import os, time, hpcmass

@@ -237,6 +237,27 @@ def test_the_environment_is_checked_on_a_compute_node(
     assert {"ok"} <= {line["verdict"] for line in lines} <= {"ok", "note"}
     (paths,) = [line["found"] for line in lines if line["what"] == "paths"]
     assert "on gn" in paths
+    # The node's GPUs are Slurm's alone: one was given, and torch cannot see it.
+    (gpus,) = [line for line in lines if line["what"] == "torch and GPUs"]
+    assert (gpus["verdict"], "torch sees 0 GPUs, 1 asked for" in gpus["found"]) == ("note", True)
+    assert any("gpu:1" in file.read_text() for file in tmp_path.rglob("*.sbatch"))
+
+
+@pytest.mark.usefixtures("slurm_env")
+def test_a_check_that_cannot_start_says_what_slurm_says_and_ends(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(
+        'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\npartition = "cpu"\ncores = 1\n'
+        'sbatch = { begin = "now+1hour" }\n'
+    )
+    words = ["env", "check", "--site", str(site), "--target", "cpu", "--out", str(tmp_path), "--wait", "15s"]
+    assert run(words) != 0
+    said = capsys.readouterr().err
+    assert "cpu: waiting: BeginTime" in said
+    assert "did not start in 15 s (BeginTime), and was cancelled" in said
+    assert cluster.run("squeue", "-h").stdout.strip() == ""
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +296,7 @@ def test_two_jobs_on_the_same_nodes_unpack_once_a_node(
         cores=4,
         environment=str(packed_env),
         scratch=scratch,
-        sbatch={"nodelist": "cn1,cn2"},
+        sbatch={"nodelist": "cn1,cn2", "export": "NONE"},  # as some sites have it for everybody
     )
     code = (
         "import hpcmass, os, sys, subprocess; "
@@ -339,7 +360,8 @@ def test_blocks_run_in_the_unpacked_environment(cluster: Cluster, packed_env: Pa
     site = tmp_path / "site.toml"
     site.write_text(
         f'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\npartition = "cpu"\ncores = 4\n'
-        f'max_nodes = 3\nenvironment = "{packed_env}"\nscratch = "{scratch}"\n'
+        f'max_nodes = 3\nblock_nodes = 2\nenvironment = "{packed_env}"\nscratch = "{scratch}"\n'
+        'sbatch = { export = "NONE" }\n'
     )
     (tmp_path / "items.py").write_text(IN_BLOCKS)
     done = subprocess.run(

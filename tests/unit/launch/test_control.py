@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from hpcmass.config import Target
@@ -26,7 +27,7 @@ SLEEP = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.slee
 
 
 def start(
-    tmp_path: Path, script: str, control: Control, env: dict[str, str] | None = None
+    tmp_path: Path, script: str, control: Control, *, ignore_usr1: bool = False
 ) -> tuple[threading.Thread, list[Outcome]]:
     ready = tmp_path / "ready"
     plan = plan_ranks(
@@ -36,8 +37,10 @@ def start(
         threads_per_rank=1,
         cores=1,
         mpiexec=None,
-        env={**os.environ, **(env or {})},
+        # Of an outer run it would be that run's alone.
+        env={**os.environ, "HPCMASS_IGNORE_USR1": "1"},
     )
+    plan = replace(plan, ignore_usr1=ignore_usr1)
     found: list[Outcome] = []
     log = tmp_path / "log"
     thread = threading.Thread(
@@ -75,7 +78,7 @@ def test_kill_ends_them_at_once(tmp_path: Path) -> None:
 
 def test_a_script_that_knows_no_sigusr1_does_not_die_of_it_where_that_is_asked_for(tmp_path: Path) -> None:
     control = Control()
-    thread, found = start(tmp_path, SLEEP, control, {"HPCMASS_IGNORE_USR1": "1"})
+    thread, found = start(tmp_path, SLEEP, control, ignore_usr1=True)
     control.send(signal.SIGUSR1)
     time.sleep(0.5)
     assert thread.is_alive()

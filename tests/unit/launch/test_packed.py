@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,37 @@ def test_many_at_once_unpack_once(tmp_path: Path) -> None:
 def test_what_a_killed_unpacking_left_is_cleared(tmp_path: Path) -> None:
     env = archive(tmp_path)
     base = tmp_path / "disk" / f"hpcmass-env-{os.getuid()}"
-    (base / f".{env.folder}.AbCdEf" / "bin").mkdir(parents=True)
+    here, elsewhere = (f".{env.folder}.{node}.AbCdEf" for node in (os.uname().nodename, "another"))
+    (base / here / "bin").mkdir(parents=True)
+    (base / elsewhere).mkdir()  # on a file system of many nodes: at work there
     assert unpack(env, tmp_path / "disk").returncode == 0
-    assert sorted(path.name for path in base.iterdir()) == [env.folder, f"{env.folder}.lock"]
+    assert {path.name for path in base.iterdir()} == {elsewhere, env.folder, f"{env.folder}.lock"}
+
+
+def test_what_a_cleaner_of_old_files_left_gives_way(tmp_path: Path) -> None:
+    env = archive(tmp_path)
+    assert unpack(env, tmp_path / "disk").returncode == 0
+    base = tmp_path / "disk" / f"hpcmass-env-{os.getuid()}"
+    (base / env.folder / RELOCATE).unlink()
+    (base / env.folder / "bin/tool").unlink()
+    with open(base / env.folder / "data"):  # a job is at work in it
+        done = unpack(env, tmp_path / "disk")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{base / env.folder} one"), done.stderr
+    assert "unpacked in" in done.stdout
+    assert {path.name for path in base.iterdir()} == {env.folder, f"{env.folder}.lock"}
+
+
+def test_what_is_used_stays_young_and_its_mark_is_the_oldest(tmp_path: Path) -> None:
+    env = archive(tmp_path)
+    assert unpack(env, tmp_path / "disk").returncode == 0
+    place = tmp_path / "disk" / f"hpcmass-env-{os.getuid()}" / env.folder
+    old = time.time() - 9 * 86400
+    for path in (*place.rglob("*"), place / RELOCATE):
+        os.utime(path, (old, old))
+    assert "is there already" in unpack(env, tmp_path / "disk").stdout
+    mark = (place / RELOCATE).stat()
+    assert mark.st_mtime > time.time() - 3600
+    assert min(min(path.stat().st_mtime, path.stat().st_atime) for path in place.rglob("*")) >= mark.st_mtime
 
 
 def test_two_archives_lie_side_by_side(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ COMMAND = ["python", "train.py", "--note", "$(touch x); two words"]
 DEFAULTS = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
+def threads(number: int) -> dict[str, str]:
+    """A rank's threads as hpcmass sets them, with its own mark."""
+    return {"OMP_NUM_THREADS": str(number), "HPCMASS_OMP": str(number)}
+
+
 def plan(ranks: int = 2, **changes: object) -> LaunchPlan:
     arguments: dict[str, object] = {
         "threads_per_rank": None,
@@ -45,7 +50,7 @@ def test_openmpi() -> None:
     assert made.env == {
         "PATH": "/bin",
         "HPCMASS_RANKS": "2",
-        "OMP_NUM_THREADS": "4",
+        **threads(4),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         **DEFAULTS,
@@ -58,14 +63,14 @@ def test_mpich() -> None:
     assert made.argv == [
         "/opt/mpich/bin/mpiexec", "-n", "2", "-launcher", "fork", "-bind-to", "none", *keeper(), *COMMAND,
     ]  # fmt: skip
-    assert made.env == {"PATH": "/bin", "HPCMASS_RANKS": "2", "OMP_NUM_THREADS": "3", **DEFAULTS}
+    assert made.env == {"PATH": "/bin", "HPCMASS_RANKS": "2", **threads(3), **DEFAULTS}
     assert made.launcher == "mpich"
 
 
 def test_spawn() -> None:
     made = plan(ranks=3)
     assert made.argv == [*keeper(), *COMMAND]
-    assert made.env == {"PATH": "/bin", "HPCMASS_RANKS": "3", "OMP_NUM_THREADS": "2", **DEFAULTS}
+    assert made.env == {"PATH": "/bin", "HPCMASS_RANKS": "3", **threads(2), **DEFAULTS}
     assert made.launcher == "spawn"
 
 
@@ -95,17 +100,27 @@ def test_no_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "threads"),
+    ("changes", "number"),
     [
         ({"ranks": 3, "cores": 8}, "2"),
         ({"ranks": 16, "cores": 8}, "1"),
         ({"target": Target(cores=4), "cores": 64}, "2"),
         ({"env": {"OMP_NUM_THREADS": "5"}}, "5"),
         ({"env": {"OMP_NUM_THREADS": "5"}, "threads_per_rank": 2}, "2"),
+        # Within a rank that has 4 threads: its own cores are shared out, unless somebody chose another number.
+        ({"env": threads(4), "ranks": 2, "cores": 64}, "2"),
+        ({"env": threads(4), "ranks": 2, "target": Target(cores=64)}, "2"),
+        ({"env": threads(64), "ranks": 2, "cores": 8}, "4"),
+        ({"env": {**threads(4), "OMP_NUM_THREADS": "3"}, "ranks": 2}, "3"),
+        ({"env": {"HPCMASS_OMP": "4"}, "ranks": 2, "cores": 8}, "4"),
     ],
 )
-def test_threads(changes: dict[str, object], threads: str) -> None:
-    assert plan(**changes).env["OMP_NUM_THREADS"] == threads
+def test_threads(changes: dict[str, object], number: str) -> None:
+    assert plan(**changes).env["OMP_NUM_THREADS"] == number
+
+
+def test_a_users_own_threads_are_not_taken_for_ours_further_in() -> None:
+    assert "HPCMASS_OMP" not in plan(env={**threads(4), "OMP_NUM_THREADS": "3"}).env
 
 
 def test_an_outer_launchers_variables_are_taken_out() -> None:
@@ -115,12 +130,12 @@ def test_an_outer_launchers_variables_are_taken_out() -> None:
         "PRTE_LAUNCHED": "1", "HYDI_CONTROL_FD": "7", "MPI_LOCALRANKID": "0", "HPCMASS_RANK": "0",
         "HPCMASS_RANKS": "9", "HPCMASS_SIZE": "9", "HPCMASS_KEEPER": "/x", "HPCMASS_SOURCE": "openmpi",
         "RANK": "0", "WORLD_SIZE": "9", "LOCAL_RANK": "0", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1",
-        "TORCHELASTIC_RUN_ID": "x",
+        "TORCHELASTIC_RUN_ID": "x", "HPCMASS_RUN_DIR": "/outer", "HPCMASS_ATTEMPT": "3",
     }  # fmt: skip
     kept = {"HPCMASS_PROJECT": "/p", "HOME": "/h", "MPICH_TUNING": "1", "HOROVOD_CYCLE_TIME": "1"}
     made = plan(env={**outer, **kept})
     where = {"HPCMASS_SLURM_JOB_ID": "7"}
-    assert made.env == {**kept, **where, "HPCMASS_RANKS": "2", "OMP_NUM_THREADS": "4", **DEFAULTS}
+    assert made.env == {**kept, **where, "HPCMASS_RANKS": "2", **threads(4), **DEFAULTS}
 
 
 def test_a_users_mpi_tuning_stays_outside_of_a_job() -> None:

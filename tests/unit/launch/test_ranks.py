@@ -3,7 +3,8 @@
 import pytest
 
 from hpcmass.errors import LaunchError
-from hpcmass.launch import RankEnv, detect_ranks, promised_ranks
+from hpcmass.launch import RankEnv, describe, detect_ranks, promised_ranks
+from hpcmass.launch.ranks import gpu_share
 
 OPENMPI = {
     "OMPI_COMM_WORLD_RANK": "1",
@@ -75,3 +76,53 @@ def test_nonsense_is_refused(env: dict[str, str]) -> None:
 def test_promise_must_be_a_number(value: str) -> None:
     with pytest.raises(LaunchError, match="HPCMASS_RANKS"):
         promised_ranks({"HPCMASS_RANKS": value})
+
+
+# As Slurm sets them where gres.conf has no AutoDetect, whoever made the GPUs.
+ALL = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"), "4,5,6,7")
+
+
+def seen_by_hip(env: dict[str, str]) -> list[str]:
+    """The node's GPUs that HIP finds: ROCR's list, of which its own variable takes places; [] from a wrong one."""
+    rocr = env["ROCR_VISIBLE_DEVICES"].split(",")
+    own = env.get("HIP_VISIBLE_DEVICES", env.get("CUDA_VISIBLE_DEVICES"))
+    places = range(len(rocr)) if own is None else [int(word) for word in own.split(",")]
+    found = []
+    for place in places:
+        if place >= len(rocr):
+            break
+        found.append(rocr[place])
+    return found
+
+
+@pytest.mark.parametrize("more", [{}, {"HIP_VISIBLE_DEVICES": "4,5,6,7"}])
+@pytest.mark.parametrize(("ranks", "per_rank"), [(4, 1), (2, 2)])
+def test_each_rank_sees_its_own_gpus_on_amds_too(ranks: int, per_rank: int, more: dict[str, str]) -> None:
+    env = {**ALL, **more}
+    found = []
+    for rank in range(ranks):
+        inside = env | gpu_share(env, RankEnv(rank, ranks, rank, ranks, "slurm"), per_rank, own=True, amd=True)
+        mine = seen_by_hip(inside)
+        assert len(mine) == per_rank
+        assert inside["HPCMASS_OWN_GPUS"] == str(per_rank)
+        record = describe(inside, RankEnv(rank, ranks, rank, ranks, "slurm"), host="h", pid=1, cpus=1, at=0.0)
+        assert record["cuda_visible_devices"] == ",".join(mine)
+        found += mine
+    assert found == ["4", "5", "6", "7"]
+
+
+def test_what_slurm_gave_a_task_alone_is_counted_from_zero_on_amds() -> None:
+    env = dict.fromkeys(ALL, "2")
+    place = RankEnv(2, 4, 2, 4, "slurm")
+    share = gpu_share({**env, "HPCMASS_LAUNCHER": "srun"}, place, 1, own=True, amd=True)
+    assert seen_by_hip(env | share) == ["2"]
+    assert share["HPCMASS_OWN_GPUS"] == "1"
+    # A choice among them is the user's.
+    assert "HIP_VISIBLE_DEVICES" not in gpu_share(
+        {**ALL, "HIP_VISIBLE_DEVICES": "1"}, place, 1, own=False, amd=True
+    )
+
+
+def test_elsewhere_every_variable_has_the_nodes_own_numbers() -> None:
+    share = gpu_share(ALL, RankEnv(2, 4, 2, 4, "slurm"), 1, own=True)
+    assert share == {**dict.fromkeys(ALL, "6"), "HPCMASS_OWN_GPUS": "1"}

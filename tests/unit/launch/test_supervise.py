@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +287,41 @@ def test_a_world_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "rank 0 of 1" in done.stderr
     assert os.listdir(folder) == ["settings.json"]
+
+
+def test_what_a_killed_supervisor_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    code = (
+        "import sys, tempfile; from hpcmass.launch.notes import notes_folder; tempfile.tempdir = sys.argv[1]; "
+    )
+    words = [sys.executable, "-c", f"{code}print(notes_folder(None), flush=True); sys.stdin.read()", str(place)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    old = time.time() - 3600
+    with (
+        subprocess.Popen(words, text=True, **pipes) as dead,
+        subprocess.Popen(words, text=True, **pipes) as alive,
+    ):
+        folders = []
+        for process in (dead, alive):
+            assert process.stdout is not None
+            folders.append(Path(process.stdout.readline().strip()))
+        dead.kill()
+        dead.wait()
+        others = [place / "hpcmass-launch-nobodys", place / "hpcmass-launch-just-now"]
+        for folder in others:
+            folder.mkdir()
+        (others[1] / "owner.json").write_bytes((folders[0] / "owner.json").read_bytes())
+        for folder in (*folders, others[0]):
+            os.utime(folder, (old, old))
+        log = tmp_path / "log"
+        plan = plan_ranks(["true"], 1, Target(), threads_per_rank=1, cores=1, mpiexec=None, env=os.environ)
+        assert supervise(plan, log_file=lambda _: log).ok
+        assert {folder.name for folder in place.iterdir()} == {
+            folders[1].name,
+            *(other.name for other in others),
+        }
+        alive.kill()

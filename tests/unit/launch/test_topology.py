@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from pathlib import Path
+
+import pytest
 
 from hpcmass.launch.topology import binding, loaded_library, node_facts, numa_nodes, parse_nvidia, parse_rocm
 
@@ -79,3 +82,22 @@ def test_libraries_of_this_process_are_found_by_name() -> None:
     assert all(Path(each).exists() for each in found)
     assert all(re.match(r"libc[.-]", Path(each).name) for each in found), found
     assert loaded_library("libmpi_that_nobody_has") == []
+
+
+CRAY = ["libmpi_gnu_91.so.12", "libmpi_gnu_123.so.12.0.0", "libmpi_cray.so.12", "libmpi_nvidia.so.12"]
+OTHERS = ["libmpi.so.40", "libmpi-1a2b3c4d.so.12.4.1", "libmpi_abi.so.0", "libmpi_ibm.so.3"]
+NONE = [
+    "libmpi_gtl_cuda.so", "libmpi_gtl_hsa.so.0", "libmpicxx.so.12", "libmpifort_gnu_123.so.12", "libmpi_cxx.so.40",
+    "libmpi_mpifh.so.40", "libmpi_usempif08.so.40", "libmpi_usempi_ignore_tkr.so.40", "libmpich_tools.so.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CRAY, *OTHERS, *NONE])
+def test_an_mpi_is_known_by_every_makers_name_and_what_lies_beside_it_is_none(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"\x7fELF" + b"\0" * 4096)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ):
+        found = [path for path in loaded_library("libmpi") if path.startswith(f"{tmp_path}/")]
+    assert found == ([] if name in NONE else [str(file)])

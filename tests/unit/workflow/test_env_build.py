@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,9 @@ from hpcmass.workflow.env_build import (
     build_steps,
     download_steps,
     find_mpicc,
-    loaded_env,
     telling_lines,
 )
+from hpcmass.workflow.env_loaded import loaded_env
 
 ROOT = Path(__file__).parents[3]
 
@@ -159,6 +160,66 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path: Path) -> None:
     assert len(said) == 5
     assert "-m venv" in said[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "taken"),
+    [
+        ("python", 0, True),
+        ("python", 1, False),  # older than hpcmass needs
+        ("openmpi", 0, False),  # brings none: python3 is the system's
+    ],
+)
+def test_a_python_is_the_modules_only_where_they_bring_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, code: int, taken: bool
+) -> None:
+    for folder, status in (("system", 0), ("python", code), ("openmpi", 0)):
+        (tmp_path / folder).mkdir()
+        if folder != "openmpi":
+            (tmp_path / folder / "python3").write_text(f"#!/bin/sh\nexit {status}\n")
+            (tmp_path / folder / "python3").chmod(0o755)
+    # /etc/profile sets PATH, a user's own profile comes after it.
+    (tmp_path / ".bash_profile").write_text(
+        f'PATH={tmp_path}/system:/usr/bin:/bin\nmodule() {{ PATH="{tmp_path}/$2:$PATH"; }}\n'
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    site = tmp_path / "site.toml"
+    site.write_text(
+        'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\ncores = 1\n'
+        f'modules = ["{module}"]\n'
+    )
+    said: list[str] = []
+    build_environment(BuildSpec(tmp_path / "env", mpi="wheel"), site, dry_run=True, tell=said.append)
+    mine = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    python = f"{tmp_path}/python/python3" if taken else mine
+    assert f"\n{python} -m venv " in said[0]
+
+
+@pytest.mark.parametrize(
+    ("vendor", "variables", "wheel", "told"),
+    [
+        ("amd", {}, "", True),
+        ("amd", {"PIP_EXTRA_INDEX_URL": "https://example.org/whl/rocm6.4"}, "", False),
+        ("amd", {}, "torch-2.13.0+rocm6.4-cp311-cp311-linux_x86_64.whl", False),
+        ("amd", {}, "torch-2.13.0-cp311-cp311-linux_x86_64.whl", True),
+        ("nvidia", {}, "", False),
+    ],
+)
+def test_that_amds_gpus_need_another_torch_is_told_before_anything_is_built(
+    tmp_path: Path, vendor: str, variables: dict[str, str], wheel: str, told: bool
+) -> None:
+    site = tmp_path / "site.toml"
+    lines = "".join(f"{name} = {value!r}\n" for name, value in variables.items())
+    site.write_text(
+        'name = "here"\ndefault_target = "gpu"\n[targets.gpu]\nkind = "slurm"\ncores = 1\ngpus = 1\n'
+        f'gpu_vendor = "{vendor}"\n[targets.gpu.env]\n{lines}'
+    )
+    if wheel:
+        (tmp_path / wheel).touch()
+    said: list[str] = []
+    spec = BuildSpec(tmp_path / "env", mpi="wheel", wheelhouse=tmp_path if wheel else None)
+    build_environment(spec, site, dry_run=True, tell=said.append)
+    assert any("the GPUs of target 'gpu' are AMD's" in line for line in said) is told
 
 
 @pytest.mark.soak

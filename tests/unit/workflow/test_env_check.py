@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpcmass.errors import NotFound
+from hpcmass.errors import ConfigError, NotFound
 from hpcmass.launch.software import parse_facts, path_faults
-from hpcmass.workflow.env_check import CheckLine, check_environment, compare
+from hpcmass.workflow.env_check import check_environment, facts_here
+from hpcmass.workflow.env_compare import CheckLine, compare
 
 FACTS: dict[str, Any] = {
     "node": "cn1",
@@ -29,6 +33,7 @@ FACTS: dict[str, Any] = {
     "glibc": "glibc 2.36",
     "network": [],
     "paths": [],
+    "gpus": {"built_for": "CUDA 12.8", "seen": 1, "drivers": ["nvidia"]},
 }
 
 
@@ -96,6 +101,98 @@ def test_an_environment_without_mpi_is_a_note() -> None:
         "import mpi4py.MPI", "import horovod.torch", "MPI library",
     ]  # fmt: skip
     assert not [line for line in found if line.verdict == "wrong"]
+
+
+@pytest.mark.parametrize("side", ["built", "there", "both"])
+def test_libraries_that_are_not_known_are_no_proof(side: str) -> None:
+    none = {**FACTS, "libmpi": {"mpi4py.MPI": [], "horovod.torch": []}}
+    built, there = {"built": (none, FACTS), "there": (FACTS, none), "both": (none, none)}[side]
+    found = {line.what: line.verdict for line in compare(built, there, stamped=True)}
+    assert found["libmpi"] == "note"
+    assert found["Horovod's MPI"] == ("ok" if side == "built" else "note")
+
+
+def test_what_fails_only_where_it_is_compared_with_is_a_note() -> None:
+    login = copy.deepcopy(FACTS)
+    for name in ("mpi4py.MPI", "horovod.torch"):
+        login["packages"][name] = {"error": "ImportError: libmpi.so.12"}
+    login |= {"mpi": None, "libmpi": {"mpi4py.MPI": [], "horovod.torch": []}}
+    found = list(compare(login, FACTS, stamped=False, login=True))
+    assert [line.what for line in found if line.verdict == "note"] == [
+        "import mpi4py.MPI", "import horovod.torch", "MPI library", "libmpi",
+    ]  # fmt: skip
+    assert [line for line in found if line.verdict == "wrong"] == []
+    assert "on the login node it fails: ImportError" in found[4].found
+
+
+def needs_a_module(folder: Path) -> Path:
+    """An environment whose mpi4py loads only where a module has set its variable, as with the site's MPI."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in ("numpy", "h5py", "torch"):
+        (site / f"{name}.py").write_text("__version__ = '1'\n")
+    (site / "mpi4py").mkdir()
+    (site / "mpi4py/__init__.py").write_text("class rc: pass\n")
+    (site / "mpi4py/MPI.py").write_text(
+        "import os\nif os.environ.get('THE_MODULE') != 'is loaded':\n    raise ImportError('libmpi.so.12')\n"
+        "__version__ = '4'\ndef Get_library_version(): return 'MPICH 4'\n"
+    )
+    return folder
+
+
+LOADS = 'export THE_MODULE="is loaded"'
+
+
+@pytest.mark.parametrize("by", ["stamp", "site", "target of the stamp"])
+def test_the_modules_are_loaded_here_as_in_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.delenv("HPCMASS_SITE", raising=False)
+    monkeypatch.delenv("THE_MODULE", raising=False)
+    environment = needs_a_module(tmp_path / "env")
+    here = {line.what: line for line in check_environment(environment)}
+    assert here["import mpi4py.MPI"].found == "is not in this environment (ImportError: libmpi.so.12)"
+    site = tmp_path / "site.toml"
+    head = 'name = "here"\ndefault_target = "cpu"\n[targets.cpu]\nkind = "slurm"\ncores = 1\n'
+    line = f"setup = ['{LOADS}']\n"
+    other = '[targets.other]\nkind = "slurm"\ncores = 1\n'
+    site.write_text(head + line if by == "site" else f"{head}{other}{line}")
+    stamp = {"site": "here", "target": "other", "modules": [], "setup": [LOADS] if by == "stamp" else []}
+    if by != "site":
+        built = facts_here(environment / "bin/python", {**os.environ, "THE_MODULE": "is loaded"})
+        (environment / "hpcmass-env.json").write_text(json.dumps({"format": 1, **built, **stamp}))
+    found = check_environment(environment, site_file=None if by == "stamp" else site)
+    assert [line for line in found if line.verdict == "wrong"] == []
+    assert {line.what: line.verdict for line in found}["import mpi4py.MPI"] == "ok"
+
+
+def test_a_target_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no target 'gpu'"):
+        check_environment(needs_a_module(tmp_path / "env"), target="gpu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "vendor", "verdict", "words"),
+    [
+        ({}, None, "ok", "torch sees 1 GPU, 1 asked for (it is built for CUDA 12.8)"),
+        ({"built_for": "ROCm 6.4", "seen": 8, "drivers": ["amd"]}, "amd", "ok", "sees 8 GPUs, 1 asked for"),
+        ({"seen": 0, "drivers": ["amd"]}, "amd", "wrong", "and the GPUs are amd's"),
+        ({"seen": 0, "drivers": ["amd"]}, None, "wrong", "and the GPUs are amd's"),
+        ({"seen": 0, "drivers": []}, "nvidia", "wrong", "torch sees 0 GPUs"),
+        ({"seen": 0}, None, "wrong", "torch sees 0 GPUs"),
+        ({"seen": 0, "built_for": "CPUs"}, None, "wrong", "and the GPUs are nvidia's"),
+        ({"seen": None, "error": "RuntimeError: too old"}, None, "wrong", "RuntimeError: too old"),
+        ({"seen": 0, "drivers": []}, None, "note", "the node shows no GPU driver"),
+    ],
+)
+def test_a_node_with_gpus_is_asked_whether_torch_sees_them(
+    facts: dict[str, Any], vendor: str | None, verdict: str, words: str
+) -> None:
+    there = {**FACTS, "gpus": {**FACTS["gpus"], **facts}}
+    (line,) = [one for one in lines(there, gpus=1, vendor=vendor) if one.what == "torch and GPUs"]
+    assert (line.verdict, words in line.found) == (verdict, True), line
+    assert bool(line.hint) is (verdict == "wrong")
+    assert not [one for one in lines(there) if one.what == "torch and GPUs"]  # of a node without
 
 
 def test_this_environment_is_right() -> None:

@@ -117,6 +117,33 @@ def test_what_is_outside_is_told(made: Path, tmp_path: Path) -> None:
     assert any("native.so" in line for line in warnings)
 
 
+def test_packages_of_the_interpreters_own_are_told_or_refused(made: Path, tmp_path: Path) -> None:
+    """As in an environment of `venv --system-site-packages`; its jobs would not find them."""
+    base = tmp_path / "base"
+    for name in ("numpy", "other-thing"):
+        info = base / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (site,) = (made / "env").glob("lib/python*/site-packages")
+    (site / "base.pth").write_text(f"import sys; sys.path.append({str(base)!r})\n")
+    (metadata,) = site.glob("hpcmass-*.dist-info/METADATA")
+    config, was = made / "env/pyvenv.cfg", metadata.read_text()
+    alone = config.read_text()
+    assert "include-system-site-packages = false" in alone
+    try:
+        assert pack(made / "env", tmp_path / "alone.tar", with_python=False).warnings == []
+        config.write_text(alone.replace("packages = false", "packages = true"))
+        (warning,) = pack(made / "env", tmp_path / "env.tar", with_python=False).warnings
+        assert "packages outside the environment are not packed" in warning
+        metadata.write_text(f"{was}Requires-Dist: numpy>=1.26\nRequires-Dist: other.thing; extra == 'x'\n")
+        with pytest.raises(ConfigError, match="takes numpy from outside"):
+            pack(made / "env", tmp_path / "env.tar", with_python=False)
+    finally:
+        (site / "base.pth").unlink()
+        config.write_text(alone)
+        metadata.write_text(was)
+
+
 def test_what_cannot_be_packed_is_refused_and_leaves_nothing(made: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="is no virtual environment"):
         pack(tmp_path, tmp_path / "env.tar")
