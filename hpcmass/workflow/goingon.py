@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class HandOver:
         self.run, self.project, self.job, self.asked, self.eyes = run, project, job, asked, eyes
         self.job_id, self.slurm = eyes.place.job_id, eyes.slurm
         self.done: Handed | None = None
+        self._lock = threading.Lock()
 
     @property
     def way(self) -> str:
@@ -98,17 +100,25 @@ class HandOver:
         return slurm_folder(self.run.path) / "resize.json"
 
     def go(self) -> Handed:
-        """Hand the run on, once; where Slurm refuses a requeue, by a successor."""
-        if self.done is None:
-            self.done = self._go()
-        return self.done
+        """Hand the run on, once; where Slurm refuses a requeue, by a successor.
+
+        Of two threads that call it (the warden's at SIGTERM, the hop's own when its ranks are gone) the second
+        waits for what the first has done.
+        """
+        with self._lock:
+            if self.done is None:
+                self.done = self._go()
+            return self.done
 
     def take_back(self) -> None:
-        """Cancel a successor that turned out not to be needed."""
-        if self.done is not None and self.done.job_id:
-            with contextlib.suppress(HpcmassError):
-                self.slurm.cancel([self.done.job_id])
-                say(f"cancelled job {self.done.job_id}, which was to follow")
+        """Cancel a successor that turned out not to be needed; nothing is handed on afterwards."""
+        with self._lock:
+            done = self.done
+            self.done = done or Handed("none", "the run is not to go on")
+            if done is not None and done.job_id:
+                with contextlib.suppress(HpcmassError):
+                    self.slurm.cancel([done.job_id])
+                    say(f"cancelled job {done.job_id}, which was to follow")
 
     def _go(self) -> Handed:
         refused = ""

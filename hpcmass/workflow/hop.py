@@ -270,6 +270,13 @@ class _Hop:
         Raises:
             LeaseHeld: Its holder lives.
         """
+        for rival in self.book.rivals():
+            if self._lives(rival):
+                raise LeaseHeld(
+                    f"is being run by job {rival.slurm_job_id} already",
+                    where=self.run.path,
+                    hint="two jobs were started for one run; this one does nothing",
+                )
         lease = self.run.lease()
         while not warden.asked:
             try:

@@ -217,8 +217,12 @@ class Warden:
         self._thread.join()
 
     def finish(self) -> None:
-        """The ranks are gone: from now on signals are nobody's affair but Slurm's."""
+        """The ranks are gone: from now on signals are nobody's affair but Slurm's.
+
+        Waits for what the watching thread is at: it may be handing the run on, and has the job's fate.
+        """
         self._done.set()
+        self._thread.join()
 
     @property
     def times(self) -> Times | None:
@@ -249,6 +253,13 @@ class Warden:
                 self._look_at_time()
             except (HpcmassError, OSError) as error:  # a full disk, say; the watch goes on
                 say(f"{error}")
+        # A SIGTERM that came while the ranks ended: it says why.
+        while (number := self.inbox.get(0)) is not None:
+            if number != signal.SIGUSR1:
+                try:
+                    self._on_signal(number)
+                except (HpcmassError, OSError) as error:
+                    say(f"{error}")
 
     def _on_signal(self, number: int) -> None:
         if number != signal.SIGUSR1:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from hpcmass.config import load_site, read_run_job
 from hpcmass.devcluster import Cluster
 from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.records import read_hops, read_submissions
+from hpcmass.workflow.goingon import Asked, Handed, HandOver
+from hpcmass.workflow.warden import JobEyes, Place
 
 sys.path.append(str(Path(__file__).parent))
 from outliving_tools import (
@@ -90,6 +96,32 @@ def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench:
     assert not (run.path / "slurm" / "resize.json").exists()
     # On another number of ranks sums are rounded otherwise: the samples are the same, the last bits are not.
     assert committed_samples(run) == committed_samples(bench.undisturbed())
+
+
+def hand_over(bench: Bench, run: RunFolder) -> HandOver:
+    """As the hop of a run's newest job has it."""
+    job, place = read_run_job(run.job_file), Place(job_of(run), 0, (), None, None, 0)
+    asked = Asked.of(job, load_site(run.path / "site.toml"), read_submissions(run.path)[-1], None)
+    return HandOver(run, bench.project, job, asked, JobEyes(place, Slurm()))
+
+
+def test_two_threads_hand_a_run_on_once(bench: Bench) -> None:
+    """The warden's thread and the hop's own want to at the same moment, when SIGTERM ends the ranks quickly."""
+    run = bench.submit("once", pause=2.0, resources={"target": "norequeue", "ranks": 1})
+    way, together = hand_over(bench, run), threading.Barrier(2)
+
+    def go() -> Handed:
+        together.wait()
+        return way.go()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (one.result() for one in [pool.submit(go), pool.submit(go)])
+    assert first == second
+    assert [record.by for record in read_submissions(run.path)] == ["submit", "successor"]
+    assert first == Handed("successor", f"job {job_of(run)} follows", job_of(run))
+    way.take_back()
+    assert way.go() == first
+    wait_until(lambda: bench.job_state(first.job_id) in ("", "CANCELLED"), "the successor's end")
 
 
 @pytest.mark.parametrize("way", ["scancel", "hpcmass cancel"])

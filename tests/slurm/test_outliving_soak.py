@@ -78,6 +78,34 @@ def test_preempted_without_a_user_signal(
     check_preempted(bench, bench.submit("run", resources={"target": "preempt"}))
 
 
+def test_preempted_where_requeue_is_forbidden_it_has_one_successor(
+    cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks are gone while sbatch, which is slow here, is still at it."""
+    cluster = cluster_factory(accounting=False)
+    conf = Path(cluster.env["SLURM_CONF"])
+    conf.write_text(conf.read_text().replace("KillWait=2\n", "KillWait=60\n"))
+    assert cluster.run("scontrol", "reconfigure").returncode == 0
+    speak_to(cluster, monkeypatch)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sbatch").write_text(f'#!/bin/sh\nsleep 10\nexec {shutil.which("sbatch")} "$@"\n')
+    (slow / "sbatch").chmod(0o755)
+    bench = Bench(cluster, tmp_path / "project")
+    with open(bench.site, "a") as site:
+        site.write('\n[targets.forbidden]\nkind = "slurm"\npartition = "preempt"\ncores = 4\nrequeue = false\n')
+        site.write(f"setup = [{json.dumps(f'export PATH={slow}:$PATH')}]\n")
+    run = bench.submit("run", resources={"target": "forbidden"})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    preempt(bench, run)
+    last = wait_ended(bench, run)
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next, first.state) == ("preempted", "successor", "STOPPED"), bench.told(run)
+    assert [record.by for record in read_submissions(run.path)] == ["submit", "successor"]
+    assert (last.hop, last.cause, last.from_step) == (2, "completed", first.step)
+    bench.check_same(run)
+
+
 def test_preempted_with_grace(
     cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

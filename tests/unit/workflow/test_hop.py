@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmass.config import Project, job_from_values, job_to_toml, load_site, site_to_toml
+from hpcmass.config import Project, job_from_values, job_to_toml, load_site, read_run_job, site_to_toml
 from hpcmass.data import shard
 from hpcmass.errors import LaunchError
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.outlive import Decision
 from hpcmass.slurm.records import Hop, read_hops
 from hpcmass.workflow.hop import read_place
+from hpcmass.workflow.hopbook import HopBook
+from hpcmass.workflow.warden import JobEyes, Place
 
 SITE = """
 name = "nowhere"
@@ -182,6 +186,43 @@ def test_the_next_life_of_a_killed_hop_writes_its_end(project: Project) -> None:
     first, second = read_hops(run.path)
     assert (first.cause, first.next, first.restart) == ("lost", "requeue", 0)
     assert (second.cause, second.restart) == ("cancelled", 1)
+
+
+def book_of(run: RunFolder, job_id: str, restart: int = 0) -> HopBook:
+    place = Place(job_id, restart, (), None, None, 0)
+    return HopBook(run, read_run_job(run.job_file), place, JobEyes(place, Slurm()))
+
+
+def test_two_jobs_that_begin_at_once_have_two_numbers_and_one_sees_the_other(project: Project) -> None:
+    run = trained(project, epochs=1)
+    first, second = book_of(run, "77"), book_of(run, "78")  # neither has written that it begins
+    assert (first.number, second.number) == (1, 2)
+    assert first.rivals() == []
+    assert [one.slurm_job_id for one in second.rivals()] == ["77"]
+    assert [one.slurm_job_id for one in book_of(run, "77", restart=1).rivals()] == [
+        "78"
+    ]  # not its earlier life
+    first.write_begin(ranks=1, ends=None)
+    first.write_end(Decision("completed", False, "done"), "COMPLETED", "none", "done")
+    assert second.rivals() == []
+
+
+def test_a_second_job_for_a_run_that_a_living_hop_has_begins_nothing(project: Project) -> None:
+    """The first has taken its number and no lease yet: it is stopped before its ranks begin."""
+    run = trained(project, epochs=1)
+    process = begin(run, project)
+    wait_until(lambda: read_hops(run.path))
+    process.send_signal(signal.SIGSTOP)
+    attempt = run.status().attempt
+    assert begin(run, project, SLURM_JOB_ID="78").wait(120) != 0
+    assert (last(run).job_id, last(run).cause, last(run).next) == ("78", "failed", "none")
+    assert "run by job 77" in last(run).reason
+    assert run.status().attempt == attempt
+    assert run.errors() == []
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(120) == 0
+    assert [(hop.hop, hop.cause) for hop in read_hops(run.path)] == [(1, "completed"), (2, "failed")]
+    assert run.status().state is State.COMPLETED
 
 
 def test_place() -> None:
