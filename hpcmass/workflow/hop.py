@@ -28,7 +28,7 @@ from hpcmass.runs import (
 )
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
-from hpcmass.slurm.outlive import Decision, Fate, Seen, chain, decide, signal_of_script
+from hpcmass.slurm.outlive import Decision, Fate, Seen, chain, decide, signal_of_script, worn_out
 from hpcmass.slurm.records import (
     Hop,
     SubmissionRecord,
@@ -192,7 +192,8 @@ class _Hop:
             return Decision("cancelled", False, cancel or "cancelled", 0)
         if self.run.status().state is State.COMPLETED:
             return Decision("completed", False, "the run is completed already", 0)
-        return None
+        # Hops that went down with their node could not say so: Slurm began the job again each time.
+        return worn_out(self.book.step(), self.past)
 
     def _cancel(self) -> str | None:
         try:

@@ -25,6 +25,7 @@ from hpcmass.slurm.outlive import (
     Times,
     fate_of,
     is_early_warning,
+    is_node_trouble,
     parse_said,
     parse_shown,
     preempted_soon,
@@ -132,8 +133,8 @@ class JobEyes:
             self._start_on_all()
             return False
         except SlurmError as error:
-            if error.data["kind"] == "no-slurm":
-                return False
+            if not is_node_trouble(error.data["kind"], error.data["stderr"]):
+                return False  # srun itself was refused, say
         try:  # A controller that does not answer says nothing about the nodes.
             self.slurm.nodes()
         except SlurmError:
