@@ -369,14 +369,16 @@ class _Hop:
             way = "requeue" if decision.by_slurm else self.hand_over.way
         else:
             self.hand_over.take_back()
-        kept = self.book.write_end(decision, state, way, decision.reason)
+        told = self.hand_over.note  # of a requeue there is no second end to tell it
+        reason = "; ".join(text for text in (decision.reason, told if decision.go_on else "") if text)
+        kept = self.book.write_end(decision, state, way, reason)
         code = decision.exit_code
         if decision.go_on and not decision.by_slurm:
             if not kept:
                 say("what cannot be written down is not gone on with")
                 return code or 1
             handed = self.hand_over.go()
-            if handed != Handed(way):
+            if handed != Handed(way, told):
                 reason = "; ".join(text for text in (decision.reason, handed.note) if text)
                 self.book.write_end(decision, state, handed.next, reason)
             # Jobs that wait for this one to succeed must not begin: the run is not completed.

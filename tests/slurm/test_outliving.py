@@ -124,6 +124,37 @@ def test_two_threads_hand_a_run_on_once(bench: Bench) -> None:
     wait_until(lambda: bench.job_state(first.job_id) in ("", "CANCELLED"), "the successor's end")
 
 
+@pytest.mark.parametrize(
+    ("asked", "target", "way", "words"),
+    [
+        ({"rank": 8}, "cpu", "requeue", "rank"),
+        ({"target": "gqu"}, "cpu", "requeue", "no target 'gqu'"),
+        ({"ranks": 4096, "nodes": 1}, "norequeue", "successor", "ranks"),
+        ({"ranks": 400, "nodes": 100}, "cpu", "requeue", "nodes"),  # what only Slurm knows
+    ],
+)
+def test_a_size_that_cannot_be_had_does_not_end_a_run(
+    bench: Bench, asked: dict[str, object], target: str, way: str, words: str
+) -> None:
+    name = f"resized-{words.split()[0]}-{way}"
+    run = bench.submit(name, pause=2.0, resources={"target": target, "ranks": 1})
+    wait_until(lambda: steps_begun(run) > 0, "a step")  # a job can be requeued once it runs
+    before = job_of(run)
+    resize = run.path / "slurm" / "resize.json"
+    resize.write_text(json.dumps({"format": 1, "resources": asked}))
+    over = hand_over(bench, run)
+    handed = over.go()
+    assert handed.next == way
+    assert words in handed.note
+    assert not resize.exists()
+    assert json.loads(resize.with_name("resize-bad.json").read_text())["resources"] == asked
+    if way == "successor":
+        assert read_submissions(run.path)[-1].layout["ranks"] == 1
+    else:
+        assert job_of(run) == before
+    bench.cluster.run("scancel", before, job_of(run))
+
+
 @pytest.mark.parametrize("way", ["scancel", "hpcmass cancel"])
 def test_a_cancelled_run_does_not_come_back(bench: Bench, way: str) -> None:
     run = bench.submit(f"cancelled-{way.partition(' ')[0]}", resources={"ranks": 1})
