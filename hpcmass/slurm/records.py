@@ -141,6 +141,11 @@ def numbers(run_path: Path, kind: str = "intent") -> list[int]:
     return sorted(int(match[2]) for match in found if match and match[1] == kind)
 
 
+def next_number(run_path: Path) -> int:
+    """The number that the next submit of a run is to claim."""
+    return max(numbers(run_path), default=0) + 1
+
+
 def publish_submission(run_path: Path, record: SubmissionRecord) -> None:
     """Write down that a job was submitted.
 
