@@ -16,7 +16,6 @@ from pathlib import Path
 
 from hpcmass.config import Job, Project, load_site, read_run_job
 from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound
-from hpcmass.files import Owner
 from hpcmass.launch import Control, hpcmass_command, read_allocation
 from hpcmass.runs import (
     RankError,
@@ -27,7 +26,6 @@ from hpcmass.runs import (
     is_lost_peer,
 )
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.jobs import JobState
 from hpcmass.slurm.outlive import Decision, Fate, Seen, chain, decide, signal_of_script, worn_out
 from hpcmass.slurm.records import (
     Hop,
@@ -40,13 +38,13 @@ from hpcmass.slurm.records import (
 from hpcmass.slurm.values import expand_nodes
 from hpcmass.workflow.containers import rank_prefix
 from hpcmass.workflow.goingon import Asked, Handed, HandOver
+from hpcmass.workflow.holder import Holder
 from hpcmass.workflow.hopbook import HopBook
 from hpcmass.workflow.warden import JobEyes, Place, SignalInbox, Warden, say
 
 # A controller that restarts must not end a run.
 _PATIENCE_S = 300.0
 _RECORD_WAIT_S = 10.0
-_LEASE_POLL_S = 1.0
 
 
 def hop(
@@ -205,7 +203,7 @@ class _Hop:
     # -- ranks -----------------------------------------------------------------------------------------
     def _ranks(self, asked: Asked, control: Control, warden: Warden) -> _Ended:
         try:
-            self._free_the_lease(warden)
+            Holder(self.run, self.book, self.place, self.slurm).free_the_lease(lambda: warden.asked)
             if warden.asked:
                 return _Ended(None)
             return _Ended(self._start(asked, control))
@@ -262,49 +260,6 @@ class _Hop:
             allocation=None if per_shard else allocation,
             container=container,
         )
-
-    def _free_the_lease(self, warden: Warden) -> None:
-        """See to it that the ranks can take the run's lease: its holder is dead, or proved dead by Slurm.
-
-        Where nobody can say, the lease has to run out.
-
-        Raises:
-            LeaseHeld: Its holder lives.
-        """
-        for rival in self.book.rivals():
-            if self._lives(rival):
-                raise LeaseHeld(
-                    f"is being run by job {rival.slurm_job_id} already",
-                    where=self.run.path,
-                    hint="two jobs were started for one run; this one does nothing",
-                )
-        lease = self.run.lease()
-        while not warden.asked:
-            try:
-                lease.acquire(dead=self._dead)
-                lease.release()
-                return
-            except LeaseHeld as error:
-                owner = error.data.get("owner")
-                if isinstance(owner, Owner) and self._lives(owner):
-                    raise
-                say(f"{error.message}; waiting until it is known to be gone")
-                time.sleep(_LEASE_POLL_S)
-
-    def _dead(self, owner: Owner) -> bool:
-        """Whether Slurm proves the holder dead: an earlier life of this job, or a job that has ended."""
-        if owner.slurm_job_id is None:
-            return False
-        if owner.slurm_job_id == self.place.job_id:
-            return owner.slurm_restart < self.place.restart
-        return self.slurm.jobs([owner.slurm_job_id])[owner.slurm_job_id].state.ended is True
-
-    def _lives(self, owner: Owner) -> bool:
-        if owner.alive() is not None:
-            return owner.alive() is True
-        if owner.slurm_job_id is None or owner.slurm_job_id == self.place.job_id:
-            return False
-        return self.slurm.jobs([owner.slurm_job_id])[owner.slurm_job_id].state is JobState.RUNNING
 
     def _ask(self, words: str) -> None:
         if self.job.command is not None and self.run.asked_to_stop() is None:

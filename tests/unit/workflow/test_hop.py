@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from hpcmass.config import Project, job_from_values, job_to_toml, load_site, read_run_job, site_to_toml
 from hpcmass.data import shard
 from hpcmass.errors import LaunchError
+from hpcmass.files import Owner, replace_json
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.client import Slurm
@@ -223,6 +225,24 @@ def test_a_second_job_for_a_run_that_a_living_hop_has_begins_nothing(project: Pr
     assert process.wait(120) == 0
     assert [(hop.hop, hop.cause) for hop in read_hops(run.path)] == [(1, "completed"), (2, "failed")]
     assert run.status().state is State.COMPLETED
+
+
+def test_a_holder_on_another_machine_that_lives_is_not_waited_for(project: Project) -> None:
+    """A colleague's `hpcmass train` on the login node: no Slurm proves it dead, and it renews its lease."""
+    run = trained(project, epochs=1)
+    owner = replace(Owner.this_process(), host="login", boot="another", slurm_job_id=None)
+    replace_json(run.path / "lease.1.json", vars(owner))
+    replace_json(run.path / "lease.1.beat", {"beat": time.time()})
+    process = begin(run, project)
+    until = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.5)
+        replace_json(run.path / "lease.1.beat", {"beat": time.time()})
+    assert process.wait(1) != 0
+    assert (last(run).cause, last(run).next) == ("failed", "none")
+    assert "in use by process" in last(run).reason
+    assert "on login" in last(run).reason
+    assert run.status().attempt == 0
 
 
 def test_place() -> None:
