@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import CorruptError, NotFound
-from hpcmass.files import Owner, publish_json, read_json, read_records
+from hpcmass.files import Owner, publish_json, read_json, read_records, storage_errors
 from hpcmass.slurm.jobs import JobInfo, JobState
 
 FORMAT = 1
@@ -132,11 +132,17 @@ def script_name(number: int) -> str:
 
 
 def numbers(run_path: Path, kind: str = "intent") -> list[int]:
-    """The numbers of the intents or submissions of a run, ascending."""
-    try:
-        names = os.listdir(slurm_folder(run_path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """The numbers of the intents, submissions or hops of a run, ascending.
+
+    Raises:
+        StorageError: The file system refused.
+    """
+    folder = slurm_folder(run_path)
+    with storage_errors(folder, "list the folder"):
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     found = (_NUMBERED.fullmatch(name) for name in names)
     return sorted(int(match[2]) for match in found if match and match[1] == kind)
 

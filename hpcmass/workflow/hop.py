@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmass.config import Job, Project, load_site, read_run_job
-from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound
+from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound, StorageError
 from hpcmass.launch import Control, hpcmass_command, read_allocation
 from hpcmass.runs import (
     RankError,
@@ -40,6 +40,7 @@ from hpcmass.workflow.containers import rank_prefix
 from hpcmass.workflow.goingon import Asked, Handed, HandOver
 from hpcmass.workflow.holder import Holder
 from hpcmass.workflow.hopbook import HopBook
+from hpcmass.workflow.steady import steady
 from hpcmass.workflow.warden import JobEyes, Place, SignalInbox, Warden, say
 
 # A controller that restarts must not end a run.
@@ -77,7 +78,7 @@ def hop(
         raise NotFound("there is no run here", where=run.path)
     place = read_place(os.environ if env is None else env)
     slurm = slurm or Slurm(patience_s=_PATIENCE_S, on_wait=say)
-    return _Hop(run, project, place, inbox, slurm).go()
+    return steady(lambda: _Hop(run, project, place, inbox, slurm)).go()
 
 
 def read_place(env: Mapping[str, str]) -> Place:
@@ -155,8 +156,8 @@ class _Hop:
             self.book.write_lost_end()
             self.past = chain(read_hops(self.run.path), submissions, self.place.job_id)
             self.book.write_begin(ranks=asked.layout.ranks, ends=warden.limit)
-            if (decision := self._refusal()) is not None:
-                return self._end(decision, self.run.status().state.value)
+            if (decision := steady(self._refusal)) is not None:
+                return self._end(decision, steady(self.run.status).state.value)
             ended = self._ranks(asked, control, warden)
             return self._after(ended, warden)
 
@@ -210,6 +211,11 @@ class _Hop:
         except HpcmassError as error:
             say(f"the ranks: {error}")
             return _Ended(None, error)
+        except OSError as error:  # the file system's, between the ranks' end and what is made of it
+            say(f"the ranks: {error}")
+            return _Ended(
+                None, StorageError(f"{error.strerror or error}", where=error.filename, transient=True)
+            )
         except Exception as error:  # a defect of ours must leave an end record too
             say("".join(traceback.format_exception(error)))
             return _Ended(None, HpcmassError(f"{type(error).__name__}: {error}"))
@@ -278,9 +284,27 @@ class _Hop:
     # -- after -----------------------------------------------------------------------------------------
     def _after(self, ended: _Ended, warden: Warden) -> int:
         warden.finish()
-        seen = self._seen(ended, warden)
+        try:
+            seen = steady(lambda: self._seen(ended, warden))
+        except (HpcmassError, OSError) as error:
+            seen = self._unseen(error, warden)
         decision = decide(seen, self.past)
         return self._end(decision, seen.state)
+
+    def _unseen(self, error: HpcmassError | OSError, warden: Warden) -> Seen:
+        """What is known where the run's folder does not say how its ranks ended."""
+        passing = isinstance(error, (OSError, StorageError))
+        say(f"{error}")
+        return Seen(
+            state="UNKNOWN",
+            reason=f"the run's folder could not be read after its ranks had ended ({error})",
+            step=self.book.from_step if self.job.command is None else None,
+            from_step=self.book.from_step,
+            fault="transient" if passing else "own",
+            asked=warden.asked,
+            fate=warden.fate,
+            said=warden.said,
+        )
 
     def _seen(self, ended: _Ended, warden: Warden) -> Seen:
         status = ended.status or self.run.status()

@@ -15,7 +15,10 @@ from hpcmass.files import Owner, append_record, claim, read_records
 from hpcmass.runs import NewestCommit, RunFolder, newest_commit
 from hpcmass.slurm.outlive import Decision, Fate
 from hpcmass.slurm.records import FORMAT, hop_claims, hop_file, read_hops, slurm_folder
+from hpcmass.workflow.steady import steady
 from hpcmass.workflow.warden import JobEyes, Place, say
+
+_STEP_S = 2.0  # how long an end waits for a file system that does not say how far the run is
 
 
 class HopBook:
@@ -101,7 +104,7 @@ class HopBook:
 
     def write_end(self, decision: Decision, state: str, way: str, reason: str) -> bool:
         """Write the end, and tell it; False where it cannot be written, which is told too."""
-        step = self.step()
+        step = self._step_told()
         where = "" if step is None else f" at step {step}"
         say(f"hop {self.number} ended: {decision.cause}{where}: {reason}; next: {way}")
         try:
@@ -110,6 +113,12 @@ class HopBook:
             say(f"the end of this hop cannot be written down: {error}")
             return False
         return True
+
+    def _step_told(self) -> int | None:
+        try:
+            return steady(self.step, patience_s=_STEP_S)
+        except (OSError, HpcmassError):
+            return None if self.job.command is not None else self.from_step
 
     def step(self) -> int | None:
         """The step that the next hop goes on from (of a per-shard run the sum over its parts).

@@ -227,6 +227,25 @@ def test_a_second_job_for_a_run_that_a_living_hop_has_begins_nothing(project: Pr
     assert run.status().state is State.COMPLETED
 
 
+@pytest.mark.parametrize("heals", [True, False])
+def test_a_file_system_that_hiccups_after_the_ranks_ended_does_not_end_the_hop(
+    project: Project, heals: bool
+) -> None:
+    """A folder where the stop file may be: reading it fails, as it does on a server that has gone."""
+    run = trained(project, epochs=1)
+    breaks = "(pathlib.Path(__file__).parent / 'stop').mkdir(); import os; os.kill(os.getpid(), 9)"
+    (run.path / "recipe.py").write_text(RECIPE.replace("time.sleep(0.05)", breaks))
+    process = begin(run, project)
+    if heals:
+        wait_until(lambda: "trying again" in (run.path / "out.log").read_text())
+        (run.path / "stop").rmdir()
+    assert process.wait(120) != 0
+    state, words = ("FAILED", "SIGKILL") if heals else ("UNKNOWN", "could not be read")
+    assert (last(run).cause, last(run).next, last(run).state) == ("failed", "none", state)
+    assert words in last(run).reason
+    assert "could not be handed on" in last(run).reason  # it would have been, with Slurm's commands
+
+
 def test_a_holder_on_another_machine_that_lives_is_not_waited_for(project: Project) -> None:
     """A colleague's `hpcmass train` on the login node: no Slurm proves it dead, and it renews its lease."""
     run = trained(project, epochs=1)
