@@ -37,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # stop, but not in the moment of it: a controller that is down takes long to say nothing.
 _READ_EVERY_S, _READ_UNKNOWN_S, _READ_BEFORE_STOP_S = 300.0, 20.0, 60.0
 _PACE_EVERY_S = 15.0
+_CLOCKS_S = 5.0  # a difference that is told
 _SAID_BYTES = 1 << 16
 _GLANCE_S = 2.0
 _START_S = 60.0  # how long a node may take to start a process
@@ -203,6 +204,7 @@ class Warden:
         self._newest: NewestCommit | None = None
         self._paced = 0.0
         self._read = 0.0
+        self._ahead_s: float | None = None  # the controller's clock
         self._terms = 0
         self._ended, self._killed = False, False
         self._done = threading.Event()
@@ -239,7 +241,11 @@ class Warden:
     def read_limit(self, slurm: Slurm | None = None) -> None:
         """Ask Slurm for the time left; what was known stays where it does not say."""
         self._read = time.time()
-        left = (slurm or self.eyes.slurm).time_left_s(self.eyes.place.job_id)
+        if self._ahead_s is None and slurm is None:
+            self._ahead_s = self.eyes.slurm.clock_ahead_s()
+            if abs(self._ahead_s or 0.0) > _CLOCKS_S:
+                say(f"the clock here is {self._ahead_s:+.0f} s from that of Slurm's controller")
+        left = (slurm or self.eyes.slurm).time_left_s(self.eyes.place.job_id, ahead_s=self._ahead_s or 0.0)
         if left is not None:
             self.limit = time.time() + left
         elif self.limit is None:

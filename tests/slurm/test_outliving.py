@@ -98,6 +98,13 @@ def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench:
     assert committed_samples(run) == committed_samples(bench.undisturbed())
 
 
+def test_the_controller_tells_its_clock(bench: Bench) -> None:
+    """It is this machine's here; whether sdiag is understood shows all the same."""
+    ahead = Slurm().clock_ahead_s()
+    assert ahead is not None
+    assert abs(ahead) < 60
+
+
 def hand_over(bench: Bench, run: RunFolder) -> HandOver:
     """As the hop of a run's newest job has it."""
     job, place = read_run_job(run.job_file), Place(job_of(run), 0, (), None, None, 0)
