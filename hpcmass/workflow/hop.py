@@ -333,6 +333,9 @@ class _Hop:
     def _fault(self, ended: _Ended, status: Status, asked: bool) -> tuple[str, str]:
         """Whose fault a failure is, as `Seen.fault`, and its reason."""
         if (error := ended.error) is not None:
+            if error.data.get("lasting"):
+                first = error.message.partition("\n")[0].rstrip(":")
+                return "own", "; ".join(text for text in (first, error.hint) if text)
             # A run that somebody else has at the moment is not this job's to begin again.
             passing = (error.transient or isinstance(error, LaunchError)) and not isinstance(error, LeaseHeld)
             return ("transient" if passing else "own"), error.message

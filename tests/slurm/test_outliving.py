@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from hpcmass.config import load_site, read_run_job
 from hpcmass.devcluster import Cluster
+from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.records import read_hops, read_submissions
@@ -197,6 +199,21 @@ def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
     assert (last.hop, last.cause, last.next) == (1, "failed", "none")
     assert "a defect of the recipe" in last.reason
     wait_until(lambda: not bench.job_state(job_of(run)), "the job's end")
+
+
+def test_ranks_that_a_wrong_pmi_starts_are_not_started_again(bench: Bench) -> None:
+    with open(bench.site, "a") as site:
+        site.write(
+            '\n[targets.misfit]\nkind = "slurm"\npartition = "cpu"\ncores = 4\nlauncher = "srun"\npmi = "pmi2"\n'
+        )
+    run = bench.submit("misfit", backend="mpi", resources={"target": "misfit", "ranks": 2})
+    last = wait_ended(bench, run)
+    assert (last.hop, last.cause, last.next) == (1, "failed", "none"), bench.told(run)
+    assert "srun --mpi=pmi2" in last.reason
+    assert "\n" not in last.reason
+    words = [*hpcmass_command(), "why", "misfit", "--project", str(bench.project.root)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=200).stdout
+    assert "srun --mpi=pmix" in " ".join(told.split("hops:")[0].split())
 
 
 def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_path: Path) -> None:
