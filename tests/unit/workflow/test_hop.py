@@ -210,21 +210,19 @@ def test_two_jobs_that_begin_at_once_have_two_numbers_and_one_sees_the_other(pro
 
 
 def test_a_second_job_for_a_run_that_a_living_hop_has_begins_nothing(project: Project) -> None:
-    """The first has taken its number and no lease yet: it is stopped before its ranks begin."""
+    """The first, which is this process, has taken its number and no lease yet."""
     run = trained(project, epochs=1)
-    process = begin(run, project)
-    wait_until(lambda: read_hops(run.path))
-    process.send_signal(signal.SIGSTOP)
-    attempt = run.status().attempt
+    first = book_of(run, "77")
     assert begin(run, project, SLURM_JOB_ID="78").wait(120) != 0
-    assert (last(run).job_id, last(run).cause, last(run).next) == ("78", "failed", "none")
+    assert (last(run).hop, last(run).job_id, last(run).cause, last(run).next) == (2, "78", "failed", "none")
     assert "run by job 77" in last(run).reason
-    assert run.status().attempt == attempt
+    assert run.status().attempt == 0
     assert run.errors() == []
-    process.send_signal(signal.SIGCONT)
-    assert process.wait(120) == 0
-    assert [(hop.hop, hop.cause) for hop in read_hops(run.path)] == [(1, "completed"), (2, "failed")]
-    assert run.status().state is State.COMPLETED
+    # Once it has ended, there is nobody to wait for.
+    first.write_begin(ranks=1, ends=None)
+    first.write_end(Decision("signal", True, "stopped"), "STOPPED", "successor", "stopped")
+    assert begin(run, project, SLURM_JOB_ID="79").wait(120) == 0
+    assert (last(run).hop, last(run).job_id, last(run).cause) == (3, "79", "completed")
 
 
 @pytest.mark.parametrize("heals", [True, False])
