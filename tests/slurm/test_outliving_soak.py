@@ -143,6 +143,23 @@ def test_one_of_two_nodes_is_lost_in_the_middle_of_a_step(bench: Bench) -> None:
     bench.check_same(run)
 
 
+def test_a_run_that_takes_its_nodes_down_is_ended(bench: Bench) -> None:
+    """Three hops whose node dies with them, at one step: nobody is left to say so but the next hop."""
+    run = bench.submit("run", pause=3600.0, resources={"ranks": 1})
+    for number in (1, 2, 3):
+        wait_until(lambda n=number: steps_begun(run) >= n, lambda: f"a step\n{bench.told(run)}", 300)
+        node = read_hops(run.path)[-1].host
+        bench.cluster.kill_node(node)
+        wait_until(lambda n=number: len(read_hops(run.path)) > n, lambda: f"a hop\n{bench.told(run)}", 300)
+        bench.cluster.start_node(node)
+    last = wait_ended(bench, run)
+    assert (last.hop, last.cause, last.step) == (4, "no-progress", 0)
+    assert "3 hops in a row lost a node at step 0" in last.reason
+    assert {hop.cause for hop in read_hops(run.path)[:3]} <= {"lost", "node-failure"}
+    job_id = job_of(run)
+    wait_until(lambda: bench.job_state(job_id) in ("", "FAILED"), "the job's end")
+
+
 def test_a_node_that_slurm_gives_up_while_its_ranks_run_on(bench: Bench) -> None:
     """Only slurmd dies. The job begins again elsewhere; the old ranks learn it and write nothing more."""
     run = bench.submit("run", pause=1.0)
