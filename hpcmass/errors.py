@@ -99,7 +99,10 @@ class TrainError(HpcmassError):
 
 
 class LaunchError(HpcmassError):
-    """Ranks could not be started, or did not find each other."""
+    """Ranks could not be started, or did not find each other.
+
+    The data say `lasting` where the same start would fail again: MPI library and launcher do not fit.
+    """
 
 
 class RankFailed(LaunchError):

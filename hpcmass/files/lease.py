@@ -3,9 +3,10 @@
 The lease of generation n is the file `NAME.n.json`, claimed once. Its owner renews it by replacing
 `NAME.n.beat`. Taking over means claiming generation n + 1, allowed only when the owner of generation n
 has released it, is known to be dead (same host and boot, and its process is gone; or the caller can prove
-it, as by asking Slurm), or has not renewed for `ttl_s`. Two that take over at once race for one name, and
-one wins. A holder that slept for longer (a suspended machine), or that somebody holds for dead, finds the
-newer generation soon, and its lease is `lost` from then on.
+it, as by asking Slurm), or has not renewed for `ttl_s`. Clocks of two machines differ, so what the beat's time
+says is believed only where it is far off; else the beat is watched, by the reader's own clock. Two that take
+over at once race for one name, and one wins. A holder that slept for longer (a suspended machine), or that
+somebody holds for dead, finds the newer generation soon, and its lease is `lost` from then on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ DEFAULT_TTL_S = 60.0
 # How old the answer to "is it lost?" may be: a job that Slurm has begun again elsewhere takes the lease over at
 # once, while the old one, on a node that Slurm has given up, may still be running.
 _LOOK_EVERY_S = 1.0
+# Clocks that differ by more are not looked for: a beat so much older than `ttl_s` is an old one.
+_CLOCKS_S = 600.0
 
 
 def boot_id() -> str:
@@ -118,22 +121,34 @@ class Lease:
         self._lost = False
         self._renewed = 0.0
         self._looked = 0.0
+        self._beat_seen: tuple[int, Any] | None = None  # of whoever holds it: generation and beat
+        self._unchanged_since = 0.0
+        self._renewal_seen = False
         self._lock = threading.Lock()  # of the files' place, which `rename_folder` changes
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self, *, dead: Callable[[Owner], bool] | None = None) -> None:
+    def acquire(self, *, dead: Callable[[Owner], bool] | None = None, watch: bool = True) -> None:
         """Take the lease.
+
+        Where its beat's age may come from clocks that differ, the beat is watched first, for up to `ttl_s`.
 
         Args:
             dead: Whether the caller knows by other means that an owner is dead, of whom this host cannot tell.
+            watch: False for a caller that tries again and again with the same object, which watches all the
+                while: refused at once, as long as nothing is known.
 
         Raises:
             LeaseHeld: Its owner is alive, or may be and has renewed within `ttl_s`; the data carries `owner`.
         """
         make_dir(self.base.parent)
         last = self._last_generation()
-        if last is not None and self._held(last, dead):
+        held = last is not None and self._taken(last, dead)
+        while watch and held is None:
+            time.sleep(min(1.0, self.ttl_s / 20))
+            last = self._last_generation()
+            held = last is not None and self._taken(last, dead)
+        if last is not None and held is not False:
             owner = self._owner(last)
             who = f"process {owner.pid} on {owner.host}" if owner else "an unknown process"
             raise LeaseHeld(
@@ -203,8 +218,13 @@ class Lease:
                 self._file(self._generation).unlink()
         self._generation = None
 
+    @property
+    def renewal_seen(self) -> bool:
+        """Whether the holder, of whom this host cannot tell, renewed the lease between calls of `acquire`."""
+        return self._renewal_seen
+
     def owner(self) -> Owner | None:
-        """Who holds the lease now, or None when it is free."""
+        """Who holds the lease now by the beat's own time, or None when it is free."""
         last = self._last_generation()
         return self._owner(last) if last is not None and self._held(last) else None
 
@@ -236,7 +256,12 @@ class Lease:
         except (NotFound, CorruptError, TypeError):
             return None
 
-    def _held(self, generation: int, dead: Callable[[Owner], bool] | None = None) -> bool:
+    def _held(self, generation: int) -> bool:
+        known = self._known(generation)
+        return self._age_s(generation) < self.ttl_s if known is None else known
+
+    def _known(self, generation: int, dead: Callable[[Owner], bool] | None = None) -> bool | None:
+        """Whether it is held, as far as that is known without any clock."""
         try:
             if read_json(self._beat_file(generation)).get("released"):
                 return False
@@ -244,11 +269,30 @@ class Lease:
             pass
         owner = self._owner(generation)
         alive = owner.alive() if owner else None
-        if alive is not None:
-            return alive
-        if owner is not None and dead is not None and dead(owner):
+        if alive is None and owner is not None and dead is not None and dead(owner):
             return False
-        return self._age_s(generation) < self.ttl_s
+        return alive
+
+    def _taken(self, generation: int, dead: Callable[[Owner], bool] | None) -> bool | None:
+        """Whether it is held, for whoever wants it; None where its beat has to be watched for longer."""
+        if (known := self._known(generation, dead)) is not None:
+            return known
+        quiet_s, age_s = self._quiet_s(generation), self._age_s(generation)
+        if quiet_s >= self.ttl_s or age_s >= self.ttl_s + _CLOCKS_S:
+            return False
+        return True if age_s < self.ttl_s or self._renewal_seen else None
+
+    def _quiet_s(self, generation: int) -> float:
+        """Seconds, by this machine's clock, for which this object has seen no renewal."""
+        try:
+            beat = read_json(self._beat_file(generation)).get("beat")
+        except (NotFound, CorruptError):
+            beat = None
+        seen, now = (generation, beat), time.monotonic()
+        if seen != self._beat_seen:
+            self._renewal_seen = self._beat_seen is not None and self._beat_seen[0] == generation
+            self._beat_seen, self._unchanged_since = seen, now
+        return now - self._unchanged_since
 
     def _age_s(self, generation: int) -> float:
         """Seconds since the last renewal by the owner's clock, as written in the file, not by mtime."""

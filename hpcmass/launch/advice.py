@@ -95,6 +95,14 @@ def launcher_hint(text: str, pmi: str | None) -> str | None:
     return None
 
 
+def never_fits(text: str) -> bool:
+    """Whether a launcher says for certain that it cannot start these ranks: again, it would say the same.
+
+    An MPI library that fails while it begins may have lost a node.
+    """
+    return bool(_NO_PLUGIN.search(text))
+
+
 def daemon_failed(text: str) -> bool:
     """Whether an mpiexec says that its daemon on another node ended at once, before there were ranks."""
     return bool(_DAEMON.search(text))

@@ -30,6 +30,7 @@ def leave_word(error: HpcmassError, env: Mapping[str, str] | None = None) -> boo
         "hint": error.hint,
         "transient": error.transient,
         "exit_code": error.exit_code,
+        "lasting": bool(error.data.get("lasting")),
         "time": time.time(),
     }
     temporary = Path(folder, f".word-{rank}.tmp")
@@ -57,6 +58,7 @@ def read_words(folder: Path) -> dict[int, HpcmassError]:
                 hint=word["hint"],
                 transient=word["transient"],
                 rank=rank,
+                lasting=bool(word.get("lasting")),
             )
             found.append((float(word["time"]), rank, error))
     return {rank: error for _, rank, error in sorted(found, key=lambda item: item[:2])}

@@ -27,7 +27,7 @@ from hpcmass.slurm.parse import (
     parse_partitions,
     parse_qos,
 )
-from hpcmass.slurm.parse_jobs import JobRow, parse_sacct, parse_squeue, parse_start
+from hpcmass.slurm.parse_jobs import JobRow, parse_now, parse_sacct, parse_squeue, parse_start
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _QUIET_S = 3.0  # without an answer, after which the wait is told
@@ -238,12 +238,30 @@ class Slurm:
             self._accounting = kind.endswith(("slurmdbd", "mysql"))
         return self._accounting
 
-    def time_left_s(self, job_id: str) -> float | None:
-        """Seconds to a running job's time limit (0 past it); None without a limit, or where it is not known."""
+    def clock_ahead_s(self) -> float | None:
+        """Seconds that the controller's clock is ahead of this machine's; None where it does not say.
+
+        All else that Slurm's commands say of time left (squeue's `%L`) they reckon by the clock here.
+        """
+        before = time.time()
+        try:
+            said = parse_now(self.run(commands.diagnose(), patience_s=0.0))
+        except SlurmError:
+            return None
+        # It cuts the fraction off, and spoke some time between question and answer.
+        return None if said is None else said + 0.5 - (before + time.time()) / 2
+
+    def time_left_s(self, job_id: str, *, ahead_s: float = 0.0) -> float | None:
+        """Seconds to a running job's time limit (0 past it); None without a limit, or where it is not known.
+
+        Args:
+            job_id: The job's.
+            ahead_s: `clock_ahead_s`, of the controller, whose clock the limit's end is told by.
+        """
         info = self._squeue_one(job_id)
         if info is None or info.state is not JobState.RUNNING or info.ends is None or info.time_limit_s is None:
             return None
-        return max(0.0, info.ends - time.time())
+        return max(0.0, info.ends - ahead_s - time.time())
 
     def _squeue_one(self, job_id: str) -> JobInfo | None:
         try:

@@ -170,6 +170,11 @@ def show_nodes() -> list[str]:
     return ["scontrol", "show", "node", "--oneliner", "--all"]
 
 
+def diagnose() -> list[str]:
+    """The controller's own time, beside its statistics."""
+    return ["sdiag"]
+
+
 def show_config() -> list[str]:
     """Slurm's configuration."""
     return ["scontrol", "show", "config"]

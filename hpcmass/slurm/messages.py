@@ -278,6 +278,16 @@ _RULES: tuple[tuple[str, Trouble], ...] = (
         Trouble("busy-nodes", "the nodes asked for are busy", "try again later", transient=True),
     ),
 )
+# Its last line speaks of credentials only.
+_NO_MUNGED = re.compile(
+    r"munge encode failed: failed to (?:access|connect)|did you start munged", re.IGNORECASE
+)
+_MUNGED = Trouble(
+    "auth",
+    "the munge service, by which Slurm knows who asks, does not run on this machine",
+    "a development cluster is down: 'hpcmass slurm up' starts it again; else ask the site's operators",
+    transient=True,
+)
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE | re.DOTALL), trouble) for pattern, trouble in _RULES)
 _PREFIX = re.compile(r"^(?:s[a-z]+: )?(?:(?:error|fatal): )?", re.IGNORECASE)
 # Those that `plain_reason` can say; others keep the words of their rule.
@@ -298,6 +308,8 @@ def explain(stderr: str, argv: Sequence[str] = ()) -> Trouble:
         if limit.text.startswith("Slurm says"):
             return replace(rule, message=f"{rule.message}: {named[0]}")
         return replace(rule, message=limit.text.replace("it ", "the job ", 1), hint=limit.advice or rule.hint)
+    if _NO_MUNGED.search(stderr):
+        return _MUNGED
     for text in (
         last_word(stderr),
         stderr,

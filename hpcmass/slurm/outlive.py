@@ -7,7 +7,7 @@ folder (`slurm/hops.jsonl`), so every decision here is a function of what lies t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,6 +24,8 @@ RESERVE_S = 15.0
 SIGNAL_EARLY_S = 65.0
 # Failures at one step, with no progress between them, after which a run is not begun again.
 FAILURES = 2
+# Hops that lost a node at one step, likewise: a run that takes its nodes down must not go through them all.
+NODE_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,24 @@ def preempted_soon(shown: Mapping[str, str] | None) -> bool:
     return bool(shown) and (shown or {}).get("PreemptTime", "None") not in ("None", "N/A", "Unknown", "0")
 
 
+_NODE_TROUBLE = re.compile(
+    r"timed? ?out|time ?out|node[ _]?fail|not responding|(?:communication|connection|shutdown).{0,20}"
+    r"(?:failure|failed|refused|reset|lost|closed)|no route to host|unreachable|required node not available"
+    r"|(?:receive|send) failure",
+    re.IGNORECASE,
+)
+
+
+def is_node_trouble(kind: str, stderr: str) -> bool:
+    """Whether srun failed as it does where a node is gone: no answer, no connection, Slurm's word.
+
+    Args:
+        kind: Of `messages.Trouble`; `timeout` also where srun had to be ended.
+        stderr: What srun wrote.
+    """
+    return kind == "timeout" or _NODE_TROUBLE.search(stderr) is not None
+
+
 # -- what to do next ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Seen:
@@ -256,7 +276,29 @@ def _interrupted(seen: Seen, past: Sequence[Hop]) -> Decision:
             "resources.time, or more frequent checkpoints (train.checkpoint_every_steps); a script of your own "
             "has to go on from what it kept",
         )
+    if cause == "node-failure" and (stopped := worn_out(seen.step, past, 1)) is not None:
+        return stopped
     return Decision(cause, True, reason, 0, by_slurm=seen.fate is Fate.REQUEUED)
+
+
+def worn_out(step: int | None, past: Sequence[Hop], now: int = 0) -> Decision | None:
+    """The end of a run whose latest hops each lost a node and got no further; None where it may go on.
+
+    Args:
+        step: The step that the next hop goes on from.
+        past: Earlier hops of this chain, oldest first.
+        now: 1 where the present hop lost a node too, 0 where it has not begun.
+    """
+    if lost_at(step, past) + now < NODE_FAILURES:
+        return None
+    where = "" if step is None else f" at step {step}"
+    return Decision(
+        "no-progress",
+        False,
+        f"{NODE_FAILURES} hops in a row lost a node{where} without progress: does the run take its nodes down "
+        "(memory, a driver)? 'sinfo -R' says what Slurm knows of them; more frequent checkpoints "
+        "(train.checkpoint_every_steps) get past nodes that fail by chance",
+    )
 
 
 def _cause(seen: Seen) -> tuple[str, str]:
@@ -299,10 +341,27 @@ def _failed(seen: Seen, past: Sequence[Hop]) -> Decision:
 
 def failures_at(step: int | None, past: Sequence[Hop]) -> int:
     """How many of the latest hops failed at this step, with no progress since; lost hops do not count."""
+    return sum(hop.cause in ("failed", "no-progress") for hop in _without_progress(step, past))
+
+
+def lost_at(step: int | None, past: Sequence[Hop]) -> int:
+    """How many of the latest hops lost a node at this step, with no progress since.
+
+    Of a script that reports no steps nobody knows how far it came: only those count that follow each other.
+    """
     count = 0
+    for hop in _without_progress(step, past):
+        if hop.cause in ("node-failure", "lost"):
+            count += 1
+        elif step is None:
+            break
+    return count
+
+
+def _without_progress(step: int | None, past: Sequence[Hop]) -> Iterator[Hop]:
+    """The latest hops that got no further than this step, newest first."""
     for hop in reversed(past):
         reached = hop.step if hop.step is not None else hop.from_step
         if (step or 0) != (reached or 0):
             break
-        count += hop.cause in ("failed", "no-progress")
-    return count
+        yield hop

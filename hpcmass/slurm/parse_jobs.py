@@ -157,6 +157,12 @@ def parse_start(text: str) -> float | None:
     return None if match is None else parse_time(match[1])
 
 
+def parse_now(text: str) -> float | None:
+    """The controller's time in sdiag's answer, `sdiag output at Wed Feb 23 01:39:54 2022 (1645609194)`."""
+    match = re.search(r"sdiag output at [^\n]*\((\d+)\)", text)
+    return None if match is None else float(match[1])
+
+
 def parse_job_id(text: str) -> str | None:
     """The id of `sbatch --parsable`'s answer (`123` or `123;cluster`), whatever a site prints around it."""
     for line in reversed(text.splitlines()):

@@ -4,6 +4,7 @@
 RUN/slurm/job-0001.sbatch          the script, exactly as it was submitted
 RUN/slurm/intent-0001.json         published before sbatch is called, with the comment that the job carries
 RUN/slurm/submission-0001.json     published after sbatch answered
+RUN/slurm/hop-0001.json            claimed when a hop begins: its number, and whose it is
 RUN/slurm/hops.jsonl               one record at the begin and one at the end of every hop
 RUN/slurm/out-<jobid>.log          what Slurm and the batch script wrote
 ```
@@ -11,6 +12,7 @@ RUN/slurm/out-<jobid>.log          what Slurm and the batch script wrote
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -19,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import CorruptError, NotFound
-from hpcmass.files import publish_json, read_json, read_records
+from hpcmass.files import Owner, publish_json, read_json, read_records, storage_errors
 from hpcmass.slurm.jobs import JobInfo, JobState
 
 FORMAT = 1
 COMMENT = "hpcmass:"
 # Clocks of the login node and of Slurm's controller differ, and a submit waits for a controller that is away.
 _CLOCKS_S = 900.0
-_NUMBERED = re.compile(r"(submission|intent)-(\d{4,})\.json")
+_NUMBERED = re.compile(r"(submission|intent|hop)-(\d{4,})\.json")
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,24 @@ def script_name(number: int) -> str:
 
 
 def numbers(run_path: Path, kind: str = "intent") -> list[int]:
-    """The numbers of the intents or submissions of a run, ascending."""
-    try:
-        names = os.listdir(slurm_folder(run_path))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """The numbers of the intents, submissions or hops of a run, ascending.
+
+    Raises:
+        StorageError: The file system refused.
+    """
+    folder = slurm_folder(run_path)
+    with storage_errors(folder, "list the folder"):
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     found = (_NUMBERED.fullmatch(name) for name in names)
     return sorted(int(match[2]) for match in found if match and match[1] == kind)
+
+
+def next_number(run_path: Path) -> int:
+    """The number that the next submit of a run is to claim."""
+    return max(numbers(run_path), default=0) + 1
 
 
 def publish_submission(run_path: Path, record: SubmissionRecord) -> None:
@@ -202,6 +215,21 @@ def read_intent(run_path: Path, number: int) -> dict[str, Any] | None:
     except (NotFound, CorruptError):
         return None
     return raw if isinstance(raw, dict) else None
+
+
+def hop_file(run_path: Path, number: int) -> Path:
+    """What claims the number of a hop."""
+    return slurm_folder(run_path) / f"hop-{number:04d}.json"
+
+
+def hop_claims(run_path: Path) -> dict[int, Owner | None]:
+    """The hops that have begun, by number, each with its process; None where its file is damaged."""
+    found: dict[int, Owner | None] = {}
+    for number in numbers(run_path, "hop"):
+        found[number] = None
+        with contextlib.suppress(NotFound, CorruptError, KeyError, TypeError):
+            found[number] = Owner(**read_json(hop_file(run_path, number))["owner"])
+    return found
 
 
 def read_hops(run_path: Path) -> list[Hop]:

@@ -35,10 +35,13 @@ class Place:
     Attributes:
         path: The run's folder.
         array_index: Which element of the array it is, or None.
+        number: The number to claim, as it was free before Slurm was asked whether the run has a job; None: the
+            next that is free.
     """
 
     path: Path
     array_index: int | None = None
+    number: int | None = None
 
 
 def new_comment() -> str:
@@ -79,7 +82,7 @@ def send(
     Raises:
         SlurmError: Slurm refused; nothing is left behind, unless it may have taken the job all the same
             (`unsure`): then the intents stay, and the next submit looks for the job.
-        LeaseHeld: Another submit of the same run is under way.
+        LeaseHeld: Another submit of the same run is under way, or was quicker.
         StorageError: The file system refused; after the job was taken the data say `unsure`.
     """
     comment = comment or new_comment()
@@ -92,7 +95,7 @@ def send(
     owner = vars(Owner.this_process())
     try:
         for place in places:
-            number = max(records.numbers(place.path), default=0) + 1
+            number = place.number or records.next_number(place.path)
             folder = slurm_folder(place.path)
             intent = {**facts, "format": records.FORMAT, "comment": comment, "array_index": place.array_index}
             try:
@@ -103,9 +106,7 @@ def send(
                 publish(folder / script_name(number), text)
                 written.append(folder / script_name(number))
             except AlreadyExists as error:
-                raise LeaseHeld(
-                    "another submit of this run is under way", where=place.path, transient=True
-                ) from error
+                raise overtaken(place.path) from error
             numbers.append(number)
         job_id = submit_script(
             text,
@@ -148,6 +149,16 @@ def send(
         error.hint = f"Slurm has taken job {job_id}; 'hpcmass submit' or 'rerun' finds it again"
         raise
     return sent
+
+
+def overtaken(run_path: Path) -> LeaseHeld:
+    """The error of a submit whose number another one has claimed."""
+    return LeaseHeld(
+        "another submit of this run is under way, or has just ended",
+        where=run_path,
+        hint=f"hpcmass status {run_path.name} shows its job",
+        transient=True,
+    )
 
 
 def settle(run_path: Path, slurm: Slurm) -> list[SubmissionRecord]:

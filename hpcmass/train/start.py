@@ -26,7 +26,7 @@ from hpcmass.launch import (
     supervise,
     usable_cores,
 )
-from hpcmass.launch.advice import daemon_failed, launcher_hint
+from hpcmass.launch.advice import daemon_failed, launcher_hint, never_fits
 from hpcmass.runs import RankError, RunFolder, State, Status, first_error, log_tail
 from hpcmass.runs.folder import FORMAT
 
@@ -265,4 +265,5 @@ def _refusal(outcome: Outcome, waiting: Path, console: bool, pmi: str | None) ->
     return RankFailed(
         message, hint=hint, told=shown, rank=rank, exit_code=exit_code, signal=number,
         transient=plain is None and daemon_failed(outcome.launcher_tail),
+        lasting=plain is None and never_fits(outcome.launcher_tail),
     )  # fmt: skip

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmass.config import Job, Project, load_site, read_run_job
-from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound
-from hpcmass.files import Owner
+from hpcmass.errors import CorruptError, HpcmassError, LaunchError, LeaseHeld, NotFound, StorageError
 from hpcmass.launch import Control, hpcmass_command, read_allocation
 from hpcmass.runs import (
     RankError,
@@ -27,8 +26,7 @@ from hpcmass.runs import (
     is_lost_peer,
 )
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.jobs import JobState
-from hpcmass.slurm.outlive import Decision, Fate, Seen, chain, decide, signal_of_script
+from hpcmass.slurm.outlive import Decision, Fate, Seen, chain, decide, signal_of_script, worn_out
 from hpcmass.slurm.records import (
     Hop,
     SubmissionRecord,
@@ -40,13 +38,14 @@ from hpcmass.slurm.records import (
 from hpcmass.slurm.values import expand_nodes
 from hpcmass.workflow.containers import rank_prefix
 from hpcmass.workflow.goingon import Asked, Handed, HandOver
+from hpcmass.workflow.holder import Holder
 from hpcmass.workflow.hopbook import HopBook
+from hpcmass.workflow.steady import steady
 from hpcmass.workflow.warden import JobEyes, Place, SignalInbox, Warden, say
 
 # A controller that restarts must not end a run.
 _PATIENCE_S = 300.0
 _RECORD_WAIT_S = 10.0
-_LEASE_POLL_S = 1.0
 
 
 def hop(
@@ -79,7 +78,7 @@ def hop(
         raise NotFound("there is no run here", where=run.path)
     place = read_place(os.environ if env is None else env)
     slurm = slurm or Slurm(patience_s=_PATIENCE_S, on_wait=say)
-    return _Hop(run, project, place, inbox, slurm).go()
+    return steady(lambda: _Hop(run, project, place, inbox, slurm)).go()
 
 
 def read_place(env: Mapping[str, str]) -> Place:
@@ -157,8 +156,8 @@ class _Hop:
             self.book.write_lost_end()
             self.past = chain(read_hops(self.run.path), submissions, self.place.job_id)
             self.book.write_begin(ranks=asked.layout.ranks, ends=warden.limit)
-            if (decision := self._refusal()) is not None:
-                return self._end(decision, self.run.status().state.value)
+            if (decision := steady(self._refusal)) is not None:
+                return self._end(decision, steady(self.run.status).state.value)
             ended = self._ranks(asked, control, warden)
             return self._after(ended, warden)
 
@@ -192,7 +191,8 @@ class _Hop:
             return Decision("cancelled", False, cancel or "cancelled", 0)
         if self.run.status().state is State.COMPLETED:
             return Decision("completed", False, "the run is completed already", 0)
-        return None
+        # Hops that went down with their node could not say so: Slurm began the job again each time.
+        return worn_out(self.book.step(), self.past)
 
     def _cancel(self) -> str | None:
         try:
@@ -204,13 +204,18 @@ class _Hop:
     # -- ranks -----------------------------------------------------------------------------------------
     def _ranks(self, asked: Asked, control: Control, warden: Warden) -> _Ended:
         try:
-            self._free_the_lease(warden)
+            Holder(self.run, self.book, self.place, self.slurm).free_the_lease(lambda: warden.asked)
             if warden.asked:
                 return _Ended(None)
             return _Ended(self._start(asked, control))
         except HpcmassError as error:
             say(f"the ranks: {error}")
             return _Ended(None, error)
+        except OSError as error:  # the file system's, between the ranks' end and what is made of it
+            say(f"the ranks: {error}")
+            return _Ended(
+                None, StorageError(f"{error.strerror or error}", where=error.filename, transient=True)
+            )
         except Exception as error:  # a defect of ours must leave an end record too
             say("".join(traceback.format_exception(error)))
             return _Ended(None, HpcmassError(f"{type(error).__name__}: {error}"))
@@ -262,42 +267,6 @@ class _Hop:
             container=container,
         )
 
-    def _free_the_lease(self, warden: Warden) -> None:
-        """See to it that the ranks can take the run's lease: its holder is dead, or proved dead by Slurm.
-
-        Where nobody can say, the lease has to run out.
-
-        Raises:
-            LeaseHeld: Its holder lives.
-        """
-        lease = self.run.lease()
-        while not warden.asked:
-            try:
-                lease.acquire(dead=self._dead)
-                lease.release()
-                return
-            except LeaseHeld as error:
-                owner = error.data.get("owner")
-                if isinstance(owner, Owner) and self._lives(owner):
-                    raise
-                say(f"{error.message}; waiting until it is known to be gone")
-                time.sleep(_LEASE_POLL_S)
-
-    def _dead(self, owner: Owner) -> bool:
-        """Whether Slurm proves the holder dead: an earlier life of this job, or a job that has ended."""
-        if owner.slurm_job_id is None:
-            return False
-        if owner.slurm_job_id == self.place.job_id:
-            return owner.slurm_restart < self.place.restart
-        return self.slurm.jobs([owner.slurm_job_id])[owner.slurm_job_id].state.ended is True
-
-    def _lives(self, owner: Owner) -> bool:
-        if owner.alive() is not None:
-            return owner.alive() is True
-        if owner.slurm_job_id is None or owner.slurm_job_id == self.place.job_id:
-            return False
-        return self.slurm.jobs([owner.slurm_job_id])[owner.slurm_job_id].state is JobState.RUNNING
-
     def _ask(self, words: str) -> None:
         if self.job.command is not None and self.run.asked_to_stop() is None:
             self.stop_file_is_ours = True  # what `hpcmass.should_stop()` looks at
@@ -315,9 +284,27 @@ class _Hop:
     # -- after -----------------------------------------------------------------------------------------
     def _after(self, ended: _Ended, warden: Warden) -> int:
         warden.finish()
-        seen = self._seen(ended, warden)
+        try:
+            seen = steady(lambda: self._seen(ended, warden))
+        except (HpcmassError, OSError) as error:
+            seen = self._unseen(error, warden)
         decision = decide(seen, self.past)
         return self._end(decision, seen.state)
+
+    def _unseen(self, error: HpcmassError | OSError, warden: Warden) -> Seen:
+        """What is known where the run's folder does not say how its ranks ended."""
+        passing = isinstance(error, (OSError, StorageError))
+        say(f"{error}")
+        return Seen(
+            state="UNKNOWN",
+            reason=f"the run's folder could not be read after its ranks had ended ({error})",
+            step=self.book.from_step if self.job.command is None else None,
+            from_step=self.book.from_step,
+            fault="transient" if passing else "own",
+            asked=warden.asked,
+            fate=warden.fate,
+            said=warden.said,
+        )
 
     def _seen(self, ended: _Ended, warden: Warden) -> Seen:
         status = ended.status or self.run.status()
@@ -346,6 +333,9 @@ class _Hop:
     def _fault(self, ended: _Ended, status: Status, asked: bool) -> tuple[str, str]:
         """Whose fault a failure is, as `Seen.fault`, and its reason."""
         if (error := ended.error) is not None:
+            if error.data.get("lasting"):
+                first = error.message.partition("\n")[0].rstrip(":")
+                return "own", "; ".join(text for text in (first, error.hint) if text)
             # A run that somebody else has at the moment is not this job's to begin again.
             passing = (error.transient or isinstance(error, LaunchError)) and not isinstance(error, LeaseHeld)
             return ("transient" if passing else "own"), error.message
@@ -361,14 +351,16 @@ class _Hop:
             way = "requeue" if decision.by_slurm else self.hand_over.way
         else:
             self.hand_over.take_back()
-        kept = self.book.write_end(decision, state, way, decision.reason)
+        told = self.hand_over.note  # of a requeue there is no second end to tell it
+        reason = "; ".join(text for text in (decision.reason, told if decision.go_on else "") if text)
+        kept = self.book.write_end(decision, state, way, reason)
         code = decision.exit_code
         if decision.go_on and not decision.by_slurm:
             if not kept:
                 say("what cannot be written down is not gone on with")
                 return code or 1
             handed = self.hand_over.go()
-            if handed != Handed(way):
+            if handed != Handed(way, told):
                 reason = "; ".join(text for text in (decision.reason, handed.note) if text)
                 self.book.write_end(decision, state, handed.next, reason)
             # Jobs that wait for this one to succeed must not begin: the run is not completed.

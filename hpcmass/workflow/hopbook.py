@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Job
 from hpcmass.errors import HpcmassError
-from hpcmass.files import append_record, read_records
+from hpcmass.files import Owner, append_record, claim, read_records
 from hpcmass.runs import NewestCommit, RunFolder, newest_commit
 from hpcmass.slurm.outlive import Decision, Fate
-from hpcmass.slurm.records import read_hops, slurm_folder
+from hpcmass.slurm.records import FORMAT, hop_claims, hop_file, read_hops, slurm_folder
+from hpcmass.workflow.steady import steady
 from hpcmass.workflow.warden import JobEyes, Place, say
+
+_STEP_S = 2.0  # how long an end waits for a file system that does not say how far the run is
 
 
 class HopBook:
     """The records of one hop.
 
     Attributes:
-        number: 1 for a run's first hop.
+        number: 1 for a run's first hop; no other hop of the run has it.
         began: Seconds since the epoch.
         from_step: The step that it goes on from.
     """
 
     def __init__(self, run: RunFolder, job: Job, place: Place, eyes: JobEyes) -> None:
+        """Take the next number.
+
+        Raises:
+            StorageError: It cannot be taken.
+        """
         self.run, self.job, self.place, self.eyes = run, job, place, eyes
         self.earlier = read_hops(run.path)
-        self.number = max((one.hop for one in self.earlier), default=0) + 1
+        self.number = self._claim_number()
         self.began = time.time()
         self.from_step = self.step() or 0
+
+    def _claim_number(self) -> int:
+        me = replace(Owner.this_process(), slurm_job_id=self.place.job_id, slurm_restart=self.place.restart)
+        taken = [*(one.hop for one in self.earlier), *hop_claims(self.run.path)]
+        number = max(taken, default=0) + 1
+        while not claim(
+            hop_file(self.run.path, number),
+            json.dumps({"format": FORMAT, "hop": number, "owner": vars(me)}, indent=1, sort_keys=True) + "\n",
+        ):
+            number += 1
+        return number
+
+    def rivals(self) -> list[Owner]:
+        """Hops of other jobs that took their numbers before this one and have not written their end.
+
+        They may be long dead. Of two jobs that begin a run at once exactly one sees the other here.
+        """
+        ended = {one.hop for one in read_hops(self.run.path) if one.cause}
+        claims = hop_claims(self.run.path)
+        owners = (claims[number] for number in sorted(claims) if number < self.number and number not in ended)
+        return [one for one in owners if one is not None and one.slurm_job_id != self.place.job_id]
 
     def write_begin(self, *, ranks: int, ends: float | None) -> None:
         """Write that the hop begins.
@@ -73,7 +104,7 @@ class HopBook:
 
     def write_end(self, decision: Decision, state: str, way: str, reason: str) -> bool:
         """Write the end, and tell it; False where it cannot be written, which is told too."""
-        step = self.step()
+        step = self._step_told()
         where = "" if step is None else f" at step {step}"
         say(f"hop {self.number} ended: {decision.cause}{where}: {reason}; next: {way}")
         try:
@@ -82,6 +113,12 @@ class HopBook:
             say(f"the end of this hop cannot be written down: {error}")
             return False
         return True
+
+    def _step_told(self) -> int | None:
+        try:
+            return steady(self.step, patience_s=_STEP_S)
+        except (OSError, HpcmassError):
+            return None if self.job.command is not None else self.from_step
 
     def step(self) -> int | None:
         """The step that the next hop goes on from (of a per-shard run the sum over its parts).

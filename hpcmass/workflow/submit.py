@@ -6,27 +6,24 @@ published, sbatch is called, and the record is published; a submit that Slurm re
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hpcmass.config import Job, Layout, Project, Site, Target, as_job, job_to_toml, site_to_toml
-from hpcmass.errors import AlreadyExists, ConfigError, HpcmassError, LeaseHeld, NotFound
-from hpcmass.files import replace, storage_errors
-from hpcmass.files.publish import temporary_beside
+from hpcmass.config import Job, Layout, Project, Target, as_job
+from hpcmass.errors import ConfigError, LeaseHeld, NotFound
+from hpcmass.files import storage_errors
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
 from hpcmass.slurm import records
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.script import Element, ScriptSpec, render_script
 from hpcmass.slurm.send import Place, new_comment, pending, send, settle
-from hpcmass.train.begun import asks_for_more, set_aside
+from hpcmass.train.begun import asks_for_more
 from hpcmass.workflow.after import dependencies
 from hpcmass.workflow.asked import Asked, ask
 from hpcmass.workflow.env_pack import packed_of
+from hpcmass.workflow.laydown import laying_down, take_back_stop
 from hpcmass.workflow.targets import AUTO
 
 PATIENCE_S = 120.0
@@ -54,16 +51,6 @@ class Submission:
     elements: tuple[int, ...] = ()
     after: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Laid:
-    """What was done to one run's folder, so that it can be undone."""
-
-    run: RunFolder
-    made: bool = False
-    aside: Path | None = None
-    old: dict[Path, bytes | None] = field(default_factory=dict)
 
 
 def submit(
@@ -120,6 +107,8 @@ def submit(
         return _submission(asked, None, text, waits, notes)
     if asked.array:
         _check_array(asked, slurm)
+    # Before Slurm is asked: of two submits at once the second finds its number taken.
+    free = [records.next_number(run.path) for run in asked.runs]
     open_runs = [n for n, run in enumerate(asked.runs) if _may_start(asked.jobs[n], run, slurm, fresh=fresh)]
     if not open_runs:
         raise ConfigError(
@@ -131,9 +120,12 @@ def submit(
         notes = (*notes, f"{len(asked.runs) - len(open_runs)} elements have completed and are left out")
     comment = new_comment()
     text = render_script(_spec(asked, project, waits, comment, open_runs))
-    with _laying_down(asked, open_runs, fresh=fresh):
+    with laying_down(asked, open_runs, free, fresh=fresh) as laid:
         sent = send(
-            [Place(asked.runs[n].path, n if asked.array else None) for n in open_runs],
+            [
+                Place(one.run.path, n if asked.array else None, one.number)
+                for n, one in zip(open_runs, laid, strict=True)
+            ],
             text,
             slurm=slurm,
             site=asked.site.name,
@@ -163,6 +155,7 @@ def rerun(run: RunFolder, *, slurm: Slurm | None = None) -> Submission:
             where=run.path,
             hint="submit its job under another name (hpcmass submit JOB --run NAME), or anew (--fresh)",
         )
+    number = records.next_number(run.path)
     _refuse_alive(run, slurm)
     submissions = records.read_submissions(run.path)
     if not submissions:
@@ -174,9 +167,9 @@ def rerun(run: RunFolder, *, slurm: Slurm | None = None) -> Submission:
     options = [] if last.array_index is None else [f"--array={last.array_index}"]
     if "\n#SBATCH --dependency=" in text:
         options.append("--dependency=")  # What it waited for has ended long ago.
-    _take_back_stop(run)
+    take_back_stop(run)
     sent = send(
-        [Place(run.path, last.array_index)],
+        [Place(run.path, last.array_index, number)],
         text,
         slurm=slurm,
         site=last.site,
@@ -325,87 +318,6 @@ def _refuse_alive(run: RunFolder, slurm: Slurm) -> None:
         owner = run.lease().owner()
         who = f" by process {owner.pid} on {owner.host}" if owner else ""
         raise LeaseHeld(f"is being run{who}", where=run.path, hint="wait for it to end, or end it")
-
-
-@contextlib.contextmanager
-def _laying_down(asked: Asked, indices: list[int], *, fresh: bool) -> Iterator[None]:
-    """Make the runs' folders, or bring them up to date; a submit that is refused leaves all as it was."""
-    laid: list[_Laid] = []
-    try:
-        for number in indices:
-            _lay_down(asked.jobs[number], asked.site, asked.runs[number], laid, fresh=fresh)
-        yield
-    except BaseException as error:
-        # Where the job may have been taken, or we are ended from outside meanwhile, what it needs must stay.
-        unsure = isinstance(error, HpcmassError) and error.data.get("unsure")
-        if isinstance(error, Exception) and not unsure:
-            for one in reversed(laid):
-                _undo(one)
-        raise
-
-
-def _lay_down(job: Job, site: Site, run: RunFolder, laid: list[_Laid], *, fresh: bool) -> None:
-    one = _Laid(run)
-    laid.append(one)
-    recipe = None if job.recipe is None else Path(job.recipe)
-    kept = job if recipe is None else job.model_copy(update={"recipe": "recipe.py"})
-    if fresh:
-        one.aside = set_aside(run)
-    if not run.exists():
-        try:
-            run.create(job_to_toml(kept), site_to_toml(site), recipe)
-        except AlreadyExists as error:
-            raise LeaseHeld("another submit made this run just now", where=run.path, transient=True) from error
-        except BaseException:
-            one.made = True  # What there is of it goes.
-            raise
-        one.made = True
-        return
-    texts = {run.job_file: job_to_toml(kept).encode(), run.path / "site.toml": site_to_toml(site).encode()}
-    if recipe is not None:
-        with storage_errors(recipe, "read the recipe"):
-            texts[run.path / "recipe.py"] = recipe.read_bytes()
-    for path, text in texts.items():
-        one.old[path] = path.read_bytes() if path.exists() else None
-        replace(path, text)
-    if run.status().state is State.COMPLETED:
-        # More is asked for than it has done; a hop leaves a completed run alone.
-        status = run.path / "status.json"
-        one.old[status] = status.read_bytes()
-        run.update(state=State.STOPPED, reason="completed; it is asked for more", ended=None)
-    _take_back_stop(run, one)
-
-
-def _take_back_stop(run: RunFolder, one: _Laid | None = None) -> None:
-    """What asked earlier jobs of the run to end must not end this one."""
-    for path in (run.stop_file, records.slurm_folder(run.path) / "cancel"):
-        with contextlib.suppress(FileNotFoundError), storage_errors(path, "take the stop back"):
-            if path.exists():
-                if one is not None:
-                    one.old[path] = path.read_bytes()
-                path.unlink()
-
-
-def _undo(one: _Laid) -> None:
-    with contextlib.suppress(OSError, HpcmassError):
-        if one.made and not _begun(one.run):
-            rubbish = temporary_beside(one.run.path)
-            os.rename(one.run.path, rubbish)
-            shutil.rmtree(rubbish, ignore_errors=True)
-    with contextlib.suppress(OSError, HpcmassError):
-        if one.aside is not None and not one.run.path.exists():
-            os.rename(one.aside, one.run.path)
-    for path, text in one.old.items():
-        with contextlib.suppress(OSError, HpcmassError):
-            if text is None:
-                path.unlink()
-            else:
-                replace(path, text)
-
-
-def _begun(run: RunFolder) -> bool:
-    """Whether somebody has begun to use the run that we have just made."""
-    return run.exists() and (run.status().state is not State.CREATED or run.lease().owner() is not None)
 
 
 def _submission(

@@ -25,6 +25,7 @@ from hpcmass.slurm.outlive import (
     Times,
     fate_of,
     is_early_warning,
+    is_node_trouble,
     parse_said,
     parse_shown,
     preempted_soon,
@@ -36,6 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # stop, but not in the moment of it: a controller that is down takes long to say nothing.
 _READ_EVERY_S, _READ_UNKNOWN_S, _READ_BEFORE_STOP_S = 300.0, 20.0, 60.0
 _PACE_EVERY_S = 15.0
+_CLOCKS_S = 5.0  # a difference that is told
 _SAID_BYTES = 1 << 16
 _GLANCE_S = 2.0
 _START_S = 60.0  # how long a node may take to start a process
@@ -132,8 +134,8 @@ class JobEyes:
             self._start_on_all()
             return False
         except SlurmError as error:
-            if error.data["kind"] == "no-slurm":
-                return False
+            if not is_node_trouble(error.data["kind"], error.data["stderr"]):
+                return False  # srun itself was refused, say
         try:  # A controller that does not answer says nothing about the nodes.
             self.slurm.nodes()
         except SlurmError:
@@ -202,6 +204,7 @@ class Warden:
         self._newest: NewestCommit | None = None
         self._paced = 0.0
         self._read = 0.0
+        self._ahead_s: float | None = None  # the controller's clock
         self._terms = 0
         self._ended, self._killed = False, False
         self._done = threading.Event()
@@ -217,8 +220,12 @@ class Warden:
         self._thread.join()
 
     def finish(self) -> None:
-        """The ranks are gone: from now on signals are nobody's affair but Slurm's."""
+        """The ranks are gone: from now on signals are nobody's affair but Slurm's.
+
+        Waits for what the watching thread is at: it may be handing the run on, and has the job's fate.
+        """
         self._done.set()
+        self._thread.join()
 
     @property
     def times(self) -> Times | None:
@@ -234,7 +241,11 @@ class Warden:
     def read_limit(self, slurm: Slurm | None = None) -> None:
         """Ask Slurm for the time left; what was known stays where it does not say."""
         self._read = time.time()
-        left = (slurm or self.eyes.slurm).time_left_s(self.eyes.place.job_id)
+        if self._ahead_s is None and slurm is None:
+            self._ahead_s = self.eyes.slurm.clock_ahead_s()
+            if abs(self._ahead_s or 0.0) > _CLOCKS_S:
+                say(f"the clock here is {self._ahead_s:+.0f} s from that of Slurm's controller")
+        left = (slurm or self.eyes.slurm).time_left_s(self.eyes.place.job_id, ahead_s=self._ahead_s or 0.0)
         if left is not None:
             self.limit = time.time() + left
         elif self.limit is None:
@@ -249,6 +260,13 @@ class Warden:
                 self._look_at_time()
             except (HpcmassError, OSError) as error:  # a full disk, say; the watch goes on
                 say(f"{error}")
+        # A SIGTERM that came while the ranks ended: it says why.
+        while (number := self.inbox.get(0)) is not None:
+            if number != signal.SIGUSR1:
+                try:
+                    self._on_signal(number)
+                except (HpcmassError, OSError) as error:
+                    say(f"{error}")
 
     def _on_signal(self, number: int) -> None:
         if number != signal.SIGUSR1:

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from hpcmass.config import load_site, read_run_job
 from hpcmass.devcluster import Cluster
+from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.records import read_hops, read_submissions
+from hpcmass.workflow.goingon import Asked, Handed, HandOver
+from hpcmass.workflow.warden import JobEyes, Place
 
 sys.path.append(str(Path(__file__).parent))
 from outliving_tools import (
@@ -92,6 +100,70 @@ def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench:
     assert committed_samples(run) == committed_samples(bench.undisturbed())
 
 
+def test_the_controller_tells_its_clock(bench: Bench) -> None:
+    """It is this machine's here; whether sdiag is understood shows all the same."""
+    ahead = Slurm().clock_ahead_s()
+    assert ahead is not None
+    assert abs(ahead) < 60
+
+
+def hand_over(bench: Bench, run: RunFolder) -> HandOver:
+    """As the hop of a run's newest job has it."""
+    job, place = read_run_job(run.job_file), Place(job_of(run), 0, (), None, None, 0)
+    asked = Asked.of(job, load_site(run.path / "site.toml"), read_submissions(run.path)[-1], None)
+    return HandOver(run, bench.project, job, asked, JobEyes(place, Slurm()))
+
+
+def test_two_threads_hand_a_run_on_once(bench: Bench) -> None:
+    """The warden's thread and the hop's own want to at the same moment, when SIGTERM ends the ranks quickly."""
+    run = bench.submit("once", pause=2.0, resources={"target": "norequeue", "ranks": 1})
+    way, together = hand_over(bench, run), threading.Barrier(2)
+
+    def go() -> Handed:
+        together.wait()
+        return way.go()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (one.result() for one in [pool.submit(go), pool.submit(go)])
+    assert first == second
+    assert [record.by for record in read_submissions(run.path)] == ["submit", "successor"]
+    assert first == Handed("successor", f"job {job_of(run)} follows", job_of(run))
+    way.take_back()
+    assert way.go() == first
+    wait_until(lambda: bench.job_state(first.job_id) in ("", "CANCELLED"), "the successor's end")
+
+
+@pytest.mark.parametrize(
+    ("asked", "target", "way", "words"),
+    [
+        ({"rank": 8}, "cpu", "requeue", "rank"),
+        ({"target": "gqu"}, "cpu", "requeue", "no target 'gqu'"),
+        ({"ranks": 4096, "nodes": 1}, "norequeue", "successor", "ranks"),
+        ({"ranks": 400, "nodes": 100}, "cpu", "requeue", "nodes"),  # what only Slurm knows
+    ],
+)
+def test_a_size_that_cannot_be_had_does_not_end_a_run(
+    bench: Bench, asked: dict[str, object], target: str, way: str, words: str
+) -> None:
+    name = f"resized-{words.split()[0]}-{way}"
+    run = bench.submit(name, pause=2.0, resources={"target": target, "ranks": 1})
+    wait_until(lambda: steps_begun(run) > 0, "a step")  # a job can be requeued once it runs
+    before = job_of(run)
+    resize = run.path / "slurm" / "resize.json"
+    resize.write_text(json.dumps({"format": 1, "resources": asked}))
+    over = hand_over(bench, run)
+    handed = over.go()
+    assert handed.next == way
+    assert words in handed.note
+    assert not resize.exists()
+    assert json.loads(resize.with_name("resize-bad.json").read_text())["resources"] == asked
+    if way == "successor":
+        assert read_submissions(run.path)[-1].layout["ranks"] == 1
+    else:
+        assert job_of(run) == before
+    bench.cluster.run("scancel", before, job_of(run))
+
+
 @pytest.mark.parametrize("way", ["scancel", "hpcmass cancel"])
 def test_a_cancelled_run_does_not_come_back(bench: Bench, way: str) -> None:
     run = bench.submit(f"cancelled-{way.partition(' ')[0]}", resources={"ranks": 1})
@@ -127,6 +199,21 @@ def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
     assert (last.hop, last.cause, last.next) == (1, "failed", "none")
     assert "a defect of the recipe" in last.reason
     wait_until(lambda: not bench.job_state(job_of(run)), "the job's end")
+
+
+def test_ranks_that_a_wrong_pmi_starts_are_not_started_again(bench: Bench) -> None:
+    with open(bench.site, "a") as site:
+        site.write(
+            '\n[targets.misfit]\nkind = "slurm"\npartition = "cpu"\ncores = 4\nlauncher = "srun"\npmi = "pmi2"\n'
+        )
+    run = bench.submit("misfit", backend="mpi", resources={"target": "misfit", "ranks": 2})
+    last = wait_ended(bench, run)
+    assert (last.hop, last.cause, last.next) == (1, "failed", "none"), bench.told(run)
+    assert "srun --mpi=pmi2" in last.reason
+    assert "\n" not in last.reason
+    words = [*hpcmass_command(), "why", "misfit", "--project", str(bench.project.root)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=200).stdout
+    assert "srun --mpi=pmix" in " ".join(told.split("hops:")[0].split())
 
 
 def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_path: Path) -> None:

@@ -78,6 +78,34 @@ def test_preempted_without_a_user_signal(
     check_preempted(bench, bench.submit("run", resources={"target": "preempt"}))
 
 
+def test_preempted_where_requeue_is_forbidden_it_has_one_successor(
+    cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks are gone while sbatch, which is slow here, is still at it."""
+    cluster = cluster_factory(accounting=False)
+    conf = Path(cluster.env["SLURM_CONF"])
+    conf.write_text(conf.read_text().replace("KillWait=2\n", "KillWait=60\n"))
+    assert cluster.run("scontrol", "reconfigure").returncode == 0
+    speak_to(cluster, monkeypatch)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sbatch").write_text(f'#!/bin/sh\nsleep 10\nexec {shutil.which("sbatch")} "$@"\n')
+    (slow / "sbatch").chmod(0o755)
+    bench = Bench(cluster, tmp_path / "project")
+    with open(bench.site, "a") as site:
+        site.write('\n[targets.forbidden]\nkind = "slurm"\npartition = "preempt"\ncores = 4\nrequeue = false\n')
+        site.write(f"setup = [{json.dumps(f'export PATH={slow}:$PATH')}]\n")
+    run = bench.submit("run", resources={"target": "forbidden"})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
+    preempt(bench, run)
+    last = wait_ended(bench, run)
+    first = read_hops(run.path)[0]
+    assert (first.cause, first.next, first.state) == ("preempted", "successor", "STOPPED"), bench.told(run)
+    assert [record.by for record in read_submissions(run.path)] == ["submit", "successor"]
+    assert (last.hop, last.cause, last.from_step) == (2, "completed", first.step)
+    bench.check_same(run)
+
+
 def test_preempted_with_grace(
     cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +141,23 @@ def test_one_of_two_nodes_is_lost_in_the_middle_of_a_step(bench: Bench) -> None:
     assert len(hops) >= 2
     assert {hop.next for hop in hops[:-1]} == {"requeue"}
     bench.check_same(run)
+
+
+def test_a_run_that_takes_its_nodes_down_is_ended(bench: Bench) -> None:
+    """Three hops whose node dies with them, at one step: nobody is left to say so but the next hop."""
+    run = bench.submit("run", pause=3600.0, resources={"ranks": 1})
+    for number in (1, 2, 3):
+        wait_until(lambda n=number: steps_begun(run) >= n, lambda: f"a step\n{bench.told(run)}", 300)
+        node = read_hops(run.path)[-1].host
+        bench.cluster.kill_node(node)
+        wait_until(lambda n=number: len(read_hops(run.path)) > n, lambda: f"a hop\n{bench.told(run)}", 300)
+        bench.cluster.start_node(node)
+    last = wait_ended(bench, run)
+    assert (last.hop, last.cause, last.step) == (4, "no-progress", 0)
+    assert "3 hops in a row lost a node at step 0" in last.reason
+    assert {hop.cause for hop in read_hops(run.path)[:3]} <= {"lost", "node-failure"}
+    job_id = job_of(run)
+    wait_until(lambda: bench.job_state(job_id) in ("", "FAILED"), "the job's end")
 
 
 def test_a_node_that_slurm_gives_up_while_its_ranks_run_on(bench: Bench) -> None:

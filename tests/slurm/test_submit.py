@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.judge import Phase
 from hpcmass.slurm.records import read_submissions
+from hpcmass.workflow import laydown as laydown_module
 from hpcmass.workflow import submit as submit_module
 from hpcmass.workflow.cancel import Cancelled, cancel_runs
 from hpcmass.workflow.state import observe
@@ -434,6 +435,53 @@ def test_a_run_is_submitted_once(
     more = go(sets=['resources.time="5m"'])  # another wall time: the same run
     assert [record.job_id for record in read_submissions(proj.runs / "job")] == [done.job_id, more.job_id]
     assert 'time = "5m"' in (proj.runs / "job" / "job.toml").read_text()
+
+
+@pytest.mark.parametrize("again", ["submit", "fresh", "rerun"])
+def test_of_two_submits_at_once_one_has_the_run(
+    go: Callable[..., Submission],
+    proj: Project,
+    slurm: Slurm,
+    monkeypatch: pytest.MonkeyPatch,
+    again: str,
+) -> None:
+    """The whole of one lies between the other's question whether the run has a job and its sbatch."""
+    run = RunFolder(proj.runs / "job")
+    first = go()
+    ended(slurm, str(first.job_id))
+    real, quicker = Slurm.alive, []
+
+    def slow(self: Slurm, ids: Sequence[str]) -> dict[str, JobInfo]:
+        answer = real(self, ids)
+        if not quicker:
+            quicker.append(None)
+            quicker[0] = go(sets=['resources.time="7m"'])
+        return answer
+
+    monkeypatch.setattr(Slurm, "alive", slow)
+    with pytest.raises(LeaseHeld, match="another submit"):
+        rerun(run, slurm=slurm) if again == "rerun" else go(fresh=again == "fresh")
+    assert [record.job_id for record in read_submissions(run.path)] == [first.job_id, quicker[0].job_id]
+    assert 'time = "7m"' in run.job_file.read_text()  # its job's, and nobody else's
+
+
+def test_of_two_submits_of_a_new_run_one_has_it(
+    go: Callable[..., Submission], proj: Project, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, quicker = laydown_module.laying_down, []
+
+    def slow(*args: object, **more: object) -> object:
+        if not quicker:
+            quicker.append(None)
+            quicker[0] = go()
+        return real(*args, **more)
+
+    monkeypatch.setattr(submit_module, "laying_down", slow)
+    with pytest.raises(LeaseHeld, match="another submit"):
+        go()
+    [record] = read_submissions(proj.runs / "job")
+    assert record.job_id == quicker[0].job_id
+    assert ended(slurm, record.job_id).state is JobState.COMPLETED
 
 
 def test_a_refused_submit_leaves_an_earlier_run_as_it_was(

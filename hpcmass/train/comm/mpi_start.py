@@ -28,7 +28,7 @@ def start_mpi() -> Any:
         return mpi
     library = mpi.Get_library_version()
     if reason := misfit(library, os.environ):
-        raise LaunchError(reason, where="launch", hint=right_launcher(library))
+        raise LaunchError(reason, where="launch", hint=right_launcher(library), lasting=True)
     mpi.Init_thread(mpi.THREAD_MULTIPLE)
     return mpi
 

@@ -38,4 +38,5 @@ def check_size(promised: int, found: int, name: str, *, asked: bool = False, lib
         hint=hint,
         promised=promised,
         found=found,
+        lasting=True,
     )

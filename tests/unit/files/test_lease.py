@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,54 @@ def test_another_hosts_lease_is_held_while_it_is_renewed(tmp_path: Path) -> None
     elsewhere(tmp_path / "lease", beat=time.time())
     with pytest.raises(LeaseHeld, match="some-other-host"):
         Lease(tmp_path / "lease").acquire()
+
+
+@pytest.mark.parametrize("ahead_s", [-100, 0, 100])
+def test_another_hosts_lease_is_held_while_it_is_renewed_by_whatever_clock(
+    tmp_path: Path, ahead_s: float
+) -> None:
+    """Its clock is ahead of ours, or behind: what counts is that the beat changes."""
+    elsewhere(tmp_path / "lease", beat=time.time() + ahead_s)
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.2):
+            replace_json(tmp_path / "lease.1.beat", {"beat": time.time() + ahead_s})
+
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        for watch in (True, False):
+            lease = Lease(tmp_path / "lease", ttl_s=30)
+            with pytest.raises(LeaseHeld, match="some-other-host"):
+                lease.acquire(watch=watch)
+        while not lease.renewal_seen:
+            with pytest.raises(LeaseHeld, match="some-other-host"):
+                lease.acquire(watch=False)
+    finally:
+        ended.set()
+        holder.join()
+
+
+@pytest.mark.parametrize("ahead_s", [3600, 0, -30])
+def test_another_hosts_lease_that_is_not_renewed_runs_out_by_our_clock(tmp_path: Path, ahead_s: float) -> None:
+    elsewhere(tmp_path / "lease", beat=time.time() + ahead_s)
+    lease = Lease(tmp_path / "lease", ttl_s=1)
+    began = time.monotonic()
+    while True:
+        try:
+            lease.acquire(watch=False)
+            break
+        except LeaseHeld:
+            time.sleep(0.05)
+    assert time.monotonic() - began >= 1
+    assert not lease.renewal_seen
+    lease.release()
+    # One call does it as well, where the clocks allow that it has run out.
+    elsewhere(tmp_path / "other" / "lease", beat=time.time() - 30)
+    began = time.monotonic()
+    with Lease(tmp_path / "other" / "lease", ttl_s=1):
+        assert time.monotonic() - began >= 1
 
 
 @pytest.mark.parametrize("beat", [0.0, None])

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from hpcmass.launch.advice import daemon_failed, launcher_hint, misfit, right_launcher, size_hint, started_by
+from hpcmass.launch.advice import (
+    daemon_failed,
+    launcher_hint,
+    misfit,
+    never_fits,
+    right_launcher,
+    size_hint,
+    started_by,
+)
 
 MPICH = "MPICH Version:      5.0.2\nMPICH ABI: ..."
 OPENMPI = "Open MPI v5.0.11, package: Open MPI"
@@ -56,3 +64,10 @@ def test_complaints_of_launchers() -> None:
     assert daemon_failed(said)
     assert "start it again" in str(launcher_hint(said, None))
     assert launcher_hint("Killed", None) is None
+
+
+def test_what_a_launcher_would_say_again() -> None:
+    assert never_fits("srun: error: cannot find mpi plugin for mpi/nonsense")
+    # As where a node went down while the ranks began.
+    assert not never_fits("Fatal error in internal_Init: Other MPI error, PMI2_Init failed")
+    assert not never_fits("srun returned non-zero exit status (54528) from launching\nthe per-node daemon.")

@@ -15,11 +15,13 @@ from hpcmass.slurm.outlive import (
     decide,
     fate_of,
     is_early_warning,
+    is_node_trouble,
     parse_said,
     parse_shown,
     preempted_soon,
     signal_of_script,
     times,
+    worn_out,
 )
 from hpcmass.slurm.records import Hop, SubmissionRecord
 
@@ -176,6 +178,62 @@ def test_one_retry_of_what_may_pass_none_of_the_runs_own_error() -> None:
 )
 def test_failures_count_without_progress_between_them(past: list[Hop], go_on: bool) -> None:
     assert decide(Seen("FAILED", fault="transient", step=5, from_step=5), past).go_on is go_on
+
+
+@pytest.mark.parametrize(
+    ("past", "step", "go_on"),
+    [
+        ([], 5, True),
+        ([failed(5, 1, "node-failure")], 5, True),
+        ([failed(5, 1, "node-failure"), failed(5, 2, "node-failure")], 5, False),
+        ([failed(5, 1, "lost"), failed(5, 2, "preempted"), failed(5, 3, "node-failure")], 5, False),
+        ([failed(4, 1, "node-failure"), failed(5, 2, "node-failure")], 5, True),  # there was progress
+        ([failed(5, 1, "preempted"), failed(5, 2, "preempted"), failed(5, 3, "signal")], 5, True),
+        ([Hop(1, cause="node-failure"), Hop(2, cause="node-failure")], None, False),
+        # Of a script nobody knows how far it came in a hop of another end.
+        ([Hop(1, cause="node-failure"), Hop(2, cause="node-failure"), Hop(3, cause="time-limit")], None, True),
+    ],
+)
+def test_a_run_that_loses_its_nodes_again_and_again_is_ended(
+    past: list[Hop], step: int | None, go_on: bool
+) -> None:
+    seen = Seen("FAILED", fault="transient", fate=Fate.NODE_FAIL, step=step, from_step=step or 0)
+    decision = decide(seen, past)
+    assert decision.go_on is go_on
+    if not go_on:
+        assert (decision.cause, decision.exit_code) == ("no-progress", 1)
+        assert "3 hops in a row lost a node" in decision.reason
+
+
+def test_nodes_that_took_the_hop_down_count_before_the_next_begins() -> None:
+    lost = [failed(5, n, "lost") for n in (1, 2, 3)]
+    assert worn_out(5, lost[:2]) is None
+    assert worn_out(6, lost) is None
+    stopped = worn_out(5, lost)
+    assert stopped is not None
+    assert (stopped.cause, stopped.go_on, stopped.exit_code) == ("no-progress", False, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stderr", "lost"),
+    [
+        ("timeout", "", True),  # no answer within its time
+        ("other", "srun: error: Node failure on cn2", True),
+        ("controller", "srun: error: Task launch for StepId=7.3 failed on node cn2: "
+            "Communication connection failure", True),
+        ("other", "srun: error: Task launch for StepId=7.3 failed on node cn2: Socket timed out on send/recv "
+            "operation", True),
+        ("node-name", "srun: error: Unable to create step for job 7: Required node not available (down, drained "
+            "or reserved)", True),
+        ("option", "srun: unrecognized option '--overlap'", False),
+        ("other", "srun: error: Couldn't find the specified plugin name for mpi/none looking at all files", False),
+        ("other", "srun: error: Unable to create step for job 7: Memory required by task is not available", False),
+        ("other", "srun: error: cn2: task 1: Segmentation fault", False),
+        ("no-slurm", "", False),
+    ],
+)  # fmt: skip
+def test_which_errors_of_srun_speak_of_a_node(kind: str, stderr: str, lost: bool) -> None:
+    assert is_node_trouble(kind, stderr) is lost
 
 
 def test_a_time_limit_too_short_for_any_progress_ends_it() -> None:

@@ -236,6 +236,32 @@ def test_a_wait_is_told(slurm: Slurm, command: Command, monkeypatch: pytest.Monk
     assert told == ["Slurm does not answer squeue yet; waiting"]
 
 
+@pytest.mark.parametrize("ahead_s", [0, 100, -100])
+def test_the_time_left_is_reckoned_by_the_controllers_clock(
+    slurm: Slurm, command: Command, ahead_s: int
+) -> None:
+    """A node's clock may be off by minutes: the limit's end is told by the controller's."""
+    now = int(time.time()) + ahead_s  # there
+    command("sdiag", f"echo 'sdiag output at Wed Feb 23 01:39:54 2022 ({now})'")
+    values = {
+        **dict.fromkeys(SQUEUE_FIELDS, ""),
+        "%i": "7",
+        "%A": "7",
+        "%F": "7",
+        "%T": "RUNNING",
+        "%l": "2:00:00",
+    }
+    command("squeue", f"printf '%s\\n' '{SEPARATOR.join({**values, '%e': str(now + 3600)}.values())}'")
+    ahead = slurm.clock_ahead_s()
+    assert ahead is not None
+    assert abs(ahead - ahead_s) < 50
+    left = slurm.time_left_s("7", ahead_s=ahead)
+    assert left is not None
+    assert abs(left - 3600) < 50
+    command("sdiag", "echo 'no permission' >&2; exit 1")
+    assert slurm.clock_ahead_s() is None
+
+
 def test_an_element_that_was_cancelled_alone_while_pending(slurm: Slurm, command: Command) -> None:
     """Slurm forgets it (seen on 22.05): squeue shows the array's other elements, sacct nothing."""
     command("squeue", f"echo '{squeue_line('7_[0,2]', 'PENDING')}'")

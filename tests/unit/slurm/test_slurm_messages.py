@@ -97,3 +97,20 @@ def test_words() -> None:
     assert explain("", ["/usr/bin/sbatch"]).message == "sbatch failed and said nothing"
     assert plain("sbatch: error: something new") == "something new"
     assert plain(FAILED + "Invalid qos specification").endswith("(Slurm: Invalid qos specification)")
+
+
+NO_MUNGED = """\
+squeue: error: If munged is up, restart with --num-threads=10
+squeue: error: Munge encode failed: Failed to access "/cl/run/munge.sock": No such file or directory (Did you start munged?)
+squeue: error: slurm_send_node_msg: auth_g_create: REQUEST_JOB_INFO has authentication error
+slurm_load_jobs error: Protocol authentication error
+"""
+
+
+def test_a_cluster_that_is_down_is_not_called_a_matter_of_credentials() -> None:
+    trouble = explain(NO_MUNGED, ["squeue"])
+    assert trouble.transient
+    assert "the munge service" in trouble.message
+    assert "does not run" in trouble.message
+    assert "hpcmass slurm up" in str(trouble.hint)
+    assert "credentials" in explain("slurm_load_jobs error: Protocol authentication error").message

@@ -8,18 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpcmass.config import Project, job_from_values, job_to_toml, load_site, site_to_toml
+from hpcmass.config import Project, job_from_values, job_to_toml, load_site, read_run_job, site_to_toml
 from hpcmass.data import shard
 from hpcmass.errors import LaunchError
+from hpcmass.files import Owner, replace_json
 from hpcmass.launch import hpcmass_command
 from hpcmass.runs import RunFolder, State
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.outlive import Decision
 from hpcmass.slurm.records import Hop, read_hops
 from hpcmass.workflow.hop import read_place
+from hpcmass.workflow.hopbook import HopBook
+from hpcmass.workflow.warden import JobEyes, Place
 
 SITE = """
 name = "nowhere"
@@ -182,6 +188,78 @@ def test_the_next_life_of_a_killed_hop_writes_its_end(project: Project) -> None:
     first, second = read_hops(run.path)
     assert (first.cause, first.next, first.restart) == ("lost", "requeue", 0)
     assert (second.cause, second.restart) == ("cancelled", 1)
+
+
+def book_of(run: RunFolder, job_id: str, restart: int = 0) -> HopBook:
+    place = Place(job_id, restart, (), None, None, 0)
+    return HopBook(run, read_run_job(run.job_file), place, JobEyes(place, Slurm()))
+
+
+def test_two_jobs_that_begin_at_once_have_two_numbers_and_one_sees_the_other(project: Project) -> None:
+    run = trained(project, epochs=1)
+    first, second = book_of(run, "77"), book_of(run, "78")  # neither has written that it begins
+    assert (first.number, second.number) == (1, 2)
+    assert first.rivals() == []
+    assert [one.slurm_job_id for one in second.rivals()] == ["77"]
+    assert [one.slurm_job_id for one in book_of(run, "77", restart=1).rivals()] == [
+        "78"
+    ]  # not its earlier life
+    first.write_begin(ranks=1, ends=None)
+    first.write_end(Decision("completed", False, "done"), "COMPLETED", "none", "done")
+    assert second.rivals() == []
+
+
+def test_a_second_job_for_a_run_that_a_living_hop_has_begins_nothing(project: Project) -> None:
+    """The first, which is this process, has taken its number and no lease yet."""
+    run = trained(project, epochs=1)
+    first = book_of(run, "77")
+    assert begin(run, project, SLURM_JOB_ID="78").wait(120) != 0
+    assert (last(run).hop, last(run).job_id, last(run).cause, last(run).next) == (2, "78", "failed", "none")
+    assert "run by job 77" in last(run).reason
+    assert run.status().attempt == 0
+    assert run.errors() == []
+    # Once it has ended, there is nobody to wait for.
+    first.write_begin(ranks=1, ends=None)
+    first.write_end(Decision("signal", True, "stopped"), "STOPPED", "successor", "stopped")
+    assert begin(run, project, SLURM_JOB_ID="79").wait(120) == 0
+    assert (last(run).hop, last(run).job_id, last(run).cause) == (3, "79", "completed")
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_a_file_system_that_hiccups_after_the_ranks_ended_does_not_end_the_hop(
+    project: Project, heals: bool
+) -> None:
+    """A folder where the stop file may be: reading it fails, as it does on a server that has gone."""
+    run = trained(project, epochs=1)
+    breaks = "(pathlib.Path(__file__).parent / 'stop').mkdir(); import os; os.kill(os.getpid(), 9)"
+    (run.path / "recipe.py").write_text(RECIPE.replace("time.sleep(0.05)", breaks))
+    process = begin(run, project)
+    if heals:
+        wait_until(lambda: "trying again" in (run.path / "out.log").read_text())
+        (run.path / "stop").rmdir()
+    assert process.wait(120) != 0
+    state, words = ("FAILED", "SIGKILL") if heals else ("UNKNOWN", "could not be read")
+    assert (last(run).cause, last(run).next, last(run).state) == ("failed", "none", state)
+    assert words in last(run).reason
+    assert "could not be handed on" in last(run).reason  # it would have been, with Slurm's commands
+
+
+def test_a_holder_on_another_machine_that_lives_is_not_waited_for(project: Project) -> None:
+    """A colleague's `hpcmass train` on the login node: no Slurm proves it dead, and it renews its lease."""
+    run = trained(project, epochs=1)
+    owner = replace(Owner.this_process(), host="login", boot="another", slurm_job_id=None)
+    replace_json(run.path / "lease.1.json", vars(owner))
+    replace_json(run.path / "lease.1.beat", {"beat": time.time()})
+    process = begin(run, project)
+    until = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.5)
+        replace_json(run.path / "lease.1.beat", {"beat": time.time()})
+    assert process.wait(1) != 0
+    assert (last(run).cause, last(run).next) == ("failed", "none")
+    assert "in use by process" in last(run).reason
+    assert "on login" in last(run).reason
+    assert run.status().attempt == 0
 
 
 def test_place() -> None:
