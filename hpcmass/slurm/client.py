@@ -211,7 +211,9 @@ class Slurm:
             if unheard:  # Accounting may know what the controller has forgotten.
                 self.silent = unheard
             elif reached and "_" in one and one.split("_")[0] in arrays:
-                found[one] = replace(info, state=JobState.CANCELLED, reason="cancelled before it started")
+                found[one] = replace(
+                    info, state=JobState.CANCELLED, reason="cancelled before it started", gone=False
+                )
         return found
 
     def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
@@ -392,4 +394,4 @@ def _merged(job_id: str, queued: JobInfo | None, past: JobInfo | None, reached: 
     if past is not None and reached:
         words = f"squeue knows the job no more, while sacct still says {past.state.value}"
     known = past or JobInfo(job_id, JobState.UNKNOWN)
-    return replace(known, state=JobState.UNKNOWN, reason=words)
+    return replace(known, state=JobState.UNKNOWN, reason=words, gone=reached)

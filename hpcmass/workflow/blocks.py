@@ -22,7 +22,7 @@ from hpcmass.files import append_record
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.commands import sbatch
 from hpcmass.slurm.jobs import JobInfo, JobState
-from hpcmass.workflow.blocks_left import end_blocks, forgotten
+from hpcmass.workflow.blocks_left import end_blocks
 
 POLL_S = 10.0
 JOURNAL = "blocks.jsonl"
@@ -66,7 +66,7 @@ class BlockBook:
         self.on_first: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._live: dict[str, JobInfo] = {}
-        self._unknown_since: dict[str, float] = {}
+        self._gone_since: dict[str, float] = {}
         self._looked = 0.0
         self.submitted: list[str] = []
 
@@ -100,11 +100,12 @@ class BlockBook:
     def _judge(self, job_id: str, info: JobInfo, now: float) -> JobInfo:
         """The last that was known where Slurm says nothing; gone where it has forgotten the job for long."""
         if info.state is not JobState.UNKNOWN:
-            self._unknown_since.pop(job_id, None)
+            self._gone_since.pop(job_id, None)
             return info
-        since = self._unknown_since.setdefault(job_id, now)
-        if forgotten(info) and now - since > _FORGOTTEN_S:
-            return JobInfo(job_id, JobState.NODE_FAIL, reason=info.reason)
+        if not info.gone:
+            self._gone_since.pop(job_id, None)
+        elif now - self._gone_since.setdefault(job_id, now) > _FORGOTTEN_S:
+            return JobInfo(job_id, JobState.NODE_FAIL, reason=info.reason or "Slurm does not know it any more")
         return self._live[job_id]
 
     def cancel(self, job_ids: Sequence[str]) -> bool:

@@ -1,0 +1,53 @@
+"""Blocks as their driver keeps them, on a real Slurm: forgotten ones, refused ones, unheard ones."""
+
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from parsl_toys import until
+
+from hpcmass.slurm.client import Slurm
+from hpcmass.slurm.jobs import JobState
+from hpcmass.workflow import blocks
+from hpcmass.workflow.blocks import BlockBook
+from hpcmass.workflow.blocks_left import comment_of
+
+pytestmark = pytest.mark.slurm
+# An id that Slurm never gave: to squeue and sacct the same as one that it has forgotten (MinJobAge).
+FORGOTTEN = "999999"
+
+
+def sleeper(folder: Path, driver: str, *lines: str) -> Path:
+    script = folder / "block-0.sbatch"
+    options = ("-p cpu", "-n 1", "-t 10", f"--comment={comment_of(driver)}", "-o /dev/null", *lines)
+    head = "".join(f"#SBATCH {each}\n" for each in options)
+    script.write_text(f"#!/bin/bash\n{head}exec sleep 600\n")
+    return script
+
+
+def book_of(cluster, folder: Path) -> BlockBook:
+    return BlockBook(folder, uuid.uuid4().hex, slurm=Slurm(cluster.env, patience_s=20), poll_s=0.0)
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_blocks_that_slurm_has_forgotten_are_gone(request, tmp_path, monkeypatch, accounting):
+    if accounting:
+        cluster = request.getfixturevalue("cluster")
+    else:
+        cluster = request.getfixturevalue("cluster_factory")(accounting=False)
+    book = book_of(cluster, tmp_path)
+    job_id = book.submit(sleeper(tmp_path, book.driver), "cpu")
+    # A driver whose first block ended longer ago than Slurm remembers.
+    book.submitted.insert(0, FORGOTTEN)
+    book._live[FORGOTTEN] = book._live[job_id]
+    assert book.look([FORGOTTEN])[FORGOTTEN].state is JobState.PENDING  # It may not be there yet.
+    monkeypatch.setattr(blocks, "_FORGOTTEN_S", 0.0)
+    looked = book.look([FORGOTTEN, job_id])
+    assert looked[FORGOTTEN].state.ended is True  # It is replaced.
+    assert looked[job_id].state.ended is False
+    assert book.end(within_s=90)
+    until(lambda: book.slurm.jobs([job_id])[job_id].state.ended, 60, "the block that lived was not cancelled")
