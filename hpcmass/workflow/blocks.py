@@ -6,6 +6,7 @@ answer about stays what it was, and one that has gone in any way is replaced whi
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 import time
@@ -17,7 +18,7 @@ from parsl.jobs.states import JobState as BlockState
 from parsl.jobs.states import JobStatus
 from parsl.providers.base import ExecutionProvider
 
-from hpcmass.errors import SlurmError
+from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import append_record
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.commands import sbatch
@@ -85,6 +86,12 @@ class BlockBook:
             self.submitted.append(job_id)
             self._live[job_id] = JobInfo(job_id, JobState.PENDING)
         return job_id
+
+    def note_refusal(self, label: str, words: str) -> None:
+        """Write down that Slurm takes no more blocks for now."""
+        record = {"kind": "refused", "driver": self.driver, "executor": label, "message": words}
+        with contextlib.suppress(HpcmassError, OSError):
+            append_record(self.journal, {**record, "time": time.time()})
 
     def look(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
         """What is known of blocks: one squeue for all live blocks of all executors, at most one a `poll_s`."""

@@ -8,10 +8,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parsl_toys import until
+from parsl_toys import Driver, site_of, until, write_job
+from parsl_toys import blocks as cluster_blocks
 
+from hpcmass.files import read_records
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
+from hpcmass.sweep.records import read_trials
 from hpcmass.workflow import blocks
 from hpcmass.workflow.blocks import BlockBook
 from hpcmass.workflow.blocks_left import comment_of
@@ -51,3 +54,34 @@ def test_blocks_that_slurm_has_forgotten_are_gone(request, tmp_path, monkeypatch
     assert looked[job_id].state.ended is False
     assert book.end(within_s=90)
     until(lambda: book.slurm.jobs([job_id])[job_id].state.ended, 60, "the block that lived was not cancelled")
+
+
+def test_a_limit_on_submitted_jobs_leaves_the_blocks_that_were_taken_at_work(cluster, project):
+    if not cluster.has_accounting:
+        pytest.skip("limits on jobs need accounting")
+    job = write_job(project, trials=6, parallel=4, targets=["cpu"], steps=6, pause_s=0.5)
+    study = project / "studies" / "where"
+    site = site_of(cluster, project, cores=1, max_blocks=4)
+    limit = ("sacctmgr", "-i", "modify", "account", "dev", "set")
+    cluster.run(*limit, "MaxSubmitJobs=1")
+    try:
+        driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+        assert driver.wait(240) == 0, driver.output
+    finally:
+        cluster.run(*limit, "MaxSubmitJobs=-1")
+    assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 6, driver.output
+    records = list(read_records(study / "parsl" / "blocks.jsonl"))
+    assert [record["kind"] for record in records].count("block") == 1
+    refused = [record for record in records if record["kind"] == "refused"]
+    assert refused
+    assert len(refused) <= 4  # It was not asked again and again.
+    assert cluster_blocks(cluster) == []
+
+
+def test_a_target_that_takes_no_block_is_given_up_with_slurms_words(cluster, project):
+    job = write_job(project, trials=2, parallel=2, targets=["cpu"])
+    site = site_of(cluster, project, partition="nowhere")
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    assert driver.wait(180) != 0
+    assert "could not be submitted" in driver.output, driver.output
+    assert "no partition of that name" in driver.output
