@@ -67,8 +67,10 @@ class BlockBook:
         self.on_first: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._live: dict[str, JobInfo] = {}
+        self._labels: dict[str, str] = {}
         self._gone_since: dict[str, float] = {}
         self._looked = 0.0
+        self._dropped: set[str] = set()
         self.submitted: list[str] = []
 
     def submit(self, script: Path, label: str) -> str:
@@ -85,7 +87,23 @@ class BlockBook:
         with self._lock:
             self.submitted.append(job_id)
             self._live[job_id] = JobInfo(job_id, JobState.PENDING)
+            self._labels[job_id] = label
+            too_late = label in self._dropped
+        if too_late:
+            self.drop(label)
         return job_id
+
+    def drop(self, label: str) -> None:
+        """Cancel all blocks of an executor for good; one that Slurm does not let go now, at the next looks."""
+        with self._lock:
+            self._dropped.add(label)
+            left = self._unwanted()
+        if left:
+            self.cancel(left)
+
+    def _unwanted(self) -> list[str]:
+        alive = (one for one, info in self._live.items() if not info.state.ended)
+        return [one for one in alive if self._labels.get(one) in self._dropped]
 
     def note_refusal(self, label: str, words: str) -> None:
         """Write down that Slurm takes no more blocks for now."""
@@ -102,6 +120,8 @@ class BlockBook:
                 live = [one for one, info in self._live.items() if not info.state.ended]
                 for one, info in self.slurm.jobs(live).items() if live else ():
                     self._live[one] = self._judge(one, info, now)
+                if left := self._unwanted():
+                    self.cancel(left)
             return {one: self._live.get(one, JobInfo(one, JobState.UNKNOWN)) for one in job_ids}
 
     def _judge(self, job_id: str, info: JobInfo, now: float) -> JobInfo:

@@ -10,12 +10,14 @@ import itertools
 import re
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 
 from hpcmass.errors import HpcmassError, LaunchError, SlurmError
@@ -88,6 +90,8 @@ class BlockExecutor(HighThroughputExecutor):
         self._hold_until = 0.0
         self._asked: dict[str, float] = {}
         self._excused: list[str] = []
+        self._given_up = False
+        self._giving_up = threading.Lock()
 
     def __repr__(self) -> str:
         return f"BlockExecutor({self.label!r}, {self.shape!r})"
@@ -129,7 +133,7 @@ class BlockExecutor(HighThroughputExecutor):
         """Submit blocks one after the other, until Slurm takes no more for now."""
         begun: list[str] = []
         for _ in range(n):
-            if time.monotonic() < self._hold_until:
+            if self._given_up or self._unreachable or time.monotonic() < self._hold_until:
                 break
             new: list[str] = super().scale_out_facade(1)
             if not new:
@@ -192,6 +196,30 @@ class BlockExecutor(HighThroughputExecutor):
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]
 
+    def give_up(self) -> None:
+        """Cancel all blocks, and submit no more; Parsl would leave those of a broken executor as they are."""
+        with self._giving_up:
+            if not self._given_up:
+                self._given_up = True
+                self._blocks.book.drop(self.label)
+
+    def set_bad_state_and_fail_all(self, exception: Exception) -> None:
+        """Take no further items; what was under way fails once its blocks are told to end, not before."""
+        self.give_up()
+        super().set_bad_state_and_fail_all(exception)
+
+    def status(self) -> dict[str, JobStatus]:
+        """The state of all blocks, also without an interchange: else no other executor were looked after."""
+        try:
+            found: dict[str, JobStatus] = super().status()
+        except UNANSWERED:
+            found = BlockProviderExecutor.status(self)
+        return found
+
+    @property
+    def _unreachable(self) -> bool:
+        return self.interchange_proc is not None and self.interchange_proc.poll() is not None
+
     def _live_blocks(self) -> list[str]:
         known = self._status.items()
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
@@ -209,9 +237,10 @@ class BlockExecutor(HighThroughputExecutor):
     def at_work(self, blocks: Collection[str]) -> bool:
         """Whether workers of one of these blocks are connected."""
         try:
-            return not {str(m["block_id"]) for m in self.connected_managers()}.isdisjoint(blocks)
+            found = {str(m["block_id"]) for m in self.connected_managers()}
         except UNANSWERED:
             return False
+        return bool(found & set(blocks))
 
     def room(self) -> int:
         """Slots of the workers that are connected and take items.
@@ -255,4 +284,4 @@ def _may_work(executor: Any, status: dict[str, JobStatus], row: Sequence[str]) -
         return True  # It was taken; that further ones are refused says nothing about it.
     if JobState.RUNNING in alive.values() and died < _BROKEN_BESIDE_OTHERS:
         return True
-    return executor.at_work(alive)
+    return bool(executor.at_work(alive))

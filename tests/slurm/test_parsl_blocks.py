@@ -1,6 +1,7 @@
 """Blocks as their driver keeps them, on a real Slurm: forgotten ones, refused ones, unheard ones."""
 
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parsl_toys import Driver, site_of, until, write_job
 from parsl_toys import blocks as cluster_blocks
 
+from hpcmass.config import load_site
+from hpcmass.errors import LaunchError
 from hpcmass.files import read_records
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
@@ -18,6 +21,7 @@ from hpcmass.sweep.records import read_trials
 from hpcmass.workflow import blocks
 from hpcmass.workflow.blocks import BlockBook
 from hpcmass.workflow.blocks_left import comment_of
+from hpcmass.workflow.pool import open_pool
 
 pytestmark = pytest.mark.slurm
 # An id that Slurm never gave: to squeue and sacct the same as one that it has forgotten (MinJobAge).
@@ -85,3 +89,32 @@ def test_a_target_that_takes_no_block_is_given_up_with_slurms_words(cluster, pro
     assert driver.wait(180) != 0
     assert "could not be submitted" in driver.output, driver.output
     assert "no partition of that name" in driver.output
+
+
+@pytest.mark.usefixtures("slurm_env")
+@pytest.mark.parametrize("how", ["dead blocks", "interchange"])
+def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_elsewhere(cluster, tmp_path, how):
+    site = load_site(cluster.site_file)
+    targets = {name: site.targets[name] for name in ("cpu", "gpu")}
+    with open_pool(targets, parallel=2, folder=tmp_path, poll_s=2.0) as pool:
+        book, lane = pool._book, pool.lanes["cpu"]
+        items = [pool.run(time.sleep, 20) for _ in range(4)]
+        until(lambda: lane.bound and pool.lanes["gpu"].bound, 120, "no items on one of the targets")
+        mine = [one for one, label in book._labels.items() if label == "cpu"]
+        assert mine
+        if how == "interchange":
+            lane.executor.interchange_proc.kill()
+        else:  # As `_judge_blocks` does.
+            lane.executor.set_bad_state_and_fail_all(LaunchError("given up"))
+        until(lambda: lane.broken, 60, "it is not given up")
+        until(lambda: not lane.bound, 60, "its items are still bound to it")
+        states = Slurm(patience_s=20).jobs(mine)
+        assert all(info.state in (JobState.COMPLETING, JobState.CANCELLED) for info in states.values()), states
+        gpu = pool.lanes["gpu"].executor
+        before = gpu._last_poll_time
+        until(lambda: gpu._last_poll_time > before, 60, "the other target is not looked after any more")
+        for item in items:
+            item.result(timeout=200)
+        # It is not given blocks again while others work.
+        assert [one for one, label in book._labels.items() if label == "cpu"] == mine
+    assert cluster_blocks(cluster) == []
