@@ -281,7 +281,7 @@ class Slurm:
                     raise
 
     def find_comment(self, comment: str) -> list[str]:
-        """Ids of this user's jobs that carry a comment, newest last; an array counts once.
+        """Ids of this user's jobs with a comment, or with it and `:…` behind it, newest last; an array counts once.
 
         Raises:
             SlurmError: Slurm does not answer, so that nobody knows.
@@ -290,7 +290,7 @@ class Slurm:
         found = []
         for line in out.split("\n"):
             values = line.split(commands.SEPARATOR, 3)
-            if len(values) == 4 and values[3] == comment:
+            if len(values) == 4 and (values[3] == comment or values[3].startswith(f"{comment}:")):
                 found.append(values[0].split("_")[0].split("+")[0])
         return sorted(set(found), key=int)
 

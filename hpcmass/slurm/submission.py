@@ -64,7 +64,9 @@ def submit_script(
     return str(job.job_id)
 
 
-def submit_file(script: Path, *, slurm: Slurm, comment: str, options: Sequence[str] = ()) -> str:
+def submit_file(
+    script: Path, *, slurm: Slurm, comment: str, options: Sequence[str] = (), patience_s: float | None = None
+) -> str:
     """Submit a script that lies there, quickly: without submitit, which takes its time to load.
 
     Args:
@@ -72,6 +74,7 @@ def submit_file(script: Path, *, slurm: Slurm, comment: str, options: Sequence[s
         slurm: The Slurm to submit to.
         comment: What the job carries as its comment; see `submit_script`.
         options: Further options of sbatch, which win over the script's own lines.
+        patience_s: How long it is tried; default: the client's patience. With 0 no second job can come of it.
 
     Returns:
         The job id.
@@ -81,7 +84,7 @@ def submit_file(script: Path, *, slurm: Slurm, comment: str, options: Sequence[s
     """
     sbatch, *rest = commands.sbatch(script)
     argv = [sbatch, *rest[:-1], f"--comment={comment}", *options, rest[-1]]
-    return _submitted(argv, slurm, comment, _job_id)
+    return _submitted(argv, slurm, comment, _job_id, patience_s)
 
 
 def _job_id(answer: str) -> str:
@@ -128,9 +131,11 @@ def _executor(folder: Path, path: Path, words: list[str], slurm: Slurm, comment:
     return executor
 
 
-def _submitted(argv: list[str], slurm: Slurm, comment: str, read_id: Any) -> str:
+def _submitted(
+    argv: list[str], slurm: Slurm, comment: str, read_id: Any, patience_s: float | None = None
+) -> str:
     """Run sbatch; where it did not hear back, look whether the job is there before trying again."""
-    until = time.monotonic() + slurm.patience_s
+    until = time.monotonic() + (slurm.patience_s if patience_s is None else patience_s)
     while True:
         try:
             out = slurm.run(argv, patience_s=max(0.0, until - time.monotonic()))

@@ -13,9 +13,9 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
 
 
-def comment_of(driver: str) -> str:
-    """What every block of a driver carries as `--comment`, by which it is found again."""
-    return f"hpcmass:{driver}"
+def comment_of(driver: str, block: str = "") -> str:
+    """What a block carries as `--comment`, to be found again; without its name, how those of all begin."""
+    return f"hpcmass:{driver}:{block}" if block else f"hpcmass:{driver}"
 
 
 def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> tuple[list[str], bool]:

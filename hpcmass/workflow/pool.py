@@ -264,7 +264,7 @@ class Pool:
             if unreachable:
                 # Parsl's own way out would ask the interchange, and wait for its answer.
                 atexit.unregister(self._kernel.atexit_cleanup)
-            ended = self._book is None or not self._book.submitted or self._book.end(within_s=_BLOCKS_END_S)
+            ended = self._book is None or not self._book.touched or self._book.end(within_s=_BLOCKS_END_S)
             end_tagged(self.tag, grace_s=grace_s, told=told)
         return ended
 

@@ -1,5 +1,6 @@
 """Blocks as their driver keeps them, on a real Slurm: forgotten ones, refused ones, unheard ones."""
 
+import shutil
 import sys
 import time
 import uuid
@@ -13,7 +14,7 @@ from parsl_toys import Driver, site_of, until, write_job
 from parsl_toys import blocks as cluster_blocks
 
 from hpcmass.config import load_site
-from hpcmass.errors import LaunchError
+from hpcmass.errors import LaunchError, SlurmError, StorageError
 from hpcmass.files import read_records
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobState
@@ -28,16 +29,25 @@ pytestmark = pytest.mark.slurm
 FORGOTTEN = "999999"
 
 
-def sleeper(folder: Path, driver: str, *lines: str) -> Path:
+def sleeper(folder: Path) -> Path:
     script = folder / "block-0.sbatch"
-    options = ("-p cpu", "-n 1", "-t 10", f"--comment={comment_of(driver)}", "-o /dev/null", *lines)
+    options = ("-p cpu", "-n 1", "-t 10", "-o /dev/null")
     head = "".join(f"#SBATCH {each}\n" for each in options)
     script.write_text(f"#!/bin/bash\n{head}exec sleep 600\n")
     return script
 
 
-def book_of(cluster, folder: Path) -> BlockBook:
-    return BlockBook(folder, uuid.uuid4().hex, slurm=Slurm(cluster.env, patience_s=20), poll_s=0.0)
+def book_of(cluster, folder: Path, sbatch: str = "") -> BlockBook:
+    """A driver's blocks; `sbatch`: what its sbatch is, in sh, with the real one as `$SBATCH`."""
+    env = dict(cluster.env)
+    if sbatch:
+        real = shutil.which("sbatch", path=env["PATH"])
+        file = folder / "bin" / "sbatch"
+        file.parent.mkdir()
+        file.write_text(f"#!/bin/sh\nSBATCH='{real}'\n{sbatch}\n")
+        file.chmod(0o755)
+        env["PATH"] = f"{file.parent}:{env['PATH']}"
+    return BlockBook(folder, uuid.uuid4().hex, slurm=Slurm(env, patience_s=20), poll_s=0.0)
 
 
 @pytest.mark.parametrize("accounting", [True, False])
@@ -47,7 +57,7 @@ def test_blocks_that_slurm_has_forgotten_are_gone(request, tmp_path, monkeypatch
     else:
         cluster = request.getfixturevalue("cluster_factory")(accounting=False)
     book = book_of(cluster, tmp_path)
-    job_id = book.submit(sleeper(tmp_path, book.driver), "cpu")
+    job_id = book.submit(sleeper(tmp_path), "cpu", "0")
     # A driver whose first block ended longer ago than Slurm remembers.
     book.submitted.insert(0, FORGOTTEN)
     book._live[FORGOTTEN] = book._live[job_id]
@@ -118,3 +128,52 @@ def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_else
         # It is not given blocks again while others work.
         assert [one for one, label in book._labels.items() if label == "cpu"] == mine
     assert cluster_blocks(cluster) == []
+
+
+UNHEARD = (
+    "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+)
+
+
+def test_a_block_that_sbatch_did_not_hear_of_is_the_drivers_all_the_same(cluster, tmp_path):
+    book = book_of(cluster, tmp_path, f'$SBATCH "$@" >/dev/null\n{UNHEARD}')
+    job_id = book.submit(sleeper(tmp_path), "cpu", "0")
+    assert book.slurm.jobs([job_id])[job_id].comment == comment_of(book.driver, "cpu-0")
+    assert book.submitted == cluster_jobs(book) == [job_id]
+    assert [record["kind"] for record in read_records(book.journal)] == ["intent", "block"]
+    assert book.end(within_s=90)
+
+
+def test_a_block_that_slurm_took_late_is_cancelled_and_only_that(cluster, tmp_path):
+    late = f'''
+[ -e "{tmp_path}/taken" ] && exec $SBATCH "$@"
+touch "{tmp_path}/taken"
+(while [ ! -e "{tmp_path}/go" ]; do sleep 0.1; done; exec $SBATCH "$@") >/dev/null 2>&1 </dev/null &
+{UNHEARD}'''
+    book = book_of(cluster, tmp_path, late)
+    with pytest.raises(SlurmError) as caught:
+        book.submit(sleeper(tmp_path), "cpu", "0")
+    assert caught.value.transient  # The executor waits, and asks for another one.
+    job_id = book.submit(sleeper(tmp_path), "cpu", "1")
+    (tmp_path / "go").touch()
+    until(lambda: len(cluster_jobs(book)) == 2, 90, "the late block did not come")
+    (stray,) = set(cluster_jobs(book)) - {job_id}
+    book.look([])
+    until(lambda: book.slurm.jobs([stray])[stray].state.ended, 60, "the late block lives")
+    assert book.slurm.jobs([job_id])[job_id].state.ended is False
+    assert book.end(within_s=90)
+
+
+def test_a_journal_that_cannot_be_written_any_more_loses_no_block(cluster, tmp_path):
+    journal = tmp_path / "blocks.jsonl"
+    book = book_of(cluster, tmp_path, f'$SBATCH "$@" || exit 1; rm "{journal}"; mkdir "{journal}"')
+    job_id = book.submit(sleeper(tmp_path), "cpu", "0")
+    assert book.submitted == [job_id]
+    with pytest.raises(StorageError):
+        book.submit(sleeper(tmp_path), "cpu", "1")
+    assert cluster_jobs(book) == [job_id]  # What cannot be written down is not submitted.
+    assert book.end(within_s=90)
+
+
+def cluster_jobs(book: BlockBook) -> list[str]:
+    return book.slurm.find_comment(comment_of(book.driver))
