@@ -281,7 +281,7 @@ class Slurm:
                     raise
 
     def find_comment(self, comment: str) -> list[str]:
-        """Ids of this user's jobs with a comment, or with it and `:…` behind it, newest last; an array counts once.
+        """Ids of this user's jobs with a comment, or it and `:…` behind it, newest last; an array counts once.
 
         Raises:
             SlurmError: Slurm does not answer, so that nobody knows.
