@@ -29,6 +29,6 @@ def resume(folder: Path, driver: str) -> int:
 @click.argument("folder", type=click.Path(path_type=Path))
 def drive(folder: Path) -> int:
     """Be the process of a driver's job."""
-    from hpcmass.workflow.drive import drive as run
+    from hpcmass.workflow.driver_hop import drive as run
 
     return run(folder)

@@ -211,7 +211,9 @@ class Slurm:
             if unheard:  # Accounting may know what the controller has forgotten.
                 self.silent = unheard
             elif reached and "_" in one and one.split("_")[0] in arrays:
-                found[one] = replace(info, state=JobState.CANCELLED, reason="cancelled before it started")
+                found[one] = replace(
+                    info, state=JobState.CANCELLED, reason="cancelled before it started", gone=False
+                )
         return found
 
     def alive(self, ids: Sequence[str]) -> dict[str, JobInfo]:
@@ -297,7 +299,7 @@ class Slurm:
                     raise
 
     def find_comment(self, comment: str) -> list[str]:
-        """Ids of this user's jobs that carry a comment, newest last; an array counts once.
+        """Ids of this user's jobs with a comment, or it and `:…` behind it, newest last; an array counts once.
 
         Raises:
             SlurmError: Slurm does not answer, so that nobody knows.
@@ -306,7 +308,7 @@ class Slurm:
         found = []
         for line in out.split("\n"):
             values = line.split(commands.SEPARATOR, 3)
-            if len(values) == 4 and values[3] == comment:
+            if len(values) == 4 and (values[3] == comment or values[3].startswith(f"{comment}:")):
                 found.append(values[0].split("_")[0].split("+")[0])
         return sorted(set(found), key=int)
 
@@ -410,4 +412,4 @@ def _merged(job_id: str, queued: JobInfo | None, past: JobInfo | None, reached: 
     if past is not None and reached:
         words = f"squeue knows the job no more, while sacct still says {past.state.value}"
     known = past or JobInfo(job_id, JobState.UNKNOWN)
-    return replace(known, state=JobState.UNKNOWN, reason=words)
+    return replace(known, state=JobState.UNKNOWN, reason=words, gone=reached)

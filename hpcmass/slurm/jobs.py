@@ -55,6 +55,8 @@ class JobInfo:
         time_limit_s: Wall time in seconds; None where there is no limit or it is not known.
         exit_code, signal: How the batch script ended.
         comment: What it was submitted with, as far as squeue tells it.
+        gone: Of an UNKNOWN job: the controller answers and does not have it any more: it neither waits
+            nor runs; how it ended nobody can say.
         used: What accounting measured, such as `{"cpu_s": 120.0, "max_rss_bytes": 1e9}`; empty without it.
         source: `squeue`, `sacct`, or empty where nobody knew it.
     """
@@ -74,3 +76,4 @@ class JobInfo:
     used: tuple[tuple[str, float], ...] = ()
     source: str = ""
     comment: str = ""
+    gone: bool = False

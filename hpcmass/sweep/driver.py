@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from hpcmass.config import Job
 from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
-from hpcmass.runs import RunFolder
+from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
 from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.records import Outcome, TrialSpec, best_trial, read_trials, trial_path
@@ -26,8 +26,6 @@ from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
 _SAME_FAILURES = 3
-# Losses of a node or a pilot job under a trial that cost none of its retries; more of them are no accident.
-_FREE_LOSSES = 20
 
 
 class Submit(Protocol):
@@ -121,7 +119,7 @@ class _Driver:
         self.flights: list[_Flight] = []
         self.starts: dict[int, int] = {}
         self.losses: dict[int, int] = {}
-        self.free_losses: dict[int, int] = {}
+        self.free_losses = FreeLosses()
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
         self.ran = 0
         self.submit: Submit | None = None
@@ -256,13 +254,16 @@ class _Driver:
             self._count(flight, verdict)
             return
         number = flight.spec.number
-        counted, most = (self.free_losses, _FREE_LOSSES) if flight.free else (self.losses, self.sweep.retries)
-        counted[number] = counted.get(number, 0) + 1
-        if counted[number] <= most:
+        if flight.free:
+            counted, most = self.free_losses.add(number, _reached(flight)), MOST_FREE_LOSSES
+        else:
+            counted, most = self.losses.get(number, 0) + 1, self.sweep.retries
+            self.losses[number] = counted
+        if counted <= most:
             self._say("retried", flight, message=verdict.reason or "")
             self.again.insert(0, flight.spec)
         else:
-            self._count(flight, Verdict("failed", f"lost {counted[number]} times: {verdict.reason}"))
+            self._count(flight, Verdict("failed", f"lost {counted} times: {verdict.reason}"))
 
     def _count(self, flight: _Flight, verdict: Verdict) -> None:
         """Write the outcome down once, tell the sampler, stop early when everything fails alike."""
@@ -334,6 +335,16 @@ def _alike(counted: list[Outcome]) -> list[str]:
     """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
     reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
     return reasons if len(set(reasons)) == 1 and reasons[0] else []
+
+
+def _reached(flight: _Flight) -> int:
+    """The step that a trial has reached, as its status says (a script's only at its end) or its reports."""
+    values = flight.values.read()
+    reported = int(values[-1][0]) if values else 0
+    try:
+        return max(reported, flight.spec.run.status().step)
+    except HpcmassError:
+        return reported
 
 
 def _attempt(run: RunFolder) -> int:

@@ -51,5 +51,7 @@ def best_addresses(driver: Sequence[str], here: Sequence[ipaddress.IPv4Interface
     own = {str(interface.ip) for interface in here}
     if own and own >= set(driver):
         return [LOOPBACK]  # The same machine.
-    near = [one for one in driver if any(ipaddress.IPv4Address(one) in i.network for i in here)]
-    return near or list(driver)
+    # One that this node has itself is a bridge that machines have under the same address (libvirt's, Docker's).
+    others = [one for one in driver if one not in own]
+    near = [one for one in others if any(ipaddress.IPv4Address(one) in i.network for i in here)]
+    return near or others

@@ -61,7 +61,7 @@ def render_block(
             command=(*starter, *command),
             out=out,
             signal_s=0,
-            comment=comment_of(driver),
+            comment=comment_of(driver, f"{shape.label}-{number}"),
             title=f"block {number} of target {shape.target}",
             packed=packed,
             python_word=len(starter),

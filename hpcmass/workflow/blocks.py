@@ -6,6 +6,7 @@ answer about stays what it was, and one that has gone in any way is replaced whi
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 import time
@@ -17,12 +18,12 @@ from parsl.jobs.states import JobState as BlockState
 from parsl.jobs.states import JobStatus
 from parsl.providers.base import ExecutionProvider
 
-from hpcmass.errors import SlurmError
+from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import append_record
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.commands import sbatch
 from hpcmass.slurm.jobs import JobInfo, JobState
-from hpcmass.workflow.blocks_left import end_blocks, forgotten
+from hpcmass.slurm.submission import submit_file
+from hpcmass.workflow.blocks_left import comment_of, end_blocks
 
 POLL_S = 10.0
 JOURNAL = "blocks.jsonl"
@@ -46,6 +47,8 @@ _STATES = {
 }
 # So long after Slurm first did not know a block any more (while it answers), the block counts as gone.
 _FORGOTTEN_S = 120.0
+# So long after sbatch did not hear back, a block may still turn up: a busy controller comes to it late.
+_STRAYS_S = 900.0
 
 
 class BlockBook:
@@ -53,7 +56,8 @@ class BlockBook:
 
     Attributes:
         driver: The driver's uuid.
-        journal: `blocks.jsonl`: one record for every block that was submitted.
+        journal: `blocks.jsonl`: a record for every block before it is submitted, and one with its job's id.
+        touched: Whether there may be blocks.
     """
 
     def __init__(
@@ -64,27 +68,79 @@ class BlockBook:
         self.slurm = slurm or Slurm(patience_s=5.0)
         self.poll_s = poll_s
         self.on_first: Callable[[], None] = lambda: None
+        self.touched = False
+        self._submitting = threading.Lock()
+        self._strays: set[str] = set()
+        self._strays_until = 0.0
         self._lock = threading.Lock()
         self._live: dict[str, JobInfo] = {}
-        self._unknown_since: dict[str, float] = {}
+        self._labels: dict[str, str] = {}
+        self._gone_since: dict[str, float] = {}
         self._looked = 0.0
+        self._dropped: set[str] = set()
         self.submitted: list[str] = []
 
-    def submit(self, script: Path, label: str) -> str:
+    def submit(self, script: Path, label: str, number: str) -> str:
         """Submit a block's script; gives its job id.
 
         Raises:
-            SlurmError: Slurm refused, or does not answer.
+            SlurmError: Slurm refused, or does not answer. A block that it took all the same is cancelled later.
+            StorageError: The file system refused; nothing is submitted.
         """
-        if not self.submitted:
+        if not self.touched:
             self.on_first()
-        job_id = self.slurm.run(sbatch(script)).strip().split(";")[0]
-        record = {"kind": "block", "job_id": job_id, "driver": self.driver, "executor": label}
-        append_record(self.journal, {**record, "script": script.name, "time": time.time()})
-        with self._lock:
-            self.submitted.append(job_id)
-            self._live[job_id] = JobInfo(job_id, JobState.PENDING)
+        self.touched = True
+        record = {"driver": self.driver, "executor": label, "script": script.name}
+        # First: whoever finds this can find the block, too, whatever becomes of this driver in between.
+        append_record(self.journal, {"kind": "intent", **record, "time": time.time()})
+        with self._submitting:
+            self._end_strays()
+            try:
+                comment = comment_of(self.driver, f"{label}-{number}")
+                job_id = submit_file(script, slurm=self.slurm, comment=comment, patience_s=0.0)
+            except SlurmError as error:
+                if error.data["unsure"]:
+                    self._strays_until = time.monotonic() + _STRAYS_S
+                raise
+            with self._lock:
+                self.submitted.append(job_id)
+                self._live[job_id] = JobInfo(job_id, JobState.PENDING)
+                self._labels[job_id] = label
+                too_late = label in self._dropped
+        with contextlib.suppress(HpcmassError):  # It is known by its comment as well.
+            append_record(self.journal, {"kind": "block", "job_id": job_id, **record, "time": time.time()})
+        if too_late:
+            self.drop(label)
         return job_id
+
+    def _end_strays(self) -> None:
+        """Cancel blocks that Slurm took without sbatch hearing of it: others were asked for in their place."""
+        if time.monotonic() > self._strays_until:
+            return
+        with contextlib.suppress(SlurmError):
+            found = self.slurm.find_comment(comment_of(self.driver))
+            strays = set(found) - set(self.submitted) - self._strays
+            if strays:
+                self.slurm.cancel(sorted(strays))
+                self._strays |= strays
+
+    def drop(self, label: str) -> None:
+        """Cancel all blocks of an executor for good; one that Slurm does not let go now, at the next looks."""
+        with self._lock:
+            self._dropped.add(label)
+            left = self._unwanted()
+        if left:
+            self.cancel(left)
+
+    def _unwanted(self) -> list[str]:
+        alive = (one for one, info in self._live.items() if not info.state.ended)
+        return [one for one in alive if self._labels.get(one) in self._dropped]
+
+    def note_refusal(self, label: str, words: str) -> None:
+        """Write down that Slurm takes no more blocks for now."""
+        record = {"kind": "refused", "driver": self.driver, "executor": label, "message": words}
+        with contextlib.suppress(HpcmassError, OSError):
+            append_record(self.journal, {**record, "time": time.time()})
 
     def look(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
         """What is known of blocks: one squeue for all live blocks of all executors, at most one a `poll_s`."""
@@ -95,16 +151,24 @@ class BlockBook:
                 live = [one for one, info in self._live.items() if not info.state.ended]
                 for one, info in self.slurm.jobs(live).items() if live else ():
                     self._live[one] = self._judge(one, info, now)
+                if left := self._unwanted():
+                    self.cancel(left)
+                if self._submitting.acquire(blocking=False):  # Else a block is not written down yet.
+                    try:
+                        self._end_strays()
+                    finally:
+                        self._submitting.release()
             return {one: self._live.get(one, JobInfo(one, JobState.UNKNOWN)) for one in job_ids}
 
     def _judge(self, job_id: str, info: JobInfo, now: float) -> JobInfo:
         """The last that was known where Slurm says nothing; gone where it has forgotten the job for long."""
         if info.state is not JobState.UNKNOWN:
-            self._unknown_since.pop(job_id, None)
+            self._gone_since.pop(job_id, None)
             return info
-        since = self._unknown_since.setdefault(job_id, now)
-        if forgotten(info) and now - since > _FORGOTTEN_S:
-            return JobInfo(job_id, JobState.NODE_FAIL, reason=info.reason)
+        if not info.gone:
+            self._gone_since.pop(job_id, None)
+        elif now - self._gone_since.setdefault(job_id, now) > _FORGOTTEN_S:
+            return JobInfo(job_id, JobState.NODE_FAIL, reason=info.reason or "Slurm does not know it any more")
         return self._live[job_id]
 
     def cancel(self, job_ids: Sequence[str]) -> bool:
@@ -163,7 +227,7 @@ class BlockProvider(ExecutionProvider):
         number = job_name.rpartition("-")[2]
         script = self.scripts.folder / f"{self._label}-{number}.sbatch"
         script.write_text(self.scripts.render(number, shlex.split(command)), encoding="utf-8")
-        job_id = self.book.submit(script, self._label)
+        job_id = self.book.submit(script, self._label, number)
         self.resources[job_id] = {"status": self._status_of(job_id, BlockState.PENDING)}
         return job_id
 
@@ -171,7 +235,7 @@ class BlockProvider(ExecutionProvider):
         """The state of blocks; one that ended stays ended, one that is not known stays what it was."""
         ids = [str(one) for one in job_ids]
         live = [one for one in ids if not self.resources[one]["status"].terminal]
-        for one, info in self.book.look(live).items() if live else ():
+        for one, info in self.book.look(live).items():
             state = _STATES.get(info.state)
             if state is not None:
                 self.resources[one]["status"] = self._status_of(one, state, info.reason)

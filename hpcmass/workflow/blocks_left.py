@@ -10,29 +10,29 @@ from pathlib import Path
 from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import read_records
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.jobs import JobInfo, JobState
+from hpcmass.slurm.jobs import JobState
 
 
-def comment_of(driver: str) -> str:
-    """What every block of a driver carries as `--comment`, by which it is found again."""
-    return f"hpcmass:{driver}"
+def comment_of(driver: str, block: str = "") -> str:
+    """What a block carries as `--comment`, to be found again; without its name, how those of all begin."""
+    return f"hpcmass:{driver}:{block}" if block else f"hpcmass:{driver}"
 
 
-def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> list[str] | None:
-    """Blocks of a driver that are not over, by their ids and by their comment; None where nobody can tell."""
+def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> tuple[list[str], bool]:
+    """Blocks of a driver that are not over, by their ids and by their comment.
+
+    One that the controller does not have any more is over, whether or not accounting knows how it ended.
+
+    Returns:
+        Those that are known to be alive, and whether these are all.
+    """
     try:
         found = dict.fromkeys([*known, *slurm.find_comment(comment_of(driver))])
         infos = slurm.jobs(list(found))
     except SlurmError:
-        return None
-    if any(info.state is JobState.UNKNOWN and not forgotten(info) for info in infos.values()):
-        return None
-    return [one for one, info in infos.items() if info.state.ended is False]
-
-
-def forgotten(info: JobInfo) -> bool:
-    """Whether Slurm answers, and has no such job any more (or not yet)."""
-    return info.state is JobState.UNKNOWN and " know" in info.reason
+        return [], False
+    alive = [one for one, info in infos.items() if info.state.ended is False]
+    return alive, all(info.state is not JobState.UNKNOWN or info.gone for info in infos.values())
 
 
 def end_blocks(slurm: Slurm, driver: str, known: Sequence[str], *, within_s: float) -> bool:
@@ -43,12 +43,12 @@ def end_blocks(slurm: Slurm, driver: str, known: Sequence[str], *, within_s: flo
     """
     until = time.monotonic() + within_s
     while True:
-        left = live_blocks(slurm, driver, known)
-        if left == []:
+        alive, all_known = live_blocks(slurm, driver, known)
+        if all_known and not alive:
             return True
-        if left:
+        if alive:
             with contextlib.suppress(HpcmassError):
-                slurm.cancel(left)
+                slurm.cancel(alive)
         if time.monotonic() > until:
             return False
         time.sleep(0.5)

@@ -1,28 +1,22 @@
 """A driver as a Slurm job of its own: for sites whose login nodes end long processes.
 
 `FOLDER/driver/` holds `driver.json` (the command that is the driver), the site, its batch script, its output,
-and `hops.jsonl`. The job runs `drive`, which starts the command, ends it in order before the time limit, and
-goes on as a requeued job, or as a successor where the site forbids that. The command finds what is done in its
-folders, so nothing but time is lost.
+and `hops.jsonl`. The job runs `driver_hop.drive`.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from hpcmass.config import Job, Layout, Project, Site, Target, parse_duration, site_to_toml
-from hpcmass.errors import ConfigError, CorruptError, HpcmassError, NotFound
-from hpcmass.files import Lease, append_record, make_dir, read_json, read_records, replace, replace_json
+from hpcmass.errors import ConfigError, CorruptError, HpcmassError
+from hpcmass.files import Lease, append_record, make_dir, read_json, replace, replace_json
 from hpcmass.launch import hpcmass_command
 from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.script import ScriptSpec, render_script
@@ -32,8 +26,6 @@ from hpcmass.workflow.submit import signal_s
 from hpcmass.workflow.targets import named_target
 
 MEMORY_GB = 2.0
-_LEASE_S = 150.0
-_MAX_HOPS = 500
 
 
 @dataclass(frozen=True)
@@ -208,90 +200,6 @@ def submit_sweep(
         folder, words, site=site, target=target, leases=[folder / "lease"],
         name=f"hpcmass-sweep-{job.name}", cwd=project.root, slurm=slurm,
     )  # fmt: skip
-
-
-# -- the job's process ----------------------------------------------------------------------------------
-class _Child:
-    """The driver's command, and the signals of its job."""
-
-    def __init__(self, file: DriverFile) -> None:
-        self.cut = False  # the time limit is near
-        self.ended: int | None = None  # told to end, by this signal
-        self._process: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        self._file = file
-
-    def run(self) -> int:
-        """Run it to its end; a signal from before is not forgotten."""
-        self._process = subprocess.Popen(self._file.command, cwd=self._file.cwd, stdin=subprocess.DEVNULL)
-        if self.cut or self.ended:
-            self._process.terminate()
-        return self._process.wait()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
-            self.cut = True
-        else:
-            self.ended = number
-        process = self._process
-        if process is not None and process.poll() is None:
-            # In a thread: a signal handler must not meet the lock that `wait` holds.
-            threading.Thread(target=process.terminate, daemon=True).start()
-
-
-def drive(folder: Path, *, slurm: Slurm | None = None) -> int:
-    """Be one hop of a driver: the process of its batch script. Gives its exit code.
-
-    Raises:
-        NotFound: The folder has no driver.
-    """
-    file = DriverFile.read(folder)
-    child = _Child(file)
-    slurm = slurm or Slurm(patience_s=300.0)
-    job_id, journal = os.environ.get("SLURM_JOB_ID", ""), driver_folder(folder) / "hops.jsonl"
-    begins = sum(1 for record in read_records(journal) if record.get("kind") == "begin")
-    append_record(journal, {"kind": "begin", "job_id": job_id, "hop": begins + 1, "time": time.time()})
-    _wait_for(file.leases, child)
-    code = child.run()
-    going_on = child.cut and code != 0 and bool(job_id) and begins + 1 < _MAX_HOPS
-    how = ("requeue" if file.requeue else "successor") if going_on else "none"
-    cause = "time-limit" if child.cut else "signal" if child.ended else "completed" if code == 0 else "failed"
-    record = {
-        "kind": "end",
-        "job_id": job_id,
-        "hop": begins + 1,
-        "exit_code": code,
-        "cause": cause,
-        "next": how,
-    }
-    append_record(journal, {**record, "time": time.time()})
-    if how == "requeue":
-        slurm.requeue(job_id)
-    elif how == "successor":
-        _successor(folder, job_id, slurm)
-    return 0 if going_on else code
-
-
-def _wait_for(leases: Sequence[str], child: _Child) -> None:
-    """Wait for leases of a driver whose node is gone; one that is alive keeps them, and the command says so."""
-    until = time.monotonic() + _LEASE_S
-    while time.monotonic() < until and not child.cut and not child.ended:
-        if all(Lease(Path(one)).owner() is None for one in leases):
-            return
-        time.sleep(1.0)
-
-
-def _successor(folder: Path, job_id: str, slurm: Slurm) -> None:
-    place = driver_folder(folder)
-    scripts = sorted(place.glob("job-*.sbatch"))
-    if not scripts:
-        raise NotFound("has no batch script", where=place)
-    comment = f"hpcmass:{uuid.uuid4().hex}"
-    options = [f"--dependency=afterany:{job_id}"]
-    text = scripts[-1].read_text(encoding="utf-8")
-    new = submit_script(text, place, slurm=slurm, name=scripts[-1].name, options=options, comment=comment)
-    append_record(place / "hops.jsonl", {"kind": "submitted", "job_id": new, "time": time.time()})
 
 
 def run_here(folder: Path) -> NoReturn:

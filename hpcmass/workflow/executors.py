@@ -6,17 +6,21 @@ pilot needs to know lies in a file beside Parsl's logs.
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 
-from hpcmass.errors import LaunchError, SlurmError
+from hpcmass.errors import HpcmassError, LaunchError, SlurmError
 from hpcmass.files import replace_json
 from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.block_shape import BlockShape
@@ -25,10 +29,15 @@ from hpcmass.workflow.interchange import UNANSWERED, watch_answers
 
 HEARTBEAT_S = 5
 LOST_AFTER_S = 60
-# So many blocks in a row that never came to work are a broken target, not bad luck.
+# So many blocks in a row that never came to work are a broken target, not bad luck; three times as many where
+# another one runs, which may yet come to work.
 _BROKEN_AFTER = 3
-# After Slurm did not answer a submission, wait this long before the next one.
+_BROKEN_BESIDE_OTHERS = 9
+# After Slurm did not take a block, wait this long before the next: for its answer, or for room within a limit.
 _HOLD_S = 15.0
+_LIMIT_HOLD_S = 60.0
+_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit", re.IGNORECASE)
+_BAD = (JobState.FAILED, JobState.MISSING)
 # Not by its path, which would put this folder in front of the standard library.
 _PILOT = [
     sys.executable,
@@ -45,6 +54,7 @@ class BlockExecutor(HighThroughputExecutor):
     Attributes:
         shape: How its blocks are cut.
         demand: Items that want a slot here, those under way included; by default those handed to Parsl.
+        refused: Blocks that could not be submitted, and why.
     """
 
     def __init__(
@@ -73,12 +83,15 @@ class BlockExecutor(HighThroughputExecutor):
         )
         self.shape = shape
         self.demand: Callable[[], int] | None = None
-        self.excused: set[str] = set()
+        self.refused: dict[str, Exception] = {}
         self._pilot = dict(pilot)
         self._blocks = provider
         self._addresses = [address] if address else own_addresses()
         self._hold_until = 0.0
         self._asked: dict[str, float] = {}
+        self._excused: list[str] = []
+        self._given_up = False
+        self._giving_up = threading.Lock()
 
     def __repr__(self) -> str:
         return f"BlockExecutor({self.label!r}, {self.shape!r})"
@@ -117,22 +130,50 @@ class BlockExecutor(HighThroughputExecutor):
         return max(len(self.tasks), self.demand() if self.demand else 0)
 
     def scale_out_facade(self, n: int) -> list[str]:
-        """Submit blocks, unless Slurm did not answer just now."""
-        if time.monotonic() < self._hold_until:
-            return []
-        blocks: list[str] = super().scale_out_facade(n)
-        return blocks
+        """Submit blocks one after the other, until Slurm takes no more for now."""
+        begun: list[str] = []
+        for _ in range(n):
+            if self._given_up or self._unreachable or time.monotonic() < self._hold_until:
+                break
+            new: list[str] = super().scale_out_facade(1)
+            if not new:
+                break
+            begun += new
+        # What passes by itself is no end of a block.
+        for one in self._excused:
+            self._status.pop(one, None)
+            self._simulated_status.pop(one, None)
+        self._excused.clear()
+        return begun
 
     def _launch_block(self, block_id: str) -> Any:
         command = [*_PILOT, str(self.pilot_file), block_id]
         self._asked[block_id] = time.monotonic()
         try:
             return self._blocks.submit(shlex.join(command), 1, f"{self.label}-{block_id}")
-        except SlurmError as error:
-            if error.transient:
-                self.excused.add(block_id)
-                self._hold_until = time.monotonic() + _HOLD_S
+        except Exception as error:
+            self._note_refusal(block_id, error)
             raise
+
+    def _note_refusal(self, block_id: str, error: Exception) -> None:
+        """Tell what passes by itself, and is waited out, from what does not."""
+        hold_s = _HOLD_S
+        if isinstance(error, SlurmError) and error.transient:
+            self._excused.append(block_id)
+        elif isinstance(error, SlurmError) and self._is_full(error):
+            # There is room again once a job has ended: until then what was taken has to do.
+            self._excused.append(block_id)
+            self._blocks.book.note_refusal(self.label, error.message)
+            hold_s = _LIMIT_HOLD_S
+        else:
+            self.refused[block_id] = error
+            hold_s = _HOLD_S if self._live_blocks() else 0.0
+        self._hold_until = time.monotonic() + hold_s
+
+    def _is_full(self, error: SlurmError) -> bool:
+        """Whether a limit leaves no room for a further block now; not one that no block can ever meet."""
+        counts = _SUBMIT_LIMIT.search(error.data["stderr"]) is not None
+        return bool(error.data["kind"] == "limit" and (counts or self.blocks_to_job_id))
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
         """Give blocks back: any, at the end; with `max_idletime` (seconds) those that were idle for so long.
@@ -155,6 +196,30 @@ class BlockExecutor(HighThroughputExecutor):
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]
 
+    def give_up(self) -> None:
+        """Cancel all blocks, and submit no more; Parsl would leave those of a broken executor as they are."""
+        with self._giving_up:
+            if not self._given_up:
+                self._given_up = True
+                self._blocks.book.drop(self.label)
+
+    def set_bad_state_and_fail_all(self, exception: Exception) -> None:
+        """Take no further items; what was under way fails once its blocks are told to end, not before."""
+        self.give_up()
+        super().set_bad_state_and_fail_all(exception)
+
+    def status(self) -> dict[str, JobStatus]:
+        """The state of all blocks, also without an interchange: else no other executor were looked after."""
+        try:
+            found: dict[str, JobStatus] = super().status()
+        except UNANSWERED:
+            found = BlockProviderExecutor.status(self)
+        return found
+
+    @property
+    def _unreachable(self) -> bool:
+        return self.interchange_proc is not None and self.interchange_proc.poll() is not None
+
     def _live_blocks(self) -> list[str]:
         known = self._status.items()
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
@@ -169,26 +234,54 @@ class BlockExecutor(HighThroughputExecutor):
         waits = self._status[block].state in (JobState.PENDING, JobState.HELD)
         return waits and time.monotonic() - self._asked[block] > seconds
 
+    def at_work(self, blocks: Collection[str]) -> bool:
+        """Whether workers of one of these blocks are connected."""
+        try:
+            found = {str(m["block_id"]) for m in self.connected_managers()}
+        except UNANSWERED:
+            return False
+        return bool(found & set(blocks))
+
     def room(self) -> int:
-        """Slots of the workers that are connected and take items."""
+        """Slots of the workers that are connected and take items.
+
+        Raises:
+            UNANSWERED: There is no interchange any more.
+        """
         managers = self.connected_managers()
         return sum(m["worker_count"] for m in managers if m["active"] and not m["draining"])
 
 
 def _judge_blocks(executor: Any, status: dict[str, JobStatus]) -> None:
-    """Give a target up when block after block ends without having come to work."""
-    ids = sorted((one for one in status if one not in executor.excused), key=int)
-    last = [status[one] for one in ids[-_BROKEN_AFTER:]]
-    bad = (JobState.FAILED, JobState.MISSING)
-    if len(last) < _BROKEN_AFTER or any(each.state not in bad for each in last) or executor.bad_state_is_set:
-        return
-    said = next((text for each in reversed(last) if (text := (each.stdout_summary or "").strip())), "")
-    words = next((each.message for each in reversed(last) if each.message), "")
-    executor.set_bad_state_and_fail_all(
-        LaunchError(
-            f"{_BROKEN_AFTER} blocks in a row on target '{executor.shape.target}' ended before they could work"
-            + (f": {said[-1500:]}" if said else f": {words}" if words else ""),
-            where=executor.provider.scripts.folder,
-            hint="its setup, modules or Python may be missing on the nodes; the folder has scripts and outputs",
-        )
+    """Give a target up when block after block ends without having come to work, or is refused."""
+    ended = sorted(
+        (one for one, each in status.items() if each.state in TERMINAL_STATES), key=int, reverse=True
     )
+    row = list(itertools.takewhile(lambda one: status[one].state in _BAD, ended))
+    if len(row) < _BROKEN_AFTER or executor.bad_state_is_set or _may_work(executor, status, row):
+        return
+    last = [status[one] for one in row[:_BROKEN_AFTER]]
+    refusals = [executor.refused[one] for one in row[:_BROKEN_AFTER] if one in executor.refused]
+    said = next((text for each in last if (text := (each.stdout_summary or "").strip())), "")
+    words = next((each.message for each in last if each.message), "")
+    target = executor.shape.target
+    if len(refusals) == len(last):
+        why = refusals[0]
+        message, hint = (why.message, why.hint) if isinstance(why, HpcmassError) else (str(why), None)
+        what = f"{len(last)} blocks in a row on target '{target}' could not be submitted: {message}"
+    else:
+        what = f"{len(last)} blocks in a row on target '{target}' ended before they could work"
+        what += f": {said[-1500:]}" if said else f": {words}" if words else ""
+        hint = "its setup, modules or Python may be missing on the nodes; the folder has scripts and outputs"
+    executor.set_bad_state_and_fail_all(LaunchError(what, where=executor.provider.scripts.folder, hint=hint))
+
+
+def _may_work(executor: Any, status: dict[str, JobStatus], row: Sequence[str]) -> bool:
+    """Whether a target has a block that works or may come to work, in spite of a row of bad ones."""
+    died = sum(one not in executor.refused for one in row)
+    alive = {one: each.state for one, each in status.items() if each.state not in TERMINAL_STATES}
+    if alive and died < _BROKEN_AFTER:
+        return True  # It was taken; that further ones are refused says nothing about it.
+    if JobState.RUNNING in alive.values() and died < _BROKEN_BESIDE_OTHERS:
+        return True
+    return bool(executor.at_work(alive))

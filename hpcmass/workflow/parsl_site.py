@@ -19,6 +19,7 @@ from parsl.providers import LocalProvider
 
 from hpcmass.config import Resources, Target
 from hpcmass.errors import BlockLost
+from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses
 from hpcmass.workflow.block_script import render_block
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import BlockBook, BlockProvider, BlockScripts
@@ -31,7 +32,6 @@ _LOST_AFTER_S = 60
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 # A block that has had nothing to do for so long is given back.
 IDLE_S = 60.0
-_FREE_LOSSES = 20
 
 
 def config_of(
@@ -54,14 +54,25 @@ def config_of(
         strategy_period=2,
         max_idletime=IDLE_S,
         retries=retries or 0,
-        retry_handler=cost_of if retries is not None else None,
+        retry_handler=Cost() if retries is not None else None,
     )
 
 
-def cost_of(error: Exception, task: Mapping[str, Any]) -> float:
-    """What a failure costs a task of its retries: nothing where its node or block was lost, up to a bound."""
-    lost = isinstance(error, (ManagerLost, BlockLost))
-    return 0.0 if lost and int(task.get("try_id", 0)) < _FREE_LOSSES else 1.0
+class Cost:
+    """What a failure costs a task of its retries: Parsl's `retry_handler`.
+
+    Nothing where its node or block was lost, up to a bound that begins anew whenever it got further.
+    """
+
+    def __init__(self) -> None:
+        self._losses = FreeLosses()
+
+    def __call__(self, error: Exception, task: Mapping[str, Any]) -> float:
+        """The cost; a whole retry is 1."""
+        if not isinstance(error, (ManagerLost, BlockLost)):
+            return 1.0
+        step = error.data.get("step", 0) if isinstance(error, BlockLost) else 0
+        return 0.0 if self._losses.add(task["id"], int(step)) <= MOST_FREE_LOSSES else 1.0
 
 
 # -- this machine ---------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from hpcmass.evaluate import Compared, compare, compare_table
 from hpcmass.evaluate.combine import combine
 from hpcmass.files import claim, make_dir, replace_json
 from hpcmass.launch import usable_cores
-from hpcmass.runs import RunFolder, State, Status
+from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder, State, Status
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.watch import is_running, judge_run
 from hpcmass.train import opening
@@ -37,7 +37,6 @@ from hpcmass.workflow.targets import target_of
 from hpcmass.workflow.trials import run_trial
 
 _RETRIES = 2
-_FREE_LOSSES = 20  # of the node or block under a part
 _WHOLE = "whole"
 
 
@@ -214,7 +213,7 @@ def _until_completed(
 
     running = {submit(part): part for part in parts}
     losses: dict[str, int] = {}
-    free_losses: dict[str, int] = {}
+    free_losses = FreeLosses()
     while running and not interruption.signal:
         whole.check_held()
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -229,10 +228,12 @@ def _until_completed(
             if verdict.kind == "complete":
                 say(f"part {part.name}: trained on {part.samples} samples")
                 continue
-            free = isinstance(future.exception(), BlockLost)
-            counted, most = (free_losses, _FREE_LOSSES) if free else (losses, _RETRIES)
-            counted[part.name] = counted.get(part.name, 0) + 1
-            if verdict.kind == "failed" or counted[part.name] > most:
+            if isinstance(future.exception(), BlockLost):
+                counted, most = free_losses.add(part.name, part.run.status().step), MOST_FREE_LOSSES
+            else:
+                counted, most = losses.get(part.name, 0) + 1, _RETRIES
+                losses[part.name] = counted
+            if verdict.kind == "failed" or counted > most:
                 raise TrainError(
                     f"part {part.name} failed: {verdict.reason}",
                     where=part.run.path,

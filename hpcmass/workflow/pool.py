@@ -183,9 +183,7 @@ class Pool:
                 seconds, result = done.result()
                 lane.note(seconds)
         if reason is not None:
-            with self._lock:
-                self._queue.appendleft(item)
-            self._give_up(lane, reason)
+            self._give_up(lane, reason, item)
         elif error is None:
             item.future.set_result(result)
         elif isinstance(error, ManagerLost):
@@ -207,12 +205,15 @@ class Pool:
             return None
         return known if isinstance(known, LaunchError) else LaunchError(str(known or error))
 
-    def _give_up(self, lane: Lane, reason: LaunchError) -> None:
+    def _give_up(self, lane: Lane, reason: LaunchError, *items: _Item) -> None:
         """Use an executor no more: others take its items, or, where there is none, all fail."""
         with self._lock:
             lane.broken = lane.broken or reason
+        if isinstance(lane.executor, BlockExecutor):
+            lane.executor.give_up()  # Before its items begin elsewhere.
+        with self._lock:
             moved, lane.bound = lane.bound, set()
-            self._queue.extendleft(moved)
+            self._queue.extendleft([*items, *moved])
             if any(other.broken is None for other in self.lanes.values()):
                 waiting: list[_Item] = []
             else:
@@ -263,7 +264,7 @@ class Pool:
             if unreachable:
                 # Parsl's own way out would ask the interchange, and wait for its answer.
                 atexit.unregister(self._kernel.atexit_cleanup)
-            ended = self._book is None or not self._book.submitted or self._book.end(within_s=_BLOCKS_END_S)
+            ended = self._book is None or not self._book.touched or self._book.end(within_s=_BLOCKS_END_S)
             end_tagged(self.tag, grace_s=grace_s, told=told)
         return ended
 

@@ -62,7 +62,9 @@ def train_step(
     if status.state is State.COMPLETED:
         return str(run.path)
     if ending.asked and status.state is State.STOPPED:
-        raise BlockLost("its block came to the end of its time", where=run.path, transient=True)
+        raise BlockLost(
+            "its block came to the end of its time", where=run.path, transient=True, step=status.step
+        )
     raise TrainError(
         f"the run ended as {status.state.value}: {status.reason}",
         where=run.path,

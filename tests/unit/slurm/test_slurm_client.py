@@ -278,3 +278,24 @@ def test_what_accounting_has_not_heard_yet_the_controller_tells(slurm: Slurm, co
     command("sacct", f"echo '{sacct_line('7', 'COMPLETED')}allocation'")
     info = slurm.jobs(["7"])["7"]
     assert (info.name, info.exit_code, info.source) == ("x", 0, "sacct")
+
+
+def test_a_job_that_the_controller_does_not_have_is_gone_whatever_accounting_says(
+    slurm: Slurm, command: Command
+) -> None:
+    command("squeue", "exit 0")
+    for sacct in (
+        "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+        "echo 'sacct: error: Problem talking to the database: Connection refused' >&2; exit 1",
+        f"echo '{sacct_line('7', 'RUNNING')}'",
+        "exit 0",
+    ):
+        command("sacct", sacct)
+        slurm._accounting = None
+        assert (slurm.jobs(["7"])["7"].state, slurm.jobs(["7"])["7"].gone) == (JobState.UNKNOWN, True)
+    command("sacct", f"echo '{sacct_line('7', 'FAILED')}'")
+    assert not slurm.jobs(["7"])["7"].gone  # it is known how it ended
+    command("squeue", DOWN)
+    slurm.patience_s = 0
+    command("sacct", "exit 0")
+    assert not slurm.jobs(["7"])["7"].gone  # nobody knows

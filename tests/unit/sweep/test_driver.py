@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from toy_trials import prepare, toy_job, toy_trial
 
-from hpcmass.errors import LeaseHeld, SweepError
+from hpcmass.errors import BlockLost, LeaseHeld, SweepError
 from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.driver import run_study
@@ -110,6 +110,26 @@ def test_a_trial_lost_too_often_fails(tmp_path):
     assert result.counts == {"complete": 3, "pruned": 0, "failed": 1, "unfinished": 0}
     assert started.count(1) == 2
     assert "gone" in read_outcome(tmp_path / "trials/000001").reason
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+def test_lost_blocks_are_counted_anew_whenever_a_trial_got_on(tmp_path, gets_on):
+    seen = []
+
+    def cut(path):  # Every block ends in order after one step; or before it.
+        run = RunFolder(path)
+        seen.append(path)
+        if len(seen) <= 30:
+            run.update(state=State.STOPPED, step=len(seen) if gets_on else 0, attempt=len(seen))
+            raise BlockLost("its block came to the end of its time", transient=True)
+        return toy_trial(path)
+
+    result, started = drive(toy_job(trials=1, parallel=1, retries=0), tmp_path, cut)
+    if gets_on:
+        assert (result.counts["complete"], len(started)) == (1, 31)
+    else:
+        assert (result.counts["failed"], len(started)) == (1, 21)
+        assert "lost 21 times" in read_outcome(tmp_path / "trials/000000").reason
 
 
 def test_the_users_error_is_not_retried(tmp_path):

@@ -17,6 +17,14 @@ def test_a_node_in_another_network_tries_all():
     assert best_addresses(LOGIN, []) == LOGIN
 
 
+def test_a_bridge_that_both_machines_have_leads_to_the_node_itself():
+    driver = ["10.1.0.5", "192.168.122.1"]
+    here = [IPv4Interface("10.2.0.7/16"), IPv4Interface("192.168.122.1/24")]
+    assert best_addresses(driver, here) == ["10.1.0.5"]  # in no network of the node's: it is routed
+    assert best_addresses([*driver, "10.2.9.9"], here) == ["10.2.9.9"]
+    assert best_addresses([*driver, "172.30.0.2"], here) == ["10.1.0.5", "172.30.0.2"]
+
+
 def test_on_the_drivers_machine_it_is_the_loopback():
     here = [IPv4Interface(f"{one}/24") for one in (*LOGIN, "10.9.9.9")]
     assert best_addresses(LOGIN, here) == ["127.0.0.1"]
