@@ -1,0 +1,151 @@
+"""A copy of the state in memory that is reused, and work done in a thread while training goes on.
+
+The copy is a real one, made before training goes on: a writer that reads the live tensors instead writes what
+has changed meanwhile (pytorch#144657).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcmass.errors import HpcmassError
+from hpcmass.train.memory import memory_left
+from hpcmass.train.tensorfile import Layout
+
+# What of the free memory a copy may take: the rest is for whatever else grows.
+SHARE = 0.8
+_PIECE_BYTES = 1 << 24
+
+
+class Cancelled(HpcmassError):
+    """A checkpoint was given up before it was committed."""
+
+
+class Snapshot:
+    """Memory of one layout: the body of a safetensors file, with a view into it for every tensor."""
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.uint8)
+        self._layout = Layout((), 0)
+        self._views: list[Tensor] = []
+
+    def make_room(self, layout: Layout, device: torch.device, *, copies: int = 1) -> bool:
+        """Have memory for a copy of these tensors; what is there already is used again.
+
+        Args:
+            layout: Of the tensors that are to be copied.
+            device: Where they lie; a GPU's go into page-locked memory.
+            copies: Ranks of this node that take as much at the same time.
+
+        Returns:
+            Whether there is enough; else nothing is held.
+        """
+        if layout == self._layout:
+            return True
+        self._views, self._layout = [], Layout((), 0)
+        if layout.nbytes > len(self._flat):
+            self._flat = torch.empty(0, dtype=torch.uint8)
+            left = memory_left()
+            if left is not None and layout.nbytes * copies > SHARE * left:
+                return False
+            try:
+                self._flat = torch.empty(layout.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            except (RuntimeError, MemoryError):  # torch's own word for memory that is not there
+                return False
+        for slot in layout.slots:
+            self._views.append(self._flat[slot.start : slot.end].view(slot.dtype).view(slot.shape))
+        self._layout = layout
+        return True
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of the tensors as they are now."""
+        on_gpu = False
+        with torch.no_grad():
+            for slot, view in zip(self._layout.slots, self._views, strict=True):
+                tensor = tensors[slot.name]
+                on_gpu = on_gpu or tensor.is_cuda
+                view.copy_(tensor, non_blocking=True)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies by name."""
+        return {slot.name: view for slot, view in zip(self._layout.slots, self._views, strict=True)}
+
+    def pieces(self, job: Job | None = None) -> Iterator[memoryview]:
+        """The bytes of the body.
+
+        Raises:
+            Cancelled: `job` is not wanted any more.
+        """
+        data = self._flat[: self._layout.nbytes].numpy().data
+        for first in range(0, len(data), _PIECE_BYTES):
+            if job is not None:
+                job.check()
+            yield data[first : first + _PIECE_BYTES]
+
+
+class Job:
+    """One piece of work in a thread of its own."""
+
+    def __init__(self, work: Callable[[Job], Any]) -> None:
+        """Begin.
+
+        Args:
+            work: Called with this object, whose `check` it calls before what must not happen once it is
+                cancelled.
+        """
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="hpcmass-checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work(self)
+        except BaseException as error:  # whoever asks for the result is told
+            self._error = error
+
+    def check(self) -> None:
+        """Raise `Cancelled` when it is."""
+        if self._cancelled.is_set():
+            raise Cancelled("the checkpoint was given up")
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still at work."""
+        return self._thread.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended with an error."""
+        return not self.running and self._error is not None
+
+    def result(self) -> Any:
+        """Wait for the end; what the work returned.
+
+        Raises:
+            Exception: What it raised.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def end(self, *, now: bool) -> None:
+        """Wait for the end, whatever it is.
+
+        Args:
+            now: Give it up: nothing is committed from here on, and only a file system that hangs is waited
+                for, a few seconds.
+        """
+        if now:
+            self._cancelled.set()
+        self._thread.join(5.0 if now else None)
