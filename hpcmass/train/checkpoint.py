@@ -208,7 +208,7 @@ def commits(folder: Path) -> list[Commit]:
     found = []
     for name in names:
         try:
-            found.append(_read_commit(folder / name))
+            found.append(read_commit(folder / name))
         except HpcmassError as error:
             if name != names[-1]:
                 continue
@@ -219,7 +219,13 @@ def commits(folder: Path) -> list[Commit]:
     return found
 
 
-def _read_commit(path: Path) -> Commit:
+def read_commit(path: Path) -> Commit:
+    """What a commit file says.
+
+    Raises:
+        CorruptError: It is none.
+        TrainError: A newer hpcmass wrote it.
+    """
     try:
         raw = read_json(path)
         if int(raw["format"]) > FORMAT:
@@ -380,6 +386,6 @@ def _named(folder: Path, step: str, name: str) -> bool:
     if not path.exists():
         return False
     try:
-        return name in {part.path.name for part in _read_commit(path).parts}
+        return name in {part.path.name for part in read_commit(path).parts}
     except HpcmassError:
         return True
