@@ -176,7 +176,7 @@ class _Rank:
         return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields)
 
     def _begin_with(self, task: Task | None) -> dict[str, Any] | None:
-        """Put the weights that the job names into rank 0's model, where no checkpoint is there to go on from."""
+        """Put the job's weights into rank 0's model, unless a checkpoint is there to go on from."""
         source = self.job.train.init_from
         if source is None or (not self.fresh and has_trained(self.run)):
             return None
