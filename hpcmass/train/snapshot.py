@@ -6,8 +6,9 @@ has changed meanwhile (pytorch#144657).
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,12 +65,16 @@ class Snapshot:
 
     def copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the values of the tensors as they are now."""
-        on_gpu = False
+        on_gpu, moves = False, []
         with torch.no_grad():
             for slot, view in zip(self._layout.slots, self._views, strict=True):
                 tensor = tensors[slot.name]
+                if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg():
+                    moves.append((view.data_ptr(), tensor.data_ptr(), slot.end - slot.start))
+                    continue
                 on_gpu = on_gpu or tensor.is_cuda
                 view.copy_(tensor, non_blocking=True)
+        move(moves, torch.get_num_threads())
         if on_gpu:
             torch.cuda.current_stream().synchronize()
 
@@ -88,6 +93,37 @@ class Snapshot:
             if job is not None:
                 job.check()
             yield data[first : first + _PIECE_BYTES]
+
+
+def move(moves: Sequence[tuple[int, int, int]], threads: int) -> None:
+    """Copy memory: (to, from, bytes) each, shared out evenly by bytes to threads that wait for each other once.
+
+    One parallel loop for each tensor, as torch does it, waits for the slowest thread hundreds of times, which
+    on a busy machine takes ten times as long.
+    """
+    threads = max(1, min(threads, sum(size for _, _, size in moves) >> 20))
+    share = -(-sum(size for _, _, size in moves) // threads)
+    shares: list[list[tuple[int, int, int]]] = [[]]
+    room = share
+    for to, origin, size in moves:
+        while size > 0:
+            if room == 0:
+                shares.append([])
+                room = share
+            some = min(size, room)
+            shares[-1].append((to, origin, some))
+            to, origin, size, room = to + some, origin + some, size - some, room - some
+
+    def work(mine: list[tuple[int, int, int]]) -> None:
+        for to, origin, size in mine:
+            ctypes.memmove(to, origin, size)  # drops the interpreter's lock
+
+    others = [threading.Thread(target=work, args=(mine,)) for mine in shares[1:]]
+    for other in others:
+        other.start()
+    work(shares[0])
+    for other in others:
+        other.join()
 
 
 class Job:

@@ -47,7 +47,7 @@ def said() -> list[str]:
 @pytest.fixture
 def make(run: RunFolder, said: list[str]) -> Iterator[Callable[..., tuple[Keeper, dict]]]:
     made: list[Keeper] = []
-    comm = open_communicator("single", RankEnv(0, 1, 0, 1, "none"))
+    comm = open_communicator("single", RankEnv(0, 1, 0, 1, source="none"))
 
     def keeper(weights: tuple[str, ...] = ("w",), **train: object) -> tuple[Keeper, dict]:
         state = {"model": {"w": torch.zeros(3000, 5), "mask": torch.tensor([float("-inf")])}, "step": 0}
@@ -283,6 +283,16 @@ def test_a_copy_of_every_layout() -> None:
         assert tensor.data_ptr() % tensor.element_size() == 0
     live = b"".join(bytes(piece) for piece in tensorfile.bodies(tensorfile.lay_out(tensors), tensors))
     assert b"".join(bytes(piece) for piece in copy.pieces()) == live
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_memory_is_copied_by_several_threads(threads: int) -> None:
+    sizes = [3 << 20, 0, 5, (2 << 20) + 1, 17]
+    origin = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in sizes]
+    copies = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
+    snapshot.move([(a.data_ptr(), b.data_ptr(), len(b)) for a, b in zip(copies, origin, strict=True)], threads)
+    assert all(torch.equal(a, b) for a, b in zip(copies, origin, strict=True))
+    snapshot.move([], threads)
 
 
 def test_parts_are_balanced_and_hold_each_tensor_once() -> None:

@@ -1,0 +1,135 @@
+"""Seconds that training waits for a checkpoint, against one memcpy of the state, in turns: goal at most 1.3.
+
+    python benchmarks/checkpoint_stall.py [--quick]
+
+A network of 25 million parameters (4 million with --quick) and its AdamW state, 300 MB (48 MB), trained by hand between
+checkpoints, so that each one is of a state that has changed. The memcpy copies one flat array of as many bytes
+into another one: the faster of the C library's, in one thread, and torch's in all threads. The two take turns; while they are
+measured nothing is being written (that is waited for), for what the writing costs is told beside: the steps
+while a checkpoint is written, against steps without, and the checkpoint that training waits for whole
+(`train.checkpoint_background = false`). The first checkpoint also takes its memory from the system; it is
+told too and not part of the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hpcmass.config import job_from_values
+from hpcmass.launch import RankEnv
+from hpcmass.runs import RunFolder
+from hpcmass.train.checkpoint import Mark
+from hpcmass.train.comm import open_communicator
+from hpcmass.train.keeping import Keeper
+
+GOAL = 1.3
+
+
+class Trained:
+    """A model that trains, and its state."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.batch = torch.randn(8, width)
+        self.step()
+
+    def step(self) -> float:
+        """One step; its seconds."""
+        began = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.model(self.batch).square().mean().backward()
+        self.optimizer.step()
+        return time.perf_counter() - began
+
+    def state(self) -> dict[str, object]:
+        """As the loop's."""
+        return {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict()}
+
+    def keeper(self, folder: Path, background: bool) -> Keeper:
+        """Writes it to a run folder of its own."""
+        table = {"checkpoint_background": background, "keep_checkpoints": 1}
+        job = job_from_values({"name": "stall", "command": ["true"], "train": table})
+        comm = open_communicator("single", RankEnv(0, 1, 0, 1, source="none"))
+        names = [name for name, _ in self.model.named_parameters()]
+        return Keeper(RunFolder(folder), comm, job.train, self.state, names, folder / "recipe.py", print)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a state of 48 MB, fewer rounds")
+    quick = parser.parse_args().quick
+    trained = Trained(1000, 4 if quick else 25)
+    nbytes = 4 * 3 * sum(p.numel() for p in trained.model.parameters())
+    source, target = torch.ones(nbytes // 4), torch.zeros(nbytes // 4)
+    folder = Path(tempfile.mkdtemp())
+    blocked, copies, plain, beside, whole, first = [], [], [], [], [], 0.0  # type: ignore[var-annotated]
+    try:
+        keeper, waiting = trained.keeper(folder / "a", True), trained.keeper(folder / "b", False)
+        for number in range(-1, 10 if quick else 15):
+            plain.append(trained.step())
+            if number % 2:
+                copies.append(timed_copy(target, source))
+            keeper.keep(Mark(number + 2, 0, 0, 1), wait=False)
+            if number == -1:
+                first = keeper.blocked_s
+            else:
+                blocked.append(keeper.blocked_s)
+            while keeper.flags()[0]:
+                beside.append(trained.step())
+            keeper.finish()
+            if not number % 2:
+                copies.append(timed_copy(target, source))
+            if number % 4 == 0:
+                waiting.keep(Mark(number + 2, 0, 0, 1), wait=False)
+                whole.append(waiting.blocked_s)
+    finally:
+        shutil.rmtree(folder)
+    copy_s, blocked_s = statistics.median(copies), statistics.median(blocked)
+    ratio = round(blocked_s / copy_s, 3)
+    load = os.getloadavg()[0]
+    print(f"state {nbytes / 1e6:.0f} MB, {torch.get_num_threads()} threads, load {load:.1f}")
+    print(f"one memcpy {copy_s * 1e3:9.1f} ms  ({nbytes / copy_s / 1e9:.1f} GB/s)")
+    print(f"training waits {blocked_s * 1e3:5.1f} ms  (the first time {first * 1e3:.1f} ms)")
+    print(f"waits for all of it {statistics.median(whole) * 1e3:.1f} ms with checkpoint_background = false")
+    if beside:
+        print(
+            f"a step {statistics.mean(plain) * 1e3:.1f} ms, {statistics.mean(beside) * 1e3:.1f} ms while one is written"
+        )
+    figure = {
+        "name": "checkpoint_stall",
+        "ratio": ratio,
+        "unit": "of memcpy",
+        "goal": GOAL,
+        "met": ratio <= GOAL,
+    }
+    sync = round(statistics.median(whole) / copy_s, 1)
+    print(
+        json.dumps(
+            {**figure, "blocked_ms": round(blocked_s * 1e3, 1), "sync_ratio": sync, "load": round(load, 1)}
+        )
+    )
+
+
+def timed_copy(target: torch.Tensor, source: torch.Tensor) -> float:
+    """Seconds of one memcpy, the faster of two kinds."""
+    began = time.perf_counter()
+    target.copy_(source)
+    half = time.perf_counter()
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), 4 * len(source))
+    return min(half - began, time.perf_counter() - half)
+
+
+if __name__ == "__main__":
+    main()
