@@ -31,7 +31,7 @@ from hpcmass.train.checkpoint import Mark
 from hpcmass.train.comm.agree import everywhere, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.optim import Schedule
-from hpcmass.train.snapshot import Job, Snapshot
+from hpcmass.train.snapshot import Job, Snapshot, Worker
 from hpcmass.train.tensorfile import Layout, bodies, encode, lay_out, nbytes_of, share_out, signature, spoilt
 
 _MIB = 1 << 20
@@ -83,6 +83,7 @@ class Keeper:
         self._job: Job | None = None  # what this rank's thread does for it
         self._committing = False
         self._began = 0.0
+        self._worker: Worker | None = None
         self._told = False
 
     # -- what the loop calls ----------------------------------------------------------------------------
@@ -116,7 +117,8 @@ class Keeper:
             self._snapshot.copy(mine)
         self.blocked_s = time.perf_counter() - asked
         if mine or self._comm.rank == 0:
-            self._job = Job(lambda job: self._write(job, mark, layout, skeleton, None))
+            self._job = self._start(lambda job: self._write(job, mark, layout, skeleton, None))
+        self.blocked_s = time.perf_counter() - asked
 
     def flags(self) -> tuple[float, float]:
         """Of this rank: whether its thread is at work, and whether it has failed."""
@@ -173,6 +175,10 @@ class Keeper:
         if self._job is not None:
             self._job.end(now=now)
         self._job = self._open = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        self._snapshot.close()
 
     # -- the parts of it --------------------------------------------------------------------------------
     def _plan(self, mark: Mark, found: _Found) -> list[str]:
@@ -262,7 +268,7 @@ class Keeper:
         parts = [one for one in self._comm.share_objects(part) if one]
         parts.sort(key=lambda one: str(one["file"]))
         self._committing = True
-        self._job = Job(lambda job: self._commit(job, mark, parts)) if self._comm.rank == 0 else None
+        self._job = self._start(lambda job: self._commit(job, mark, parts)) if self._comm.rank == 0 else None
 
     def _commit(self, job: Job | None, mark: Mark, parts: list[dict[str, Any]]) -> None:
         self._run.check_held()
@@ -276,6 +282,11 @@ class Keeper:
             "blocked_s": round(took if job is None else self.blocked_s, 4),
         }
         checkpoint.commit(self._run.checkpoints, mark, parts, keep=self._table.keep_checkpoints, pace=pace)
+
+    def _start(self, work: Callable[[Job], Any]) -> Job:
+        if self._worker is None:
+            self._worker = Worker("hpcmass-checkpoint")
+        return self._worker.start(work)
 
     def _result(self) -> Any:
         return {} if self._job is None else self._job.result()

@@ -7,7 +7,9 @@ has changed meanwhile (pytorch#144657).
 from __future__ import annotations
 
 import ctypes
+import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from hpcmass.train.tensorfile import Layout
 
 # What of the free memory a copy may take: the rest is for whatever else grows.
 SHARE = 0.8
-_PIECE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 23
 
 
 class Cancelled(HpcmassError):
@@ -34,6 +36,7 @@ class Snapshot:
         self._flat = torch.empty(0, dtype=torch.uint8)
         self._layout = Layout((), 0)
         self._views: list[Tensor] = []
+        self._helpers: list[Worker] = []
 
     def make_room(self, layout: Layout, device: torch.device, *, copies: int = 1) -> bool:
         """Have memory for a copy of these tensors; what is there already is used again.
@@ -74,9 +77,18 @@ class Snapshot:
                     continue
                 on_gpu = on_gpu or tensor.is_cuda
                 view.copy_(tensor, non_blocking=True)
-        move(moves, torch.get_num_threads())
+        if not self._helpers:
+            self._helpers = [Worker("hpcmass-copy") for _ in range(torch.get_num_threads() - 1)]
+        move(moves, self._helpers)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
+
+    def close(self) -> None:
+        """Give the memory and the threads back."""
+        for helper in self._helpers:
+            helper.close()
+        self._helpers, self._views, self._layout = [], [], Layout((), 0)
+        self._flat = torch.empty(0, dtype=torch.uint8)
 
     def tensors(self) -> dict[str, Tensor]:
         """The copies by name."""
@@ -95,42 +107,11 @@ class Snapshot:
             yield data[first : first + _PIECE_BYTES]
 
 
-def move(moves: Sequence[tuple[int, int, int]], threads: int) -> None:
-    """Copy memory: (to, from, bytes) each, shared out evenly by bytes to threads that wait for each other once.
-
-    One parallel loop for each tensor, as torch does it, waits for the slowest thread hundreds of times, which
-    on a busy machine takes ten times as long.
-    """
-    threads = max(1, min(threads, sum(size for _, _, size in moves) >> 20))
-    share = -(-sum(size for _, _, size in moves) // threads)
-    shares: list[list[tuple[int, int, int]]] = [[]]
-    room = share
-    for to, origin, size in moves:
-        while size > 0:
-            if room == 0:
-                shares.append([])
-                room = share
-            some = min(size, room)
-            shares[-1].append((to, origin, some))
-            to, origin, size, room = to + some, origin + some, size - some, room - some
-
-    def work(mine: list[tuple[int, int, int]]) -> None:
-        for to, origin, size in mine:
-            ctypes.memmove(to, origin, size)  # drops the interpreter's lock
-
-    others = [threading.Thread(target=work, args=(mine,)) for mine in shares[1:]]
-    for other in others:
-        other.start()
-    work(shares[0])
-    for other in others:
-        other.join()
-
-
 class Job:
-    """One piece of work in a thread of its own."""
+    """One piece of work that a `Worker` does."""
 
     def __init__(self, work: Callable[[Job], Any]) -> None:
-        """Begin.
+        """Prepare.
 
         Args:
             work: Called with this object, whose `check` it calls before what must not happen once it is
@@ -140,14 +121,15 @@ class Job:
         self._value: Any = None
         self._error: BaseException | None = None
         self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="hpcmass-checkpoint")
-        self._thread.start()
+        self._done = threading.Event()
 
-    def _run(self) -> None:
+    def do(self) -> None:
+        """Do it, and keep what comes of it."""
         try:
             self._value = self._work(self)
         except BaseException as error:  # whoever asks for the result is told
             self._error = error
+        self._done.set()
 
     def check(self) -> None:
         """Raise `Cancelled` when it is."""
@@ -156,8 +138,8 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it is still at work."""
-        return self._thread.is_alive()
+        """Whether it is still to be done, or being done."""
+        return not self._done.is_set()
 
     @property
     def failed(self) -> bool:
@@ -170,7 +152,7 @@ class Job:
         Raises:
             Exception: What it raised.
         """
-        self._thread.join()
+        self._done.wait()
         if self._error is not None:
             raise self._error
         return self._value
@@ -184,4 +166,61 @@ class Job:
         """
         if now:
             self._cancelled.set()
-        self._thread.join(5.0 if now else None)
+        self._done.wait(5.0 if now else None)
+
+
+class Worker:
+    """A thread that does one job after the other.
+
+    It lives on between jobs: on a busy machine the start of a thread is waited for, handing over a job is not.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
+        self._thread.start()
+
+    def start(self, work: Callable[[Job], Any]) -> Job:
+        """Hand a job over."""
+        job = Job(work)
+        self._jobs.put(job)
+        return job
+
+    def close(self) -> None:
+        """End the thread after the jobs that it has; one that hangs is left behind."""
+        self._jobs.put(None)
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.do()
+
+
+def move(moves: Sequence[tuple[int, int, int]], helpers: Sequence[Worker]) -> None:
+    """Copy memory: (to, from, bytes) each, in this thread and those of the helpers that get to it.
+
+    One parallel loop for each tensor, as torch does it, waits for its slowest thread hundreds of times, which
+    took ten times as long on a busy machine. Here a helper that is late costs nothing.
+    """
+    chunks = deque(
+        (to + at, origin + at, min(_PIECE_BYTES, size - at))
+        for to, origin, size in moves
+        for at in range(0, size, _PIECE_BYTES)
+    )
+    many, done = len(chunks), threading.Semaphore(0)
+
+    def work(_: object = None) -> None:
+        while chunks:
+            try:
+                to, origin, size = chunks.popleft()
+            except IndexError:
+                return
+            ctypes.memmove(to, origin, size)  # drops the interpreter's lock
+            done.release()
+
+    if sum(size for _, _, size in moves) > _PIECE_BYTES:
+        for helper in helpers:
+            helper.start(work)
+    work()
+    for _ in range(many):
+        done.acquire()

@@ -13,7 +13,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from hpcmass.train import checkpoint
-from hpcmass.train.snapshot import Job, Snapshot
+from hpcmass.train.snapshot import Snapshot, Worker
 from hpcmass.train.tensorfile import encode, lay_out, share_out
 
 folder, parts, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -23,7 +23,7 @@ def state(step):
 
 def work(first):
     torch.set_num_threads(1)
-    snapshots = [Snapshot() for _ in range(parts)]
+    snapshots, workers = [Snapshot() for _ in range(parts)], [Worker("part") for _ in range(parts)]
     for step in range(first, first + 100_000):
         tensors = {}
         skeleton = encode(state(step), "", tensors)
@@ -37,7 +37,7 @@ def work(first):
             def write(job, number=number, header=header):
                 pieces = [header, *snapshots[number].pieces(job)]
                 return checkpoint.write_part(folder / names[number], pieces)
-            jobs.append(Job(write))
+            jobs.append(workers[number].start(write))
         mark = checkpoint.Mark(step, 0, step, parts)
         checkpoint.commit(folder, mark, [job.result() for job in jobs], keep=2, pace={})
 

@@ -20,7 +20,7 @@ from hpcmass.train.comm import open_communicator
 from hpcmass.train.keeping import Keeper
 from hpcmass.train.memory import memory_left
 from hpcmass.train.snapshot import Job as Work
-from hpcmass.train.snapshot import Snapshot
+from hpcmass.train.snapshot import Snapshot, Worker
 
 
 class Gate:
@@ -106,9 +106,10 @@ def test_the_next_one_waits_for_the_one_under_way(
     opener.join()
     assert steps(run) == [1, 2]
     assert keeper.kept == 2
-    assert not [t for t in threading.enumerate() if t.name == "hpcmass-checkpoint"]
-    assert bool((checkpoint.load_latest(run.checkpoints)[1]["model"]["w"] == 2).all())
     keeper.keep(mark(2), wait=True)  # it is committed already
+    keeper.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("hpcmass")]
+    assert bool((checkpoint.load_latest(run.checkpoints)[1]["model"]["w"] == 2).all())
 
 
 def test_memory_is_used_again(make: Callable[..., tuple[Keeper, dict]]) -> None:
@@ -131,7 +132,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_step_or_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         keeper.keep(mark(1), wait=False)
-        keeper._job._thread.join()
+        assert keeper._job._done.wait(60)
         assert keeper.flags() == (0.0, 1.0)
         meet = {
             "step": lambda: keeper.after_step(running=False, failed=True),
@@ -255,15 +256,17 @@ def test_the_best_one_stays(run: RunFolder, make: Callable[..., tuple[Keeper, di
 
 
 def test_work_in_a_thread_says_how_it_ended() -> None:
-    assert Work(lambda job: 3).result() == 3
+    worker = Worker("hpcmass-test")
+    assert worker.start(lambda job: 3).result() == 3
 
     def full(_: Work) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    work = Work(full)
+    work = worker.start(full)
     with pytest.raises(OSError, match="full"):
         work.result()
     assert work.failed
+    worker.close()
 
 
 def test_a_copy_of_every_layout() -> None:
@@ -285,14 +288,17 @@ def test_a_copy_of_every_layout() -> None:
     assert b"".join(bytes(piece) for piece in copy.pieces()) == live
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("threads", [0, 1, 2, 6])
 def test_memory_is_copied_by_several_threads(threads: int) -> None:
-    sizes = [3 << 20, 0, 5, (2 << 20) + 1, 17]
+    sizes = [30 << 20, 0, 5, (20 << 20) + 1, 17]
     origin = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in sizes]
     copies = [torch.zeros(size, dtype=torch.uint8) for size in sizes]
-    snapshot.move([(a.data_ptr(), b.data_ptr(), len(b)) for a, b in zip(copies, origin, strict=True)], threads)
+    helpers = [Worker("hpcmass-copy") for _ in range(threads)]
+    snapshot.move([(a.data_ptr(), b.data_ptr(), len(b)) for a, b in zip(copies, origin, strict=True)], helpers)
     assert all(torch.equal(a, b) for a, b in zip(copies, origin, strict=True))
-    snapshot.move([], threads)
+    snapshot.move([], helpers)
+    for helper in helpers:
+        helper.close()
 
 
 def test_parts_are_balanced_and_hold_each_tensor_once() -> None:

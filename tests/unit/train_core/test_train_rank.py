@@ -379,10 +379,11 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
     stands = {}
 
     def taken_over() -> None:
-        until = time.monotonic() + 60
-        while thread := next((t for t in threading.enumerate() if t.name == "hpcmass-checkpoint"), None):
-            thread.join(max(0.0, until - time.monotonic()))  # it commits step 6
+        kept = {f"step-00000000{step}.{kind}" for step in (5, 6) for kind in ("json", "safetensors")}
+        until = time.monotonic() + 60  # a thread commits step 6, and removes step 4
+        while {path.name for path in run.checkpoints.iterdir()} != kept:
             assert time.monotonic() < until
+            time.sleep(0.01)
         owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
         replace_json(run.path / "lease.2.json", vars(owner))
         time.sleep(2 * ttl_s)  # both of its renewals are due
