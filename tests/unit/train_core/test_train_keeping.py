@@ -286,6 +286,7 @@ def test_a_copy_of_every_layout() -> None:
         assert tensor.data_ptr() % tensor.element_size() == 0
     live = b"".join(bytes(piece) for piece in tensorfile.bodies(tensorfile.lay_out(tensors), tensors))
     assert b"".join(bytes(piece) for piece in copy.pieces()) == live
+    copy.close()
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 6])
