@@ -72,7 +72,23 @@ class TrainTable(Table):
     fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
     evaluate_every_epochs: int = Field(1, ge=1)
     checkpoint_every_steps: int | None = Field(None, ge=1, description="default: at every epoch's end")
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_background: bool = Field(
+        True, description="copy the state, and write it while training goes on; takes memory for the copy"
+    )
+    checkpoint_shard_mib: int = Field(
+        1024, ge=0, description="a state above this is written in parts, by several ranks"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that stay")
+    keep_best: bool = Field(
+        False,
+        description="the checkpoint of the best early_stop.metric (else of the validation loss) stays too",
+    )
+    init_from: str | None = Field(
+        None, description="weights to begin with: a file, a model's folder, or a version of the catalogue"
+    )
+    init_strict: bool = Field(
+        True, description="they must fit the model tensor for tensor; false: those that fit are taken"
+    )
     log_every_steps: int = Field(10, ge=1)
     early_stop: EarlyStopTable | None = None
 
@@ -190,6 +206,8 @@ class Job(Table):
             raise ValueError("give either 'recipe' or 'command'")
         if self.recipe is not None and self.data.train is None:
             raise ValueError("'data.train' is missing: a recipe needs a dataset to train on")
+        if self.train.keep_best and self.recipe is not None and self.data.valid is None:
+            raise ValueError("train.keep_best needs data.valid: without validation no checkpoint is the best")
         if self.train.mode == "per-shard" and self.per_shard is None:
             raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
         return self

@@ -15,7 +15,10 @@ from hpcmass.files import storage_errors
 from hpcmass.runs import RunFolder
 
 # What a run may be continued with although it was begun with something else.
-MAY_DIFFER = ("resources", "train.backend", "recipe", "data.verify")
+MAY_DIFFER = (
+    "resources", "train.backend", "recipe", "data.verify",
+    "train.checkpoint_background", "train.checkpoint_shard_mib", "train.keep_checkpoints",
+)  # fmt: skip
 
 
 def asks_for_more(job: Job, run: RunFolder) -> bool:

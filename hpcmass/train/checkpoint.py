@@ -1,19 +1,23 @@
-"""Checkpoints: one safetensors file with everything, committed by a small JSON file that is published last.
+"""Checkpoints: safetensors files, committed by a small JSON file that is published last.
 
-Nested state (model, optimizer, schedule) becomes tensors plus a JSON skeleton in the file's metadata; nothing
-is pickled. A checkpoint exists when its `.json` does and fits the file's size and SHA-256.
+Nested state (model, optimizer, schedule) becomes tensors plus a JSON skeleton in the first file's metadata;
+nothing is pickled. A small state is one file; of a large one each of several ranks writes a part. A checkpoint
+exists when its `.json` does, and every file that it names fits its size and SHA-256. When it is written, and
+by whom, says `keeping`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +28,55 @@ from torch import Tensor
 
 from hpcmass.errors import CorruptError, HpcmassError, TrainError
 from hpcmass.files import publish_json, publishing, read_json, sha256_file, storage_errors
+from hpcmass.train.tensorfile import bodies, decode, encode, lay_out, write_pieces
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})\.json")
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64",
-    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
-}  # fmt: skip
+_FILE = re.compile(r"(step-\d{9})(\.[0-9a-f]+-\d+-of-\d+)?\.safetensors")
+_SKELETON = "hpcmass"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run so far.
+
+    Attributes:
+        step: Optimiser steps done by then.
+    """
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a run is, as its checkpoint's commit file tells it.
+
+    Attributes:
+        step: Optimiser steps done.
+        epoch: The epoch it is in, from 0.
+        position: Samples of that epoch done.
+        ranks: How many ranks train (for the reader; any number may go on).
+        step_s: Seconds that a slow step takes.
+        best: The evaluation whose checkpoint stays, where one is to stay.
+    """
+
+    step: int
+    epoch: int
+    position: int
+    ranks: int
+    step_s: float = 0.0
+    best: Best | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a checkpoint."""
+
+    path: Path
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -40,70 +84,116 @@ class Commit:
     """A committed checkpoint.
 
     Attributes:
-        path: The safetensors file.
         json_path: The file that commits it.
         step: Optimiser steps done.
         epoch: The epoch it is in, from 0.
         position: Samples of that epoch done.
+        parts: Its files; the first one has the skeleton.
+        best: The best evaluation by then, where its checkpoint is kept.
     """
 
-    path: Path
     json_path: Path
     step: int
     epoch: int
     position: int
-    bytes: int
-    sha256: str
+    parts: tuple[Part, ...]
+    best: Best | None = None
+
+    @property
+    def path(self) -> Path:
+        """The first safetensors file."""
+        return self.parts[0].path
 
 
-def save(
-    folder: Path,
-    state: dict[str, Any],
-    *,
-    step: int,
-    epoch: int,
-    position: int,
-    keep: int,
-    ranks: int,
-    step_s: float = 0.0,
+def file_names(step: int, parts: int) -> list[str]:
+    """Names for the files of a checkpoint.
+
+    Those of several parts are new ones every time: a rank that was held up (a suspended node) and has been
+    taken over cannot spoil what its successor writes for the same step.
+    """
+    if parts == 1:
+        return [f"step-{step:09d}.safetensors"]
+    token = secrets.token_hex(4)
+    return [f"step-{step:09d}.{token}-{number:05d}-of-{parts:05d}.safetensors" for number in range(parts)]
+
+
+def commit_file(folder: Path, step: int) -> Path:
+    """The file that commits the checkpoint of a step."""
+    return folder / f"step-{step:09d}.json"
+
+
+def metadata(skeleton: Any) -> dict[str, str]:
+    """Of the first part: what `encode` made of the state."""
+    return {_SKELETON: json.dumps(skeleton)}
+
+
+def write_part(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write one file, durable and complete under its name, which means nothing until it is committed.
+
+    Returns:
+        What the commit file says of it: `file`, `bytes`, `sha256`.
+
+    Raises:
+        StorageError: The file system refused; nothing half-written stays.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # of an attempt that ended before it could commit
+    with publishing(path) as temporary:
+        nbytes, digest = write_pieces(temporary, pieces)
+    return {"file": path.name, "bytes": nbytes, "sha256": digest}
+
+
+def commit(
+    folder: Path, mark: Mark, parts: Sequence[Mapping[str, Any]], *, keep: int, pace: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint, commit it, and remove all but the newest `keep`.
+    """Commit files that are durable, and remove all checkpoints but the newest `keep` and the best one.
+
+    Args:
+        folder: The run's `checkpoints`.
+        mark: Where the run is.
+        parts: What `write_part` said, the one with the skeleton first.
+        keep: Newest checkpoints that stay.
+        pace: Seconds, for whoever wants to know them: see ARCHITECTURE.
+
+    Raises:
+        StorageError: The file system refused; the checkpoint does not exist then.
+    """
+    where = {"step": mark.step, "epoch": mark.epoch, "position": mark.position, "ranks": mark.ranks}
+    best = {} if mark.best is None else {"best": asdict(mark.best)}
+    record = {"format": FORMAT, "files": list(parts), **where, **pace, "step_s": round(mark.step_s, 4), **best}
+    publish_json(commit_file(folder, mark.step), record)
+    found = commits(folder)
+    stays = {one.step for one in found[-keep:]} | ({mark.best.step} if mark.best else set())
+    for old in found:
+        for file in () if old.step in stays else (old.json_path, *(part.path for part in old.parts)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def save(folder: Path, state: dict[str, Any], mark: Mark, *, keep: int) -> None:
+    """Write a checkpoint as one file from here, commit it, and remove old ones.
 
     One that is committed for this step already stays as it is.
 
     Args:
         folder: The run's `checkpoints`.
         state: Nested dicts, lists and tuples of tensors and of what JSON can say.
-        step: Optimiser steps done.
-        epoch: The epoch it is in, from 0.
-        position: Samples of that epoch done.
-        keep: Checkpoints that stay.
-        ranks: How many ranks wrote it (for the reader; any number may go on).
-        step_s: Seconds that a step takes; written down with the seconds that this checkpoint took, for
-            whoever has to know how long before a time limit the run must be asked to stop.
+        mark: Where the run is.
+        keep: Newest checkpoints that stay.
 
     Raises:
         StorageError: The file system refused; nothing half-written counts.
         TrainError: Something in the state is neither a tensor nor what JSON can say.
     """
-    name = f"step-{step:09d}"
-    path, json_path = folder / f"{name}.safetensors", folder / f"{name}.json"
-    if json_path.exists():
+    if commit_file(folder, mark.step).exists():
         return
     began = time.perf_counter()
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # of an attempt that ended before it could commit
     tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_encode(state, "", tensors))
-    with publishing(path) as temporary:
-        nbytes, digest = write_safetensors(temporary, tensors, {"hpcmass": skeleton})
-    record = {"format": FORMAT, "file": path.name, "bytes": nbytes, "sha256": digest, "ranks": ranks}
-    pace = {"checkpoint_s": round(time.perf_counter() - began, 3), "step_s": round(step_s, 4)}
-    publish_json(json_path, {**record, "step": step, "epoch": epoch, "position": position, **pace})
-    for old in commits(folder)[:-keep]:
-        for file in (old.json_path, old.path):
-            with contextlib.suppress(OSError):
-                file.unlink()
+    skeleton = encode(state, "", tensors)
+    layout = lay_out(tensors)
+    (name,) = file_names(mark.step, 1)
+    part = write_part(folder / name, chain([layout.header(metadata(skeleton))], bodies(layout, tensors)))
+    commit(folder, mark, [part], keep=keep, pace={"checkpoint_s": round(time.perf_counter() - began, 3)})
 
 
 def commits(folder: Path) -> list[Commit]:
@@ -118,7 +208,7 @@ def commits(folder: Path) -> list[Commit]:
     found = []
     for name in names:
         try:
-            found.append(_read_commit(folder / name))
+            found.append(read_commit(folder / name))
         except HpcmassError as error:
             if name != names[-1]:
                 continue
@@ -129,14 +219,27 @@ def commits(folder: Path) -> list[Commit]:
     return found
 
 
-def _read_commit(path: Path) -> Commit:
+def read_commit(path: Path) -> Commit:
+    """What a commit file says.
+
+    Raises:
+        CorruptError: It is none.
+        TrainError: A newer hpcmass wrote it.
+    """
     try:
         raw = read_json(path)
         if int(raw["format"]) > FORMAT:
             raise TrainError(f"was written by a newer hpcmass (format {raw['format']})", where=path)
-        file = path.with_name(os.path.basename(raw["file"]))
-        numbers = {name: int(raw[name]) for name in ("step", "epoch", "position", "bytes")}
-        return Commit(file, path, sha256=str(raw["sha256"]), **numbers)
+        files = [raw] if int(raw["format"]) == 1 else raw["files"]  # format 1 had one file and no list
+        parts = tuple(
+            Part(path.with_name(os.path.basename(one["file"])), int(one["bytes"]), str(one["sha256"]))
+            for one in files
+        )
+        if not parts:
+            raise ValueError("no files")
+        numbers = {name: int(raw[name]) for name in ("step", "epoch", "position")}
+        best = Best(**raw["best"]) if raw.get("best") else None
+        return Commit(path, parts=parts, best=best, **numbers)
     except (CorruptError, KeyError, TypeError, ValueError) as error:
         raise CorruptError("is not a checkpoint's commit file", where=path) from error
 
@@ -144,7 +247,7 @@ def _read_commit(path: Path) -> Commit:
 def _way_back(before: list[Commit], bad: Path) -> str:
     """What to do about a damaged checkpoint, given its commit file and the checkpoints before it."""
     good = next((commit for commit in reversed(before) if _is_whole(commit)), None)
-    files = f"{bad.name} and {bad.with_suffix('.safetensors').name}"
+    files = f"{bad.name} and {bad.stem}.*safetensors"
     if good is None:
         return f"there is no whole checkpoint before it: remove {files}, or begin again with --fresh"
     return f"remove {files} to go on from step {good.step} ({good.path})"
@@ -193,31 +296,38 @@ def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str
 
 
 def load(commit: Commit) -> dict[str, Any]:
-    """The state of a checkpoint, its size and SHA-256 verified.
+    """The state of a checkpoint, the sizes and SHA-256 of its files verified.
 
     Raises:
-        CorruptError: They do not fit, or the file is not safetensors.
+        CorruptError: They do not fit, or a file is not safetensors.
     """
     _verify(commit)
+    tensors: dict[str, Tensor] = {}
+    where = commit.path
     try:
-        with open(commit.path, "rb") as file:
+        with open(where, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            skeleton = json.loads(json.loads(file.read(length))["__metadata__"]["hpcmass"])
-        state: dict[str, Any] = _decode(skeleton, load_file(commit.path))
+            skeleton = json.loads(json.loads(file.read(length))["__metadata__"][_SKELETON])
+        for part in commit.parts:
+            where = part.path
+            tensors.update(load_file(part.path))
+        state: dict[str, Any] = decode(skeleton, tensors)
         return state
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"the checkpoint cannot be read ({error})", where=commit.path) from error
+        raise CorruptError(f"the checkpoint cannot be read ({error})", where=where) from error
 
 
 def _verify(commit: Commit) -> None:
-    try:
-        size = commit.path.stat().st_size
-    except FileNotFoundError:
-        raise CorruptError("the checkpoint's file is gone", where=commit.path) from None
-    if size != commit.bytes:
-        raise CorruptError(f"the checkpoint has {size} bytes, not {commit.bytes}", where=commit.path)
-    if sha256_file(commit.path) != commit.sha256:
-        raise CorruptError("the checkpoint does not fit its SHA-256", where=commit.path)
+    for part in commit.parts:
+        try:
+            size = part.path.stat().st_size
+        except FileNotFoundError:
+            raise CorruptError("the checkpoint's file is gone", where=part.path) from None
+        if size != part.bytes:
+            raise CorruptError(f"the checkpoint has {size} bytes, not {part.bytes}", where=part.path)
+    for part in commit.parts:
+        if sha256_file(part.path) != part.sha256:
+            raise CorruptError("the checkpoint does not fit its SHA-256", where=part.path)
 
 
 def _is_whole(commit: Commit) -> bool:
@@ -254,90 +364,28 @@ def _misfit(message: str, where: Path) -> TrainError:
     )  # fmt: skip
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[int, str]:
-    """Write a safetensors file tensor by tensor, and return its bytes and SHA-256.
-
-    The library's own writer takes a second copy of everything in memory and hides the system's error codes.
-    Format: 8 bytes length of the header, the header as JSON, the tensors' bytes (safetensors, README).
-
-    Raises:
-        OSError: The file system refused.
-    """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    # The largest elements first keep every tensor aligned.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    total = 0
-    with open(path, "xb", buffering=0) as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            total += _put(file, digest, piece)
-        for _, tensor in ordered:
-            flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-            if flat.numel():
-                total += _put(file, digest, flat.view(torch.uint8).numpy().data)
-    return total, digest.hexdigest()
-
-
-def _put(file: Any, digest: Any, data: bytes | memoryview) -> int:
-    view = memoryview(data)
-    digest.update(view)
-    done = 0
-    while done < len(view):
-        done += file.write(view[done : done + (1 << 26)])
-    return done
-
-
-def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a nested state; tensors are put into `tensors` under their path."""
-    if isinstance(value, Tensor):
-        if value.dtype not in _DTYPES:
-            raise TrainError(f"a tensor of type {value.dtype} cannot be kept in a checkpoint", where=path)
-        tensors[path] = value
-        return {"t": path}
-    if isinstance(value, dict):
-        items = []
-        for key, item in value.items():
-            if not isinstance(key, (str, int)):
-                raise TrainError(
-                    f"a key of type {type(key).__name__} cannot be kept in a checkpoint", where=path
-                )
-            items.append([key, _encode(item, f"{path}/{key}" if path else str(key), tensors)])
-        return {"d": items}
-    if isinstance(value, (list, tuple)):
-        kind = "l" if isinstance(value, list) else "u"
-        return {kind: [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if hasattr(value, "item"):
-        return value.item()
-    raise TrainError(f"a {type(value).__name__} cannot be kept in a checkpoint", where=path)
-
-
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, inner),) = value.items()
-    if kind == "t":
-        return tensors[inner]
-    if kind == "d":
-        return {key: _decode(item, tensors) for key, item in inner}
-    if kind in ("l", "u"):
-        items = [_decode(item, tensors) for item in inner]
-        return items if kind == "l" else tuple(items)
-    raise ValueError(f"unknown kind {kind!r}")
-
-
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporaries that a killed attempt left; the caller holds the run's lease."""
+    """Remove what a killed attempt left: temporaries, and files that no commit names.
+
+    The caller holds the run's lease. Where a commit file is damaged, the files of its step stay: they may be
+    of use to whoever looks into it.
+    """
     with storage_errors(folder, "clean the checkpoints"):
-        for name in os.listdir(folder) if folder.is_dir() else []:
-            if name.startswith(".") and name.endswith(".tmp"):
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        for name in names:
+            found = _FILE.fullmatch(name)
+            if (name.startswith(".") and name.endswith(".tmp")) or (
+                found and not _named(folder, found[1], name)
+            ):
                 (folder / name).unlink(missing_ok=True)
+
+
+def _named(folder: Path, step: str, name: str) -> bool:
+    """Whether a file belongs to the commit of its step, or may."""
+    path = folder / f"{step}.json"
+    if not path.exists():
+        return False
+    try:
+        return name in {part.path.name for part in read_commit(path).parts}
+    except HpcmassError:
+        return True

@@ -22,11 +22,12 @@ from hpcmass.config import Job
 from hpcmass.data.order import epoch_ids, rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
-from hpcmass.train import checkpoint
+from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
+from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.optim import Schedule
 from hpcmass.train.progress import Reporter
 from hpcmass.train.recipe import Recipe
@@ -62,6 +63,8 @@ class Position:
         best: Best value of the early-stop metric.
         bad: Evaluations since then.
         evaluated: Step of the last evaluation.
+        kept_best: Best value of that metric (the loss without early stop), where its checkpoint stays.
+        kept_step: Its step.
     """
 
     step: int = 0
@@ -72,6 +75,8 @@ class Position:
     best: float | None = None
     bad: int = 0
     evaluated: int = -1
+    kept_best: float | None = None
+    kept_step: int = -1
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ class Loop:
         self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
         self._ask: str | None = None
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
+        weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
+        say = reporter.say if reporter is not None else lambda _: None
+        self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
         self._reducer = GradientReducer(task.model.parameters(), comm)
 
@@ -146,7 +154,11 @@ class Loop:
         """
         try:
             return self._run()
+        except KeyboardInterrupt:  # a second signal: at once
+            self.keeper.close(now=True)
+            raise
         finally:
+            self.keeper.close()
             self._reducer.close()
 
     def _run(self) -> tuple[State, str | None]:
@@ -164,7 +176,7 @@ class Loop:
                 return State.STOPPED, self._stop_reason()
             every = self.job.checkpoint_every_steps
             if every and at.step % every == 0 and at.samples < plan.usable and at.step < plan.total_steps:
-                self._checkpoint()
+                self._checkpoint(wait=False)
 
     def _boundary(self, last: bool) -> tuple[State, str | None] | None:
         """An epoch's end, or the run's: evaluate, keep, and say whether this is all."""
@@ -174,13 +186,13 @@ class Loop:
             self._evaluate()
         early = self._early_stop()
         every = self.job.checkpoint_every_steps
-        if last or early or not every or at.step % every == 0:
-            self._checkpoint()
+        if last or early or not every or at.step % every == 0 or at.kept_step == at.step:
+            self._checkpoint(wait=last or early is not None)
         if early or last:
             return State.COMPLETED, early
         asked = on_root(self.comm, self.run_folder.asked_to_stop)
         if asked is not None:
-            self._checkpoint()
+            self._checkpoint(wait=True)
             return State.STOPPED, str(asked)
         return None
 
@@ -195,11 +207,14 @@ class Loop:
         self._reducer.zero()
         loss_sum = self._backward(ids, stop - start)
         self._reducer.finish()
-        asked, bad, lost = (float(flag) > 0 for flag in self._reducer.flags.tolist())
+        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self._reducer.flags.tolist())
         if lost:
             raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
+            self.keeper.finish_if_possible()
             raise agreed(self._bad_loss(), self.comm)
+        if self.keeper.after_step(writing, failed):
+            self._tell()
         if self.job.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.job.clip_norm)
         task.schedule.before(at.step)
@@ -217,7 +232,7 @@ class Loop:
         if at.step % self.job.log_every_steps == 0 or at.step == self.plan.total_steps:
             self._log(rate)
         if asked:
-            self._checkpoint()
+            self._checkpoint(wait=True)
         return asked
 
     def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int) -> float:
@@ -256,6 +271,7 @@ class Loop:
         self._reducer.flags[0] = float(asked)
         self._reducer.flags[1] = float(not finite)
         self._reducer.flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
+        self._reducer.flags[3], self._reducer.flags[4] = self.keeper.flags()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bf16 where the job asks for it."""
@@ -263,12 +279,10 @@ class Loop:
         return torch.autocast(self.comm.device.type, dtype=torch.bfloat16, enabled=on)
 
     def _bad_loss(self) -> TrainError:
-        found = checkpoint.commits(self.run_folder.checkpoints) if self.comm.rank == 0 else []
-        kept = f"; the checkpoint of step {found[-1].step} is kept" if found else ""
         return TrainError(
             f"the loss is NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
             where=self.task.recipe.path,
-            hint="lower train.lr, set train.clip_norm, or look for NaN in the data" + kept,
+            hint=lower_the_rate(self.keeper.kept),
             step=self.at.step + 1,
         )
 
@@ -314,25 +328,30 @@ class Loop:
             self.reporter.valid(at.step, at.epoch, at.samples, metrics)
 
     def _judge(self, metrics: dict[str, float]) -> None:
-        """Early stop: does this evaluation improve on the best one?"""
+        """Early stop and keep-best: does this evaluation improve on the best one?"""
         table, at = self.job.early_stop, self.at
-        if table is None:
+        metric, direction = (table.metric, table.direction) if table else ("loss", "minimize")
+        if table is None and not self.job.keep_best:
             return
-        if table.metric not in metrics:
+        if metric not in metrics:
             raise agreed(
                 ConfigError(
-                    f"validation gives no metric {table.metric!r}",
+                    f"validation gives no metric {metric!r}",
                     where="train.early_stop.metric",
                     hint=f"it gives: {', '.join(metrics)}",
                 ),
                 self.comm,
             )
-        value = metrics[table.metric]
-        sign = 1.0 if table.direction == "minimize" else -1.0
-        better = at.best is None or sign * (at.best - value) > table.min_delta
-        if math.isfinite(value) and better:
+        value, sign = metrics[metric], 1.0 if direction == "minimize" else -1.0
+
+        def better(best: float | None, by: float) -> bool:
+            return math.isfinite(value) and (best is None or sign * (best - value) > by)
+
+        if self.job.keep_best and better(at.kept_best, 0.0):
+            at.kept_best, at.kept_step = value, at.step
+        if table is not None and better(at.best, table.min_delta):
             at.best, at.bad = value, 0
-        else:
+        elif table is not None:
             at.bad += 1
 
     def _early_stop(self) -> str | None:
@@ -347,45 +366,28 @@ class Loop:
         """Running statistics (batch norm) differ from rank to rank; rank 0's count."""
         self.comm.broadcast_(list(self.task.model.buffers()))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, wait: bool) -> None:
+        """Keep where the run is; committed on return if `wait`, else soon. Collective."""
         self._collect()
         self._share_buffers()
-        at = self.at
+        at, best = self.at, None
+        if at.kept_best is not None:
+            metric = self.job.early_stop.metric if self.job.early_stop else "loss"
+            best = Best(at.kept_step, metric, at.kept_best)
+        mark = Mark(at.step, at.epoch, at.samples, self.comm.size, step_s=self._step_s, best=best)
+        self.keeper.keep(mark, wait=wait)
+        if wait:
+            self._tell()
 
-        def write() -> None:
-            self.run_folder.check_held()
-            self._check_weights()
-            checkpoint.save(
-                self.run_folder.checkpoints, self.state(), step=at.step, epoch=at.epoch, position=at.samples,
-                keep=self.job.keep_checkpoints, ranks=self.comm.size, step_s=self._step_s,
-            )  # fmt: skip
-            if self.reporter is not None:
-                self.reporter.status(at.step, at.epoch, at.samples)
-
-        on_root(self.comm, write)
-
-    def _check_weights(self) -> None:
-        """Refuse to keep weights that are spoilt: a finite loss may have a gradient that is not.
-
-        Kept, they would take the place of the last good checkpoint, or be the model of a completed run.
-        """
-        for name, value in self.task.model.named_parameters():
-            if value.requires_grad and not bool(torch.isfinite(value).all()):
-                error = self._bad_loss()
-                raise TrainError(
-                    f"the weights {name!r} are NaN or infinite after step {self.at.step}",
-                    where=error.where,
-                    hint=error.hint,
-                )
+    def _tell(self) -> None:
+        """A checkpoint is committed: bring the status up to date."""
+        if self.reporter is not None:
+            self.reporter.status(self.at.step, self.at.epoch, self.at.samples)
 
     def state(self) -> dict[str, Any]:
         """Everything that a run goes on from. Random states follow from (seed, step, rank): see `seed_step`."""
-        return {
-            "model": dict(self.task.model.state_dict()),
-            "optimizer": self.task.optimizer.state_dict(),
-            "schedule": self.task.schedule.state_dict(),
-            "position": asdict(self.at),
-        }
+        task = self.task
+        return whole_state(task.model, task.optimizer, task.schedule, asdict(self.at))
 
     def restore(self, state: dict[str, Any], where: Path) -> None:
         """Go on from a checkpoint's state.
@@ -393,16 +395,9 @@ class Loop:
         Raises:
             TrainError: It does not fit this model or optimizer.
         """
-        checkpoint.load_model(self.task.model, state["model"], where)
-        try:
-            self.task.optimizer.load_state_dict(state["optimizer"])
-            self.task.schedule.load_state_dict(state["schedule"])
-            self.at = Position(**state["position"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrainError(
-                f"the checkpoint does not fit the optimizer or schedule ({error})", where=where,
-                hint="undo the change of the recipe's optimizer, or begin again with --fresh",
-            ) from error  # fmt: skip
+        task = self.task
+        self.at = restore(state, task.model, task.optimizer, task.schedule, self.at, where)
+        self.keeper.kept = self.at.step
         self.watch.advance(self.at.step)
 
 

@@ -24,7 +24,8 @@ from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
-from hpcmass.train import checkpoint, opening
+from hpcmass.train import checkpoint, initial, opening
+from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
@@ -122,9 +123,14 @@ class _Rank:
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+        began_with = on_root(self.comm, lambda: self._begin_with(task))
         self.startup.mark("model")
         try:
             self.attempt = on_root(self.comm, self._begin)
+            if began_with is not None:
+                self._say(
+                    f"{self.job.name}: {on_root(self.comm, lambda: initial.record(self.run, began_with))}"
+                )
             return self._watched(task, model, recipe, train, valid)
         finally:
             if self.lease is not None:
@@ -168,6 +174,15 @@ class _Rank:
         optimizer = make_optimizer(model, recipe, self.job)
         schedule = Schedule(optimizer, self.job, plan.total_steps)
         return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields)
+
+    def _begin_with(self, task: Task | None) -> dict[str, Any] | None:
+        """Put the job's weights into rank 0's model, unless a checkpoint is there to go on from."""
+        source = self.job.train.init_from
+        if source is None or (not self.fresh and has_trained(self.run)):
+            return None
+        if task is None:
+            raise initial.refuse_for_estimator()
+        return initial.begin_with(task.model, source, self.project, strict=self.job.train.init_strict)
 
     # -- the run ---------------------------------------------------------------------------------------
     def _begin(self) -> int:

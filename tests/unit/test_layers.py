@@ -120,7 +120,8 @@ class _Reader(ast.NodeVisitor):
         called = ast.unparse(node.func)
         if called.split(".")[-1] in ("import_module", "__import__"):
             self.dynamic.append((node.args[0] if node.args else None, node.lineno))
-        if called == "torch.load" or any(
+        tensors_alone = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+        if (called == "torch.load" and not tensors_alone) or any(
             k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False)
             for k in node.keywords
         ):
@@ -311,6 +312,9 @@ def test_a_good_package_has_no_violation(tmp_path: Path) -> None:
         ("def f():\n    import_module('pickle')", "imports pickle"),
         ("from joblib import load, parallel_config", "imports joblib"),
         ("import numpy as np\nnp.load('x', allow_pickle=True)", "np.load may unpickle"),
+        ("import torch\ntorch.load('x')", "torch.load may unpickle"),
+        ("import torch\ntorch.load('x', weights_only=False)", "torch.load may unpickle"),
+        ("import torch\ntorch.load('x', weights_only=asked)", "torch.load may unpickle"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, line: str, reason: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpcmass.errors import CorruptError, TrainError
-from hpcmass.train import checkpoint
+from hpcmass.train import checkpoint, tensorfile
 
 
 def state(step: int) -> dict:
@@ -24,7 +24,7 @@ def state(step: int) -> dict:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
-    checkpoint.save(folder, state(step), step=step, epoch=1, position=step * 10, keep=keep, ranks=2)
+    checkpoint.save(folder, state(step), checkpoint.Mark(step, 1, step * 10, 2), keep=keep)
 
 
 def same(a, b) -> bool:
@@ -52,7 +52,7 @@ def test_round_trip_keeps_types_and_the_newest_files(tmp_path: Path) -> None:
 
 def test_tied_tensors_are_both_kept(tmp_path: Path) -> None:
     tied = torch.ones(2, 2)
-    checkpoint.save(tmp_path, {"a": tied, "b": tied.t()}, step=1, epoch=0, position=0, keep=1, ranks=1)
+    checkpoint.save(tmp_path, {"a": tied, "b": tied.t()}, checkpoint.Mark(1, 0, 0, 1), keep=1)
     loaded = checkpoint.load_latest(tmp_path)[1]
     assert torch.equal(loaded["a"], loaded["b"])
 
@@ -68,6 +68,74 @@ def test_nothing_counts_without_its_commit(tmp_path: Path) -> None:
     save(tmp_path, 2)  # over the orphan of the attempt that died
     assert checkpoint.load_latest(tmp_path)[0].step == 2
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
+    """As the first versions wrote them: one file, named in the commit itself."""
+    save(tmp_path, 1)
+    file = tmp_path / "step-000000001.json"
+    now = json.loads(file.read_text())
+    (part,) = now.pop("files")
+    file.unlink()
+    file.write_text(json.dumps({**now, **part, "format": 1}))
+    commit, loaded = checkpoint.load_latest(tmp_path)
+    assert (commit.step, commit.position, commit.path.name) == (1, 10, "step-000000001.safetensors")
+    assert same(loaded, state(1))
+    save(tmp_path, 2)
+    save(tmp_path, 3)
+    assert [c.step for c in checkpoint.commits(tmp_path)] == [2, 3]
+    assert not list(tmp_path.glob("step-000000001*"))
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = tmp_path / "step-000000001.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 3}))
+    with pytest.raises(TrainError, match="newer hpcmass"):
+        checkpoint.load_latest(tmp_path)
+
+
+def parted(folder: Path, step: int, parts: int = 3) -> list[dict]:
+    """The files of a checkpoint in parts, without its commit."""
+    tensors: dict = {}
+    skeleton = tensorfile.encode(state(step), "", tensors)
+    said = []
+    names = checkpoint.file_names(step, parts)
+    for number, share in enumerate(tensorfile.share_out(tensors, parts)):
+        mine = {name: tensors[name] for name in share}
+        layout = tensorfile.lay_out(mine)
+        header = layout.header(checkpoint.metadata(skeleton) if number == 0 else {})
+        said.append(checkpoint.write_part(folder / names[number], [header, *tensorfile.bodies(layout, mine)]))
+    return said
+
+
+def test_parts_are_one_checkpoint(tmp_path: Path) -> None:
+    checkpoint.commit(tmp_path, checkpoint.Mark(1, 0, 10, 3), parted(tmp_path, 1), keep=1, pace={})
+    commit, loaded = checkpoint.load_latest(tmp_path)
+    assert len(commit.parts) == 3
+    assert same(loaded, state(1))
+    commit.parts[2].path.write_bytes(commit.parts[2].path.read_bytes()[:-1])
+    with pytest.raises(CorruptError) as caught:
+        checkpoint.load_latest(tmp_path)
+    assert caught.value.where == str(commit.parts[2].path)
+    save(tmp_path, 2, keep=1)
+    assert len(list(tmp_path.iterdir())) == 2, "parts of the old one stay"
+
+
+def test_what_no_commit_names_is_removed_by_the_next_attempt(tmp_path: Path) -> None:
+    said = parted(tmp_path, 1)
+    parted(tmp_path, 1)  # of an attempt that died before its commit
+    checkpoint.commit(tmp_path, checkpoint.Mark(1, 0, 10, 3), said, keep=2, pace={})
+    parted(tmp_path, 2)
+    save(tmp_path, 4)
+    (tmp_path / "step-000000003.safetensors").write_bytes(b"orphan")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "step-000000005.json").write_text("{")
+    (tmp_path / "step-000000005.safetensors").write_bytes(b"of a damaged commit: it stays")
+    checkpoint.remove_leftovers(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    five = {f"step-00000000{step}.{kind}" for step in (4, 5) for kind in ("json", "safetensors")}
+    assert names == {*(part["file"] for part in said), "step-000000001.json", "notes.txt", *five}
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
@@ -105,7 +173,9 @@ def test_a_damaged_commit_file_is_in_the_way_only_while_it_is_the_newest(tmp_pat
     (tmp_path / "step-000000002.json").write_text("{")
     with pytest.raises(CorruptError, match=r"step-000000002\.json") as caught:
         checkpoint.load_latest(tmp_path)
-    assert "remove step-000000002.json and step-000000002.safetensors to go on from step 1" in caught.value.hint
+    assert (
+        "remove step-000000002.json and step-000000002.*safetensors to go on from step 1" in caught.value.hint
+    )
     for step in (3, 4, 5):
         save(tmp_path, step)
     assert checkpoint.load_latest(tmp_path)[0].step == 5
@@ -130,7 +200,7 @@ def test_a_model_that_does_not_fit(state: dict, name: str, tmp_path: Path) -> No
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="function"):
-        checkpoint.save(tmp_path, {"f": len}, step=1, epoch=0, position=0, keep=1, ranks=1)
+        checkpoint.save(tmp_path, {"f": len}, checkpoint.Mark(1, 0, 0, 1), keep=1)
     assert not tmp_path.exists() or list(tmp_path.iterdir()) == []
 
 

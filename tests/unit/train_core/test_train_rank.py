@@ -379,6 +379,11 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
     stands = {}
 
     def taken_over() -> None:
+        kept = {f"step-00000000{step}.{kind}" for step in (5, 6) for kind in ("json", "safetensors")}
+        until = time.monotonic() + 60  # a thread commits step 6, and removes step 4
+        while {path.name for path in run.checkpoints.iterdir()} != kept:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
         replace_json(run.path / "lease.2.json", vars(owner))
         time.sleep(2 * ttl_s)  # both of its renewals are due
@@ -414,3 +419,21 @@ def test_spoilt_weights_are_neither_kept_nor_a_model(project: Project, tmp_path:
     assert run.status().state is State.FAILED
     assert not run.model.exists()
     assert not list(run.checkpoints.glob("*"))
+
+
+def test_the_best_checkpoint_stays_over_a_resume_and_is_named(project: Project, tmp_path: Path) -> None:
+    """The loss falls, so that of all evaluations the first one has the largest: where that is the best, it stays."""
+    early = {"metric": "loss", "direction": "maximize", "patience": 100}
+    train = {"keep_best": True, "keep_checkpoints": 1, "checkpoint_every_steps": 7, "early_stop": early}
+    for epochs in (4, 5):
+        run, _ = go(project, tmp_path / "r", params={"dropout": 0.0}, epochs=epochs, **train)
+        losses_of_valid = [(r["step"], r["loss"]) for r in run.records("valid")]
+        assert max(losses_of_valid, key=lambda one: one[1])[0] == 5
+        kept = checkpoint.commits(run.checkpoints)
+        assert [commit.step for commit in kept] == [5, 5 * epochs]
+        assert kept[-1].best == checkpoint.Best(5, "loss", losses_of_valid[0][1])
+        assert checkpoint.load(kept[0])["position"]["samples"] == 47
+    run, _ = go(project, tmp_path / "s", params={"dropout": 0.0}, epochs=4, **{**train, "keep_best": False})
+    assert [commit.step for commit in checkpoint.commits(run.checkpoints)] == [20]
+    with pytest.raises(ConfigError, match=r"train\.keep_best needs data\.valid"):
+        job(project, data={"valid": None}, keep_best=True)
