@@ -1,9 +1,10 @@
 """The `block` order: contiguous samples are read together, and mixed a window of blocks at a time.
 
-The data set is cut into blocks of contiguous samples. The blocks are permuted, runs of `window` of them are a window,
-and the samples of a window are shuffled: that is the *stream*. A batch is cut into `lanes`, each of which walks its
-own stretch of the stream, so that a batch draws from `lanes` windows at once and N ranks (N up to `lanes`, best a
-divisor of it) read different blocks. Where a position lies is arithmetic; the ids of the windows in use are kept.
+The data set is cut into blocks of contiguous samples. The blocks are permuted, runs of `window` of them are a
+window, and the samples of a window are shuffled: that is the *stream*. A batch is cut into `lanes`, each of
+which walks its own stretch of the stream, so that a batch draws from `lanes` windows at once, and N ranks (N
+up to `lanes`, best a divisor of it) read different blocks. Where a position lies is arithmetic; only the ids
+of the windows in use are kept.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class BlockOrder:
         (first, a), (last, b) = divmod(start, self.batch), divmod(stop, self.batch)
         for low, high in self._lanes:
             width, origin = high - low, batches * low
-            begin = origin + min(first, batches) * width + (min(max(a - low, 0), width) if first < batches else 0)
+            begin = (
+                origin + min(first, batches) * width + (min(max(a - low, 0), width) if first < batches else 0)
+            )
             end = origin + min(last, batches) * width + (min(max(b - low, 0), width) if last < batches else 0)
             if begin < end:
                 found.append((begin, end))
@@ -110,12 +113,15 @@ class BlockOrder:
         return found
 
     def windows(self, epoch: int, first: int, end: int) -> list[list[tuple[int, int]]]:
-        """Windows that a stretch of the stream draws from, each as its blocks: (first id, end id), in id order."""
+        """Windows that a stretch of the stream draws from, each as its blocks: (first id, end id), by id."""
         if first >= end:
             return []
         numbers = range(self._window_at(epoch, first), self._window_at(epoch, end - 1) + 1)
         return [
-            [(int(b) * self.block, min((int(b) + 1) * self.block, self.n)) for b in np.sort(self._places(epoch, w))]
+            [
+                (int(b) * self.block, min((int(b) + 1) * self.block, self.n))
+                for b in np.sort(self._places(epoch, w))
+            ]
             for w in numbers
         ]
 
@@ -135,8 +141,9 @@ class BlockOrder:
     def describe(self) -> str:
         """See `hpcmass.data.order.Order`."""
         return (
-            f"block: {self.n} samples in {self._blocks} blocks of {self.block}, mixed within windows of {self.window} "
-            f"blocks, {self.lanes} lanes: a batch of {self.batch} draws from about {self.blocks_a_batch():.0f} blocks"
+            f"block: {self.n} samples in {self._blocks} blocks of {self.block}, mixed within windows of "
+            f"{self.window} blocks, {self.lanes} lanes: a batch of {self.batch} draws from about "
+            f"{self.blocks_a_batch():.0f} blocks"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

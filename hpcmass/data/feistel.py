@@ -2,10 +2,11 @@
 
 A number p is split as (p >> k, p & (2^k - 1)), two halves of about sqrt(n) values each, and the halves take
 turns in being mixed into the other by a keyed hash: the low one by exclusive or, the high one by addition
-modulo its range m = ceil(n / 2^k). That is a Feistel network over m 2^k >= n numbers, so a bijection whatever the
-hash; the less than 2^k numbers that lie outside 0 … n-1 walk on along their cycle until they are inside (Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). All of it is arithmetic on 32-bit words in
-pieces that stay in the processor's cache: no memory but the answer, and the same cost at any position.
+modulo its range m = ceil(n / 2^k). That is a Feistel network over m 2^k >= n numbers, so a bijection whatever
+the hash; the less than 2^k numbers that lie outside 0 … n-1 walk on along their cycle until they are inside
+(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). All of it is arithmetic on 32-bit
+words in pieces that stay in the processor's cache: no memory but the answer, and the same cost at any
+position.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The sample order: a pure function of (kind, n, seed, epoch, position), never of the number of ranks.
 
-`Order` is the seam: positions 0 … n-1 of an epoch in, sample ids out, at random and in no memory that grows with the
-epoch. This module has the two plain kinds; `hpcmass.data.blocks` and `hpcmass.data.strata` have the others, and
-`hpcmass.data.orders.make_order` makes any. See "Order" in docs/order.md.
+`Order` is the seam: positions 0 … n-1 of an epoch in, sample ids out, any of them at once and with no table
+of an epoch. This module has the two plain kinds; `hpcmass.data.blocks` and `hpcmass.data.strata` have the
+others, and `hpcmass.data.orders.make_order` makes any. See docs/order.md.
 """
 
 from __future__ import annotations

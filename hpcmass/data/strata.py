@@ -1,11 +1,11 @@
 """Batches in fixed proportions: `stratified` by class, and mixtures of several data sets.
 
-Both rest on one layout. The groups (classes, or data sets) have `counts` samples an epoch, n in all; a batch of B
-takes B counts[c] / n of group c, rounded down or up, never further. How often it is up: the fractions of all groups
-are laid end to end on a line, and batch k takes the groups at the points u + 0, u + n, u + 2n …: none twice,
-for a fraction is shorter than n, and always as many as are missing. u steps through K equal parts of n by the golden ratio, K
-being the number of batches; so every group gets exactly its count in an epoch, spread evenly over it. All
-integer arithmetic, so any batch can be worked out by itself.
+Both rest on one layout. The groups (classes, or data sets) have `counts` samples an epoch, n in all; a batch
+of B takes B counts[c] / n of group c, rounded down or up, never further. Which are rounded up: the remainders
+of all groups are laid end to end on a line, and a batch takes the groups at the points u, u + n, u + 2n …: as
+many as are missing, and none twice, for a remainder is shorter than n. u goes through K equal parts of n, K
+being the number of batches, in steps of the golden ratio; so every group gets exactly its count in an epoch,
+spread evenly over it. It is arithmetic with whole numbers, so any batch can be worked out by itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class Strata:
         self._line = np.concatenate([[0], np.cumsum(fractions)])
         self.extras = int(self._line[-1]) // self.n
         # Steps (of the K) whose points fall into each group's part of the line: a range modulo K.
-        ends = -(-self._line * self.batches // self.n) if self.n * self.batches * (self.extras + 1) < 1 << 62 else None
+        ends = (
+            -(-self._line * self.batches // self.n)
+            if self.n * self.batches * (self.extras + 1) < 1 << 62
+            else None
+        )
         if ends is None:
             ends = np.array([-(-int(end) * self.batches // self.n) for end in self._line], np.int64)
         self.first_step, self.ups = ends[:-1] % self.batches, np.diff(ends)
@@ -83,7 +87,7 @@ class Strata:
 
 
 def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
-    """Sum of floor((factor i + offset) / modulus) for i = 0 … count-1, in as many turns as Euclid's algorithm."""
+    """Sum of floor((factor i + offset) / modulus) for i = 0 … count-1, as Euclid's algorithm goes."""
     total = 0
     while True:
         total += count * (count - 1) // 2 * (factor // modulus) + count * (offset // modulus)
@@ -181,7 +185,8 @@ class StratifiedOrder(_Batchwise):
         """Samples at places of their class's own permutation of this epoch."""
         counts = self.strata.counts[groups]
         images = permute_each(places, counts, groups, f"strata/{self.seed}/{epoch}")
-        return self._members[self._offsets[groups] + images].astype(np.int64)
+        samples: Ids = self._members[self._offsets[groups] + images].astype(np.int64)
+        return samples
 
     def to_json(self) -> dict[str, Any]:
         """See `hpcmass.data.order.Order`."""
@@ -203,8 +208,8 @@ class StratifiedOrder(_Batchwise):
 class MixedOrder(_Batchwise):
     """Several data sets in fixed proportions, each gone through again and again, reshuffled each time.
 
-    An epoch is `n` positions. Data set i gives `quotas[i]` of them and goes on in the next epoch where it stopped, so
-    that each of its samples is used once before any is used again.
+    An epoch is `n` positions. Data set i gives `quotas[i]` of them and goes on in the next epoch where it
+    stopped, so that each of its samples is used once before any is used again.
     """
 
     def __init__(
@@ -273,7 +278,8 @@ class MixedOrder(_Batchwise):
         said = []
         for name, quota, child in zip(self.names, self.strata.counts.tolist(), self.children, strict=True):
             said.append(f"{name} {quota} of {child.n} ({child.to_json()['kind']})")
-        return f"mix: an epoch is {self.n} samples: {', '.join(said)}; each batch of {self.batch} in this proportion"
+        text = ", ".join(said)
+        return f"mix: an epoch is {self.n} samples: {text}; each batch of {self.batch} in this proportion"
 
 
 def _shuffled(items: Ids, start: int, key: np.uint64) -> Ids:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from hpcmass.config import Job
-from hpcmass.data.order import epoch_ids, rank_slice
+from hpcmass.data.order import Order, rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
@@ -47,6 +47,7 @@ class Task:
     train: DatasetLike
     valid: DatasetLike | None
     fields: tuple[list[str], list[str]]
+    order: Order
 
 
 @dataclass
@@ -91,14 +92,14 @@ class Plan:
         """
         batch = job.train.global_batch
         full, rest = divmod(samples, batch)
-        steps = full + (1 if rest and not job.train.drop_last else 0)
+        steps = full + (1 if rest and job.train.last != "drop" else 0)
         if steps == 0:
             raise ConfigError(
                 f"there are {samples} samples, no whole batch of {batch}"
                 if samples
                 else "the dataset is empty",
-                where="train.drop_last" if samples else "data.train",
-                hint="lower train.global_batch, or drop_last = false" if samples else None,
+                where="train.last_batch" if samples else "data.train",
+                hint='lower train.global_batch, or last_batch = "keep"' if samples else None,
             )
         total = steps * job.train.epochs
         return cls(min(samples, steps * batch), steps, min(total, job.train.max_steps or total))
@@ -121,7 +122,7 @@ class Loop:
         """
         self.task, self.comm, self.run_folder, self.watch, self.reporter = task, comm, run, watch, reporter
         self.job = task.job.train
-        self.plan = Plan.of(task.job, len(task.train))
+        self.plan = Plan.of(task.job, task.order.n)
         self.at = Position()
         self._local_loss = 0.0
         self._window_started = time.perf_counter()
@@ -187,10 +188,10 @@ class Loop:
     # -- a step ---------------------------------------------------------------------------------------
     def _step(self) -> bool:
         """One optimiser step; True when any rank was asked to stop."""
-        at, task, job, began = self.at, self.task, self.task.job, time.perf_counter()
+        at, task, began = self.at, self.task, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
         low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
-        ids = epoch_ids(job.data.order, len(task.train), job.data.seed, at.epoch, low, high)
+        ids = task.order.ids(at.epoch, low, high)
         seed_step(self.job.seed, at.step, self.comm.rank)
         self._reducer.zero()
         loss_sum = self._backward(ids, stop - start)
