@@ -25,7 +25,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.inputs import forward, prepare
+from hpcmass.train.inputs import forward, prepare, without_padding
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.optim import Schedule
 from hpcmass.train.progress import Reporter
@@ -194,7 +194,9 @@ class Loop:
         ids = task.order.ids(at.epoch, low, high)
         seed_step(self.job.seed, at.step, self.comm.rank)
         self._reducer.zero()
-        loss_sum = self._backward(ids, stop - start)
+        width = self.job.global_batch if self.job.last == "pad" else stop - start
+        share = rank_slice(0, width, self.comm.rank, self.comm.size)
+        loss_sum = self._backward(ids, stop - start, share[1] - share[0])
         self._reducer.finish()
         asked, bad, lost = (float(flag) > 0 for flag in self._reducer.flags.tolist())
         if lost:
@@ -221,8 +223,13 @@ class Loop:
             self._checkpoint()
         return asked
 
-    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int) -> float:
+    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int, width: int) -> float:
         """Gradients of this rank's samples, weighed by their share of the global batch.
+
+        Args:
+            ids: This rank's samples.
+            n_global: Samples of the global batch.
+            width: Samples that this rank's share is padded to; the padding counts in nothing.
 
         Returns:
             The sum of their losses.
@@ -230,17 +237,22 @@ class Loop:
         task, count = self.task, self.job.accumulation
         cuts = [rank_slice(0, len(ids), part, count) for part in range(count)]
         micros = [ids[low:high] for low, high in cuts if high > low]
+        widths = [high - low for low, high in (rank_slice(0, width, part, count) for part in range(count))]
         total = 0.0
         for number, micro in enumerate(micros):
-            arrays = {**task.train.batch(micro), "sample_id": micro}
+            shown = np.resize(micro, widths[number])  # repeats its samples where it is padded
+            arrays = {**task.train.batch(shown), "sample_id": shown}
             ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self.comm.device)
-            if ready.n != len(micro):
+            if ready.n != len(shown):
                 raise RecipeError(
-                    f"transform made {ready.n} samples of {len(micro)}", where=task.recipe.path,
+                    f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
                     hint="change samples, but keep their number",
                 )  # fmt: skip
             with self.autocast():
-                loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
+                outputs, targets = forward(task.model, task.recipe, ready.inputs), ready.targets
+                if len(shown) > len(micro):
+                    outputs, targets = (without_padding(v, len(micro), len(shown)) for v in (outputs, targets))
+                loss = task.recipe.loss(outputs, targets)
             value = float(loss.detach())
             total += value * len(micro)
             if number == len(micros) - 1:
