@@ -127,9 +127,12 @@ class BlockOrder:
 
     def blocks_a_batch(self) -> float:
         """Blocks that a batch draws from, on average, while its lanes are within their windows."""
-        window = max(1, min(self.window, self._blocks // self.lanes))
-        drawn = sum(window * (1 - (1 - 1 / window) ** (high - low)) for low, high in self._lanes)
-        return min(drawn, float(self._blocks))
+        if not self.n:
+            return 0.0
+        # Where there are fewer windows than lanes, several lanes draw from one.
+        open_windows = min(self.lanes, -(-self._blocks // self.window))
+        size = min(float(self.window), self._blocks / open_windows)
+        return open_windows * size * (1 - (1 - 1 / size) ** (self.batch / open_windows))
 
     def to_json(self) -> dict[str, Any]:
         """See `hpcmass.data.order.Order`."""

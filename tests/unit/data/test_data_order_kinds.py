@@ -1,5 +1,6 @@
 """Orders in blocks, by class and of several data sets: what each promises, at any position."""
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -67,15 +68,25 @@ def test_block_order_of_1e10_samples_anywhere(place: int) -> None:
     assert order.ids(4, place + 999, place + 1010).tolist() == ids[999:1010].tolist()
 
 
-def test_block_order_mixes_as_it_says() -> None:
-    order = BlockOrder(400_000, 2, batch=256, block=100, window=16, lanes=16)
-    batches = order.ids(0, 0, 256 * 1000).reshape(1000, 256) // 100
+@pytest.mark.parametrize(("n", "block"), [(400_000, 100), (60_000, 669), (60_000, 170)])
+def test_a_batch_draws_from_as_many_blocks_as_said(n: int, block: int) -> None:
+    order = BlockOrder(n, 2, batch=256, block=block, window=16, lanes=16)
+    whole = n // 256
+    batches = order.ids(0, 0, 256 * whole).reshape(whole, 256) // block
     drawn = np.mean([len(np.unique(row)) for row in batches])
-    assert abs(drawn - order.blocks_a_batch()) < 3
+    assert abs(drawn / order.blocks_a_batch() - 1) < 0.05
     assert f"about {order.blocks_a_batch():.0f} blocks" in order.describe()
-    # Another epoch has other companions: blocks that shared a window do so no more often than by chance.
-    windows = [order.ids(epoch, 0, 25_600)[::16] // 100 for epoch in (0, 1)]
-    assert len(np.intersect1d(*windows)) < 600
+
+
+def test_block_order_mixes_anew_every_epoch() -> None:
+    order = BlockOrder(400_000, 2, batch=256, block=100, window=16, lanes=16)
+    # Another epoch has other companions: of 30,000 pairs of blocks that share a window, 112 do so again by chance.
+    pairs = []
+    for epoch in (0, 1):
+        windows = order.windows(epoch, 0, order.n)
+        assert [len(blocks) for blocks in windows] == [16] * 250
+        pairs.append({pair for blocks in windows for pair in itertools.combinations(blocks, 2)})
+    assert 60 < len(pairs[0] & pairs[1]) < 170
     first = order.ids(0, 0, 256)
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.3
 
