@@ -132,7 +132,7 @@ class BlockOrder:
         # Where there are fewer windows than lanes, several lanes draw from one.
         open_windows = min(self.lanes, -(-self._blocks // self.window))
         size = min(float(self.window), self._blocks / open_windows)
-        return open_windows * size * (1 - (1 - 1 / size) ** (self.batch / open_windows))
+        return float(open_windows * size * (1 - (1 - 1 / size) ** (self.batch / open_windows)))
 
     def to_json(self) -> dict[str, Any]:
         """See `hpcmass.data.order.Order`."""

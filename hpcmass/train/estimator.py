@@ -254,7 +254,7 @@ def _whole(task: _Task, dataset: DatasetLike) -> None:
     x_nf: Array | None = None
     y: Array | None = None
     for ids in _parts(len(dataset)):
-        features, target = task.arrays(dataset.batch(ids), train=True)
+        features, target = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=True)
         if x_nf is None or y is None:
             x_nf = np.empty((len(dataset), features.shape[1]), np.float32)
             y = np.empty((len(dataset), *target.shape[1:]), target.dtype)
@@ -279,7 +279,7 @@ def _stream(
     patience = Patience(train.early_stop) if train.early_stop else None
     for epoch in range(train.epochs):
         for ids in _batches(order, train.global_batch, epoch):
-            batch = dataset.batch(ids)
+            batch = {**dataset.batch(ids), "sample_id": ids}
             x_nf, y = task.arrays(batch, train=True)
             if train.last == "drop" and len(y) < train.global_batch:
                 continue
@@ -366,7 +366,7 @@ def _metrics(task: _Task, dataset: DatasetLike) -> dict[str, float]:
     """
     sums: dict[str, float] = {}
     for ids in _parts(len(dataset)):
-        x_nf, y = task.arrays(dataset.batch(ids), train=False)
+        x_nf, y = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=False)
         outputs = torch.from_numpy(np.ascontiguousarray(estimator_outputs(task.estimator, x_nf, task.classes)))
         if task.classes is not None:
             outputs = outputs.clamp_min(_SMALLEST).log()

@@ -15,6 +15,7 @@ from hpcmass.data import open_dataset, shard
 from hpcmass.errors import ConfigError, RecipeError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.rank import train_rank
+from hpcmass.workflow.sharding import check_job
 
 # Writes into the file TELL what went through the transform in training, and the rows that reached the loss. The
 # model has no batch statistics, so padding could reach the weights through the loss only.
@@ -36,6 +37,9 @@ class Net(torch.nn.Module):
         return {"plain": out, "dict": {"logits": out}, "whole": {"logits": out, "aux": out.mean()}}[self.form]
 
 def build_model(params):
+    if params.get("form") == "sgd":
+        from sklearn.linear_model import SGDClassifier
+        return SGDClassifier(loss="log_loss")
     return Net(params.get("form", "plain"))
 
 def transform(batch, train):
@@ -207,3 +211,23 @@ def test_what_does_not_fit_leaves_no_run(trial: Trial) -> None:
     with pytest.raises(ConfigError, match="no single whole number"):
         trial.go({"order": "stratified", "stratify": "x"})
     assert not trial.run.path.exists()
+
+
+def test_an_estimator_is_streamed_in_the_order(trial: Trial) -> None:
+    mix = {"train": ["data/a", "data/b"], "mix": {"data/a": 0.75, "data/b": 0.25}}
+    assert trial.go(mix, form="sgd", fit="stream", epochs=1, global_batch=8).state is State.COMPLETED
+    batches = trial.told("ids")
+    assert [len(ids) for ids in batches] == [8] * 7 + [6]
+    assert {sum(i >= 47 for i in ids) for ids in batches} <= {1, 2}
+    with pytest.raises(ConfigError, match="fitted whole"):
+        trial.go(mix, form="sgd", fit="whole", epochs=1, global_batch=8, fresh=True)
+
+
+def test_job_check_says_the_order(project: Project) -> None:
+    (project.root / "job.toml").write_text(
+        'name = "j"\nrecipe = "recipe.py"\n[data]\ntrain = "data/a"\norder = "block"\n[train]\nglobal_batch = 10\n'
+    )
+    notes = check_job(project.root / "job.toml", [], project)[1]
+    assert any(note.startswith("order: block: 47 samples in 1 blocks of 47") for note in notes)
+    with pytest.raises(ConfigError, match="no field of the data set"):
+        check_job(project.root / "job.toml", ["data.order=stratified", "data.stratify=q"], project)
