@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from hpcmass.config.resources import Resources
 
@@ -17,22 +17,80 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class BlockTable(Table):
+    """`[data.block]`: how the order "block" cuts and mixes."""
+
+    kib: int = Field(512, ge=1, description="KiB of a block in the widest field, at least: one read")
+    window: int = Field(16, ge=1, description="blocks whose samples are shuffled together")
+    lanes: int = Field(16, ge=1, description="windows that a global batch draws from")
+
+
 class DataTable(Table):
     """`[data]`: dataset folders, relative to the project folder.
 
-    `train` may name several datasets, which are then read one after the other (train + valid, say).
+    `train` may name several datasets, which are then read as one (train + valid, say), or in the proportions
+    of `mix`.
     """
 
     train: str | list[str] | None = None
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
-    order: Literal["global", "sequential"] = "global"
+    order: Literal["global", "sequential", "block", "stratified"] = "global"
+    block: BlockTable = BlockTable()
+    stratify: str | None = Field(None, description="field with the classes; default: the only integer target")
+    mix: dict[str, float] | None = Field(None, description="weights of the datasets of `train`, by name")
+    epoch_samples: int | None = Field(None, ge=1, description="samples of an epoch of a mixture")
     verify: Literal["auto", "always", "never"] = Field(
         "auto", description="check the shards' checksums at a run's start; auto: up to 1 GiB"
     )
     seed: int = Field(0, ge=0, description="seed of the sample order")
     inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
     targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")
+
+    @field_validator("block")
+    @classmethod
+    def _of_block(cls, value: BlockTable, info: ValidationInfo) -> BlockTable:
+        if value != BlockTable() and info.data.get("order", "block") != "block":
+            raise ValueError(f'is for order = "block", and the order is "{info.data["order"]}"')
+        return value
+
+    @field_validator("stratify")
+    @classmethod
+    def _of_stratified(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("order", "stratified") != "stratified":
+            raise ValueError(f'is for order = "stratified", and the order is "{info.data["order"]}"')
+        return value
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _whole_weights(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: float(w) if isinstance(w, int) and not isinstance(w, bool) else w for name, w in value.items()
+        }
+
+    @field_validator("mix")
+    @classmethod
+    def _of_several(cls, value: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        if value is None or "train" not in info.data:
+            return value
+        train = info.data["train"]
+        names = train if isinstance(train, list) else [train]
+        if not isinstance(train, list) or sorted(value) != sorted(names):
+            raise ValueError(f"gives weights of {sorted(value)}; name each dataset of data.train once: {names}")
+        if min(value.values()) <= 0:
+            raise ValueError("every weight must be above 0; leave a dataset out of data.train instead")
+        if info.data.get("order") == "stratified":
+            raise ValueError('a mixture takes order = "global", "sequential" or "block", not "stratified"')
+        return value
+
+    @field_validator("epoch_samples")
+    @classmethod
+    def _of_mix(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("mix", ()) is None:
+            raise ValueError("is for data.mix: without it an epoch is each sample once")
+        return value
 
 
 class ScheduleTable(Table):
@@ -61,7 +119,10 @@ class TrainTable(Table):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps at most, over all epochs")
     global_batch: int = Field(64, ge=1, description="samples an optimiser step over all ranks")
     accumulation: int = Field(1, ge=1, description="micro-batches a rank cuts its share into")
-    drop_last: bool = False
+    last_batch: Literal["keep", "drop", "pad"] = Field(
+        "keep", description="an epoch's last batch, where samples are left over: smaller, left out, or padded"
+    )
+    drop_last: bool = Field(False, description='true is last_batch = "drop"')
     seed: int = Field(0, ge=0, description="seed of initial weights and of dropout")
     optimizer: str = Field("AdamW", description="a class of torch.optim")
     lr: float = Field(1e-3, gt=0)
@@ -91,6 +152,18 @@ class TrainTable(Table):
     )
     log_every_steps: int = Field(10, ge=1)
     early_stop: EarlyStopTable | None = None
+
+    @field_validator("drop_last")
+    @classmethod
+    def _one_way(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("last_batch") == "pad":
+            raise ValueError('is last_batch = "drop", and last_batch is "pad": keep one of them')
+        return value
+
+    @property
+    def last(self) -> str:
+        """What becomes of an epoch's last batch, where samples are left over: `keep`, `drop` or `pad`."""
+        return "drop" if self.drop_last else self.last_batch
 
 
 class PerShardTable(Table):
@@ -210,4 +283,6 @@ class Job(Table):
             raise ValueError("train.keep_best needs data.valid: without validation no checkpoint is the best")
         if self.train.mode == "per-shard" and self.per_shard is None:
             raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
+        if self.train.mode == "per-shard" and self.data.mix is not None:
+            raise ValueError("data.mix cannot be kept where each model has shards of its own (per-shard)")
         return self

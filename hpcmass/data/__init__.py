@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcmass.data.cut import STRATEGIES
     from hpcmass.data.manifest import Field, Manifest, ShardInfo, read_manifest, split_folders
-    from hpcmass.data.order import epoch_ids, rank_slice
+    from hpcmass.data.order import Order, epoch_ids, rank_slice
+    from hpcmass.data.orders import make_mix, make_order
     from hpcmass.data.reader import Dataset, Samples, concat, open_dataset
     from hpcmass.data.sources import open_source
     from hpcmass.data.verify import VerifyReport, verify_dataset
@@ -22,12 +23,15 @@ _WHERE = {
     "Dataset": "reader",
     "Field": "manifest",
     "Manifest": "manifest",
+    "Order": "order",
     "STRATEGIES": "cut",
     "Samples": "reader",
     "ShardInfo": "manifest",
     "VerifyReport": "verify",
     "concat": "reader",
     "epoch_ids": "order",
+    "make_mix": "orders",
+    "make_order": "orders",
     "open_dataset": "reader",
     "open_source": "sources",
     "rank_slice": "order",
@@ -42,11 +46,14 @@ __all__ = [
     "Dataset",
     "Field",
     "Manifest",
+    "Order",
     "Samples",
     "ShardInfo",
     "VerifyReport",
     "concat",
     "epoch_ids",
+    "make_mix",
+    "make_order",
     "open_dataset",
     "open_source",
     "rank_slice",

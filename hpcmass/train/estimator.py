@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from hpcmass.config.job import EarlyStopTable, Job
-from hpcmass.errors import MissingDependency, RecipeError
+from hpcmass.data.order import Order, PlainOrder
+from hpcmass.errors import ConfigError, MissingDependency, RecipeError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.bundle_writer import write_estimator_bundle
 from hpcmass.train.comm.agree import on_root
@@ -71,6 +72,7 @@ def fit_estimator(
     *,
     say: Callable[[str], None] | None = None,
     should_stop: Callable[[], str | None] | None = None,
+    order: Order | None = None,
 ) -> dict[str, float]:
     """Fit an estimator on rank 0, while the others wait; collective.
 
@@ -90,17 +92,21 @@ def fit_estimator(
         comm: The ranks.
         say: Shows one line to the user.
         should_stop: Asked between batches besides the run's stop file; a reason ends the fit.
+        order: In which `stream` goes through the data; default: that of `data.order`, of the plain kinds.
 
     Returns:
         The last validation's metrics, named as for torch models (`loss`, and `accuracy` or `mae`).
 
     Raises:
+        ConfigError: A mixture of data sets is to be fitted whole.
         RecipeError: The estimator does not suit the data, cannot be stored, or raised; on every rank.
         MissingDependency: scikit-learn or skops is not installed.
     """
 
     def fit() -> dict[str, float]:
-        return _fit(estimator, recipe, job, train_ds, valid_ds, run, comm.size, say or _silent, should_stop)
+        return _fit(
+            estimator, recipe, job, train_ds, valid_ds, run, comm.size, say or _silent, should_stop, order
+        )
 
     return dict(on_root(comm, fit))
 
@@ -115,6 +121,7 @@ def _fit(
     ranks: int,
     say: Callable[[str], None],
     should_stop: Callable[[], str | None] | None,
+    order: Order | None,
 ) -> dict[str, float]:
     check_storable(estimator)
     task = _make_task(estimator, recipe, job, train_ds)
@@ -131,8 +138,13 @@ def _fit(
     name = type(estimator).__name__
     if _streams(task, train_ds):
         say(f"{name}: partial_fit on {len(train_ds)} samples, {job.train.epochs} epochs at most")
-        finished = _stream(task, train_ds, evaluator, asked)
+        finished = _stream(task, train_ds, order, evaluator, asked)
     else:
+        if job.data.mix is not None:
+            raise ConfigError(
+                "an estimator that is fitted whole sees each sample once, in no proportions", where="data.mix",
+                hint='use train.fit = "stream", or leave data.mix out',
+            )  # fmt: skip
         say(f"{name}: fit on {len(train_ds)} samples")
         _whole(task, train_ds)
         evaluator(step=1, epoch=0)
@@ -242,7 +254,7 @@ def _whole(task: _Task, dataset: DatasetLike) -> None:
     x_nf: Array | None = None
     y: Array | None = None
     for ids in _parts(len(dataset)):
-        features, target = task.arrays(dataset.batch(ids), train=True)
+        features, target = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=True)
         if x_nf is None or y is None:
             x_nf = np.empty((len(dataset), features.shape[1]), np.float32)
             y = np.empty((len(dataset), *target.shape[1:]), target.dtype)
@@ -253,17 +265,23 @@ def _whole(task: _Task, dataset: DatasetLike) -> None:
 
 
 def _stream(
-    task: _Task, dataset: DatasetLike, evaluator: _Evaluator, stopped: Callable[[], str | None]
+    task: _Task,
+    dataset: DatasetLike,
+    order: Order | None,
+    evaluator: _Evaluator,
+    stopped: Callable[[], str | None],
 ) -> bool:
     """Stream the epochs; returns whether the fit came to its end (and was not asked to stop)."""
     train, data = task.job.train, task.job.data
+    order = order or PlainOrder(data.order, len(dataset), data.seed)
     first: dict[str, Any] = {} if task.classes is None else {"classes": np.arange(task.classes)}
     step = 0
     patience = Patience(train.early_stop) if train.early_stop else None
     for epoch in range(train.epochs):
-        for batch in dataset.batches(train.global_batch, order=data.order, seed=data.seed, epoch=epoch):
+        for ids in _batches(order, train.global_batch, epoch):
+            batch = {**dataset.batch(ids), "sample_id": ids}
             x_nf, y = task.arrays(batch, train=True)
-            if train.drop_last and len(y) < train.global_batch:
+            if train.last == "drop" and len(y) < train.global_batch:
                 continue
             with _fit_errors(task, "partial_fit"):
                 task.estimator.partial_fit(x_nf, y, **first)
@@ -273,7 +291,7 @@ def _stream(
             if step % train.log_every_steps == 0 and stopped():
                 return False
         if step == 0:
-            raise RecipeError("the dataset is smaller than train.global_batch, and train.drop_last is set")
+            raise RecipeError('the dataset is smaller than train.global_batch, and train.last_batch is "drop"')
         last = epoch + 1 == train.epochs or step == train.max_steps
         if last or (epoch + 1) % train.evaluate_every_epochs == 0:
             metrics = evaluator(step=step, epoch=epoch)
@@ -283,6 +301,14 @@ def _stream(
         if stopped():
             return False
     return True
+
+
+def _batches(order: Order, size: int, epoch: int) -> Iterator[Array]:
+    """The ids of one epoch's batches; several are worked out at a time, which is cheaper."""
+    at_once = max(1, READ // size) * size
+    for start in range(0, order.n, at_once):
+        ids = order.ids(epoch, start, min(start + at_once, order.n))
+        yield from (ids[low : low + size] for low in range(0, len(ids), size))
 
 
 class Patience:
@@ -340,7 +366,7 @@ def _metrics(task: _Task, dataset: DatasetLike) -> dict[str, float]:
     """
     sums: dict[str, float] = {}
     for ids in _parts(len(dataset)):
-        x_nf, y = task.arrays(dataset.batch(ids), train=False)
+        x_nf, y = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=False)
         outputs = torch.from_numpy(np.ascontiguousarray(estimator_outputs(task.estimator, x_nf, task.classes)))
         if task.classes is not None:
             outputs = outputs.clamp_min(_SMALLEST).log()

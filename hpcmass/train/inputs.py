@@ -5,7 +5,8 @@ Shared by the loop, by loaded models and by estimators, so that all of them see 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,36 @@ def forward(model: torch.nn.Module, recipe: Recipe, inputs: Sequence[Tensor]) ->
     """`model(*inputs)`; what it raises becomes a `RecipeError` with the user's line."""
     with recipe.errors("the model's forward"):
         return model(*inputs)
+
+
+def without_padding(value: Any, n: int, padded: int) -> Any:
+    """The first `n` rows of a model's outputs or of targets, of which there are `padded`.
+
+    Args:
+        value: A tensor with one row a sample, or a dict, list or tuple of such.
+        n: Rows that count.
+        padded: Rows there are.
+
+    Raises:
+        RecipeError: Something has not one row a sample, so that the padding cannot be taken out of it.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim and value.shape[0] == padded:
+            return value[:n]
+        raise RecipeError(
+            f"the model's output of shape {tuple(value.shape)} has not one row for each of {padded} samples",
+            where="train.last_batch",
+            hint='the padding cannot be taken out of it: use last_batch = "keep" or "drop"',
+        )
+    if isinstance(value, MutableMapping):
+        made = copy.copy(value)
+        for key in value:
+            made[key] = without_padding(value[key], n, padded)
+        return made
+    if isinstance(value, (list, tuple)):
+        parts = [without_padding(one, n, padded) for one in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def flatten(inputs: Sequence[Tensor]) -> np.ndarray[Any, Any]:

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from hpcmass.config import Job
-from hpcmass.data.order import epoch_ids, rank_slice
+from hpcmass.data.order import Order, rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.inputs import forward, prepare
+from hpcmass.train.inputs import forward, prepare, without_padding
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.optim import Schedule
@@ -48,6 +48,7 @@ class Task:
     train: DatasetLike
     valid: DatasetLike | None
     fields: tuple[list[str], list[str]]
+    order: Order
 
 
 @dataclass
@@ -96,14 +97,14 @@ class Plan:
         """
         batch = job.train.global_batch
         full, rest = divmod(samples, batch)
-        steps = full + (1 if rest and not job.train.drop_last else 0)
+        steps = full + (1 if rest and job.train.last != "drop" else 0)
         if steps == 0:
             raise ConfigError(
                 f"there are {samples} samples, no whole batch of {batch}"
                 if samples
                 else "the dataset is empty",
-                where="train.drop_last" if samples else "data.train",
-                hint="lower train.global_batch, or drop_last = false" if samples else None,
+                where="train.last_batch" if samples else "data.train",
+                hint='lower train.global_batch, or last_batch = "keep"' if samples else None,
             )
         total = steps * job.train.epochs
         return cls(min(samples, steps * batch), steps, min(total, job.train.max_steps or total))
@@ -126,7 +127,7 @@ class Loop:
         """
         self.task, self.comm, self.run_folder, self.watch, self.reporter = task, comm, run, watch, reporter
         self.job = task.job.train
-        self.plan = Plan.of(task.job, len(task.train))
+        self.plan = Plan.of(task.job, task.order.n)
         self.at = Position()
         self._local_loss = 0.0
         self._window_started = time.perf_counter()
@@ -199,13 +200,15 @@ class Loop:
     # -- a step ---------------------------------------------------------------------------------------
     def _step(self) -> bool:
         """One optimiser step; True when any rank was asked to stop."""
-        at, task, job, began = self.at, self.task, self.task.job, time.perf_counter()
+        at, task, began = self.at, self.task, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
         low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
-        ids = epoch_ids(job.data.order, len(task.train), job.data.seed, at.epoch, low, high)
+        ids = task.order.ids(at.epoch, low, high)
         seed_step(self.job.seed, at.step, self.comm.rank)
         self._reducer.zero()
-        loss_sum = self._backward(ids, stop - start)
+        width = self.job.global_batch if self.job.last == "pad" else stop - start
+        share = rank_slice(0, width, self.comm.rank, self.comm.size)
+        loss_sum = self._backward(ids, stop - start, share[1] - share[0])
         self._reducer.finish()
         asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self._reducer.flags.tolist())
         if lost:
@@ -235,8 +238,13 @@ class Loop:
             self._checkpoint(wait=True)
         return asked
 
-    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int) -> float:
+    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int, width: int) -> float:
         """Gradients of this rank's samples, weighed by their share of the global batch.
+
+        Args:
+            ids: This rank's samples.
+            n_global: Samples of the global batch.
+            width: Samples that this rank's share is padded to; the padding counts in nothing.
 
         Returns:
             The sum of their losses.
@@ -244,17 +252,22 @@ class Loop:
         task, count = self.task, self.job.accumulation
         cuts = [rank_slice(0, len(ids), part, count) for part in range(count)]
         micros = [ids[low:high] for low, high in cuts if high > low]
+        widths = [high - low for low, high in (rank_slice(0, width, part, count) for part in range(count))]
         total = 0.0
         for number, micro in enumerate(micros):
-            arrays = {**task.train.batch(micro), "sample_id": micro}
+            shown = np.resize(micro, widths[number])  # repeats its samples where it is padded
+            arrays = {**task.train.batch(shown), "sample_id": shown}
             ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self.comm.device)
-            if ready.n != len(micro):
+            if ready.n != len(shown):
                 raise RecipeError(
-                    f"transform made {ready.n} samples of {len(micro)}", where=task.recipe.path,
+                    f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
                     hint="change samples, but keep their number",
                 )  # fmt: skip
             with self.autocast():
-                loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
+                outputs, targets = forward(task.model, task.recipe, ready.inputs), ready.targets
+                if len(shown) > len(micro):
+                    outputs, targets = (without_padding(v, len(micro), len(shown)) for v in (outputs, targets))
+                loss = task.recipe.loss(outputs, targets)
             value = float(loss.detach())
             total += value * len(micro)
             if number == len(micros) - 1:

@@ -19,7 +19,7 @@ import torch
 
 from hpcmass import __version__
 from hpcmass.config import Job, Project, Site
-from hpcmass.data import Dataset
+from hpcmass.data import Dataset, Order
 from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
@@ -35,6 +35,7 @@ from hpcmass.train.inputs import forward, prepare, select_fields
 from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop, Plan, Task
 from hpcmass.train.optim import Schedule, make_optimizer
+from hpcmass.train.orders import check_order, open_order, record_order
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
@@ -108,6 +109,7 @@ class _Rank:
         self.fresh, self.site = fresh, site or Site.local()
         self.console = console and comm.rank == 0
         self.lease: Lease | None = None
+        self.order: Order | None = None
         self.attempt = 0
 
     def train(self) -> Status:
@@ -144,6 +146,7 @@ class _Rank:
         if data.train is None:
             raise ConfigError("is missing: there is nothing to train on", where="data.train")
         train = open_train(self.project, data.train, self.run.path)
+        self.order = open_order(self.job, self.project, train)
         return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
 
     def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
@@ -170,10 +173,11 @@ class _Rank:
         model.to(self.comm.device)
         model.train()
         materialise(model, recipe, train, fields)
-        plan = Plan.of(self.job, len(train))
+        assert self.order is not None
+        plan = Plan.of(self.job, self.order.n)
         optimizer = make_optimizer(model, recipe, self.job)
         schedule = Schedule(optimizer, self.job, plan.total_steps)
-        return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields)
+        return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields, self.order)
 
     def _begin_with(self, task: Task | None) -> dict[str, Any] | None:
         """Put the job's weights into rank 0's model, unless a checkpoint is there to go on from."""
@@ -187,7 +191,11 @@ class _Rank:
     # -- the run ---------------------------------------------------------------------------------------
     def _begin(self) -> int:
         """Rank 0 takes the lease and makes or opens the folder; the number of the attempt."""
+        assert self.order is not None
+        if not self.fresh:
+            check_order(self.run, self.order)
         self.lease = opening.take(self.job, self.run, self.site, fresh=self.fresh)
+        record_order(self.run, self.order)
         return opening.next_attempt(self.run, self.comm.size, self.comm.name)
 
     def _watched(
@@ -227,7 +235,7 @@ class _Rank:
         loaded = None
         if newest is not None:
             loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest))
-        plan = Plan.of(self.job, len(task.train))
+        plan = Plan.of(self.job, task.order.n)
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0
         reporter = None
@@ -287,7 +295,16 @@ class _Rank:
 
         try:
             metrics = fit_estimator(
-                model, recipe, self.job, train, valid, self.run, self.comm, say=self._say, should_stop=asked
+                model,
+                recipe,
+                self.job,
+                train,
+                valid,
+                self.run,
+                self.comm,
+                say=self._say,
+                should_stop=asked,
+                order=self.order,
             )
         except HpcmassError as error:
             # It raises on every rank what went wrong on rank 0, but a lost rank.

@@ -111,6 +111,12 @@ def check_job(job_file: str | Path, sets: Sequence[str], project: Project | None
                 notes.append(f"data.{split}: {path} (not looked at: no project here)")
                 continue
             notes.append(_check_dataset(job, split, path, project, job_file))
+    if project is not None and job.recipe is not None and job.data.train is not None:
+        from hpcmass.train.datasets import open_all
+        from hpcmass.train.orders import open_order
+
+        order = open_order(job, project, open_all(project, job.data.train))
+        notes.append(f"order: {order.describe()}")
     return job, notes
 
 
