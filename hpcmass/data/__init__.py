@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcmass.data.cut import STRATEGIES
+    from hpcmass.data.loader import Loaded, Loader, Plan
     from hpcmass.data.manifest import Field, Manifest, ShardInfo, read_manifest, split_folders
     from hpcmass.data.order import epoch_ids, rank_slice
     from hpcmass.data.reader import Dataset, Samples, concat, open_dataset
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 _WHERE = {
     "Dataset": "reader",
     "Field": "manifest",
+    "Loaded": "loader",
+    "Loader": "loader",
     "Manifest": "manifest",
+    "Plan": "loader",
     "STRATEGIES": "cut",
     "Samples": "reader",
     "ShardInfo": "manifest",
@@ -41,7 +45,10 @@ __all__ = [
     "STRATEGIES",
     "Dataset",
     "Field",
+    "Loaded",
+    "Loader",
     "Manifest",
+    "Plan",
     "Samples",
     "ShardInfo",
     "VerifyReport",
