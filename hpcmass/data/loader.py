@@ -9,12 +9,10 @@ are no worker processes, and nothing has a name in /dev/shm.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -23,14 +21,21 @@ import numpy.typing as npt
 
 from hpcmass.data.order import Ids, rank_slice
 from hpcmass.data.reader import Batch, Dataset
-from hpcmass.data.reading.choose import POOL_BYTES, Choice, choose, facts_of, reader_maker
-from hpcmass.data.reading.rows import Reader
+from hpcmass.data.reading.choose import (
+    POOL_BYTES,
+    Choice,
+    choose,
+    facts_of,
+    kept_fields,
+    reader_maker,
+)
+from hpcmass.data.reading.crew import Crew, Memory, Unit
+from hpcmass.data.reading.memory import Pool, Ring
+from hpcmass.data.reading.rows import BLOCK_BYTES
 
-Memory = npt.NDArray[np.uint8]
+__all__ = ["Loaded", "Loader", "Memory", "Plan", "micro_batches"]
 
-_ALIGN = 64
 _BATCHES_A_UNIT = 64
-_RING_BYTES = 1 << 30
 _IDS_AT_ONCE = 1 << 14
 
 
@@ -84,19 +89,6 @@ def micro_batches(ids: Ids, parts: int) -> list[Ids]:
     return [ids[low:high] for low, high in cuts if high > low]
 
 
-@dataclass
-class _Unit:
-    """Some batches that one thread reads at once."""
-
-    ids: Ids
-    ends: list[int]
-    memory: Memory
-    arrays: Batch
-    ready: threading.Lock = field(default_factory=threading.Lock)
-    error: BaseException | None = None
-    last: int = -1  # number of its last batch, once all are handed out
-
-
 class Loader(Iterator[Loaded]):
     """Batches of a dataset, in the plan's order, read ahead.
 
@@ -117,8 +109,8 @@ class Loader(Iterator[Loaded]):
         keep: int = 1,
         depth: int | None = None,
         threads: int | None = None,
-        window_bytes: int | None = None,
-        blocks: bool = False,
+        unit_bytes: int | None = None,
+        block: int | None = None,
         pool_bytes: int = POOL_BYTES,
         allocate: Callable[[int], Memory] | None = None,
     ) -> None:
@@ -131,49 +123,49 @@ class Loader(Iterator[Loaded]):
             keep: For how many further requests a batch stays valid.
             depth: Units (several batches) read ahead; default: one more than there are threads.
             threads: Reading threads; default: what suits the way of reading.
-            window_bytes: Bytes that are read at once; default: what suits the way of reading.
-            blocks: Whether the plan's order takes neighbouring samples together.
-            pool_bytes: What all buffers of the way `block` may take together.
+            unit_bytes: Bytes that a thread reads at once, in whole batches; default: what suits.
+            block: Samples a block, where the plan's order takes blocks of neighbouring samples together.
+            pool_bytes: What the blocks held by the way `block` may take together.
             allocate: Makes a buffer of so many bytes (pinned memory, say): a uint8 array.
         """
-        if keep < 1 or (depth is not None and depth < 1) or (threads is not None and threads < 1):
-            raise ValueError("keep, depth and threads are at least 1")
+        if min(keep, depth or 1, threads or 1, block or 1) < 1 or 0 in (depth, threads, block):
+            raise ValueError("keep, depth, threads and block are at least 1")
         self._arguments = {
-            "read": read, "keep": keep, "depth": depth, "threads": threads, "window_bytes": window_bytes,
-            "blocks": blocks, "pool_bytes": pool_bytes, "allocate": allocate,
+            "read": read, "keep": keep, "depth": depth, "threads": threads, "unit_bytes": unit_bytes,
+            "block": block, "pool_bytes": pool_bytes, "allocate": allocate,
         }  # fmt: skip
-        self.dataset, self.plan, self.keep = dataset, plan, keep
-        self._read, self._blocks, self._pool_bytes = read, blocks, pool_bytes
-        self._depth, self._asked_threads, self._window_bytes = depth, threads, window_bytes
-        self._allocate = allocate or _allocate
+        self.dataset, self.plan, self._keep = dataset, plan, keep
+        self._read, self._block, self._pool_bytes = read, block, pool_bytes
+        self._asked = (depth, threads, unit_bytes)
+        self._allocate = allocate
         self._choice: Choice | None = None
         self._source: Iterator[npt.ArrayLike] | None = None
-        self._ahead: deque[Ids] = deque()  # taken from the plan, not in a unit yet
-        self._pending: deque[_Unit] = deque()  # with the threads
-        self._used: deque[_Unit] = deque()  # handed out, not free yet
-        self._free: list[Memory] = []
-        self._buffers = self._largest = 0
-        self._unit: _Unit | None = None
+        self._ahead: deque[Ids] = deque()  # batches taken from the plan, not in a unit yet
+        self._planned: deque[Unit] = deque()  # units without a buffer; their blocks are being read
+        self._pending: deque[Unit] = deque()  # with the threads
+        self._used: deque[Unit] = deque()  # handed out, their buffers not free yet
+        self._unit: Unit | None = None
         self._number = 0  # of the batch within its unit
         self._given = 0  # batches asked for
-        self._crew: _Crew | None = None
+        self._depth = 1
+        self._crew: Crew | None = None
+        self._ring: Ring | None = None
+        self._pool: Pool | None = None
         self._closed = False
-        self._row_bytes = dataset.row_bytes
 
     # -- what is there to see ---------------------------------------------------------------------------
     @property
     def choice(self) -> Choice:
         """How it reads, and why."""
         if self._choice is None:
-            facts = facts_of(self.dataset, blocks=self._blocks)
+            facts = facts_of(self.dataset, blocks=self._block is not None)
             self._choice = choose(facts, self._read, cores=_cores(), pool_bytes=self._pool_bytes)
         return self._choice
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all buffers so far."""
-        held = [unit.memory for unit in (*self._pending, *self._used, *([self._unit] if self._unit else []))]
-        return sum(memory.nbytes for memory in (*held, *self._free))
+        """Bytes of all buffers and of the pool so far (not of fields held whole)."""
+        return (self._ring.bytes if self._ring else 0) + (self._pool.bytes if self._pool else 0)
 
     # -- the iterator -----------------------------------------------------------------------------------
     def __iter__(self) -> Loader:
@@ -199,23 +191,24 @@ class Loader(Iterator[Loaded]):
     def _take(self) -> Loaded:
         if self._crew is None or self._crew.pid != os.getpid():
             self._begin()
+        assert self._ring is not None
         given, self._given = self._given, self._given + 1
         unit = self._unit
         if unit is not None and self._number == len(unit.ends):
             unit.last = given - 1
             self._used.append(unit)
             self._unit = unit = None
-        while self._used and self._used[0].last + self.keep <= given:
-            self._free.append(self._used.popleft().memory)
+        while self._used and self._used[0].last + self._keep <= given:
+            self._ring.give_back(self._used.popleft())
         self._fill()
         if unit is None:
             if not self._pending:
                 raise StopIteration
             unit = self._unit = self._pending.popleft()
             self._number = 0
-            unit.ready.acquire()
-            if unit.error is not None:
-                raise unit.error
+            unit.wait()
+            if self._pool is not None:
+                self._pool.release(unit)
         low = unit.ends[self._number - 1] if self._number else 0
         high = unit.ends[self._number]
         self._number += 1
@@ -223,44 +216,66 @@ class Loader(Iterator[Loaded]):
 
     def _begin(self) -> None:
         """Start threads; in a forked child: its own, which read again what the parent's were reading."""
-        choice = self.choice
-        self._crew = _Crew(reader_maker(self.dataset, choice), self._asked_threads or choice.threads)
+        choice, dataset = self.choice, self.dataset
+        depth, threads, _ = self._asked
+        again = [ids for unit in (*self._pending, *self._planned) for ids in unit.batches()]
+        self._ahead.extendleft(reversed(again))
+        for waiting in (self._pending, self._planned, self._used):
+            waiting.clear()
+        make = reader_maker(dataset, choice)
+        threads = threads or choice.threads
+        self._depth = depth or threads + 1
+        self._ring = Ring(dataset.fields, self._depth + 1, self._allocate)
+        if choice.way == "block":
+            held = {name: one for name, one in dataset.fields.items() if name not in kept_fields(dataset)}
+            block = self._block or default_block(dataset)
+            self._pool = Pool(held, len(dataset), block, choice.pool_bytes) if held else None
+        self._crew = Crew(make, threads)
         self._finalizer = weakref.finalize(self, self._crew.end)
-        again, self._pending = self._pending, deque()
-        for unit in again:
-            self._submit(_Unit(unit.ids, unit.ends, unit.memory, unit.arrays))
         if self._source is None:
             self._source = iter(self.plan)
 
     def _fill(self) -> None:
-        """Give the threads as much as there are buffers for."""
-        crew = self._crew
+        """Give the threads as much as there are places and buffers for."""
+        crew, ring = self._crew, self._ring
         assert crew is not None
-        while len(self._pending) < (self._depth or crew.threads + 1):
-            ids = self._next_unit()
+        assert ring is not None
+        while len(self._pending) < self._depth:
+            self._plan_units(crew)
+            if not self._planned:
+                return
+            # Without a batch to hand out now or soon, one more buffer is made.
+            starved = not self._pending and (self._unit is None or self._number == len(self._unit.ends))
+            if not ring.equip(self._planned[0], must=starved):
+                return
+            self._pending.append(self._planned.popleft())
+            crew.give(self._pending[-1])
+
+    def _plan_units(self, crew: Crew) -> None:
+        """Plan the next unit; with a pool as many as it has places for, whose blocks are then read."""
+        while self._pool is not None or not self._planned:
+            ids = self._next_batches()
             if not ids:
                 return
-            memory = self._memory(sum(map(len, ids)) * self._row_bytes)
-            if memory is None:
-                self._ahead.extendleft(reversed(ids))
-                return
             joined = np.concatenate(ids) if len(ids) > 1 else ids[0]
-            ends = np.cumsum([len(one) for one in ids]).tolist()
-            self._submit(_Unit(joined, ends, memory, self._views(memory, len(joined))))
+            unit = Unit(joined, np.cumsum([len(one) for one in ids]).tolist())
+            if self._pool is not None:
+                blocks = self._pool.plan(unit)
+                if blocks is None:
+                    self._ahead.extendleft(reversed(ids))
+                    return
+                for block in blocks:
+                    crew.give(block)
+            self._planned.append(unit)
+            if self._pool is not None and unit.blocks is None:
+                return  # it needs no place of the pool, so nothing else would end this
 
-    def _submit(self, unit: _Unit) -> None:
-        assert self._crew is not None
-        unit.ready.acquire()
-        self._pending.append(unit)
-        self._crew.tasks.put(unit)
-
-    def _next_unit(self) -> list[Ids]:
+    def _next_batches(self) -> list[Ids]:
         """Batches that are read at once: as many as fit into a unit, one at least."""
-        limit = max(1, (self._window_bytes or self.choice.unit_bytes) // max(self._row_bytes, 1))
-        most = _BATCHES_A_UNIT if self.choice.way != "block" else limit
+        limit = max(1, (self._asked[2] or self.choice.unit_bytes) // max(self.dataset.row_bytes, 1))
         taken: list[Ids] = []
         rows = 0
-        while len(taken) < most:
+        while len(taken) < _BATCHES_A_UNIT:
             if not self._ahead:
                 assert self._source is not None
                 one = next(self._source, None)
@@ -273,46 +288,16 @@ class Loader(Iterator[Loaded]):
             rows += len(taken[-1])
         return taken
 
-    def _memory(self, needed: int) -> Memory | None:
-        """A buffer for so many bytes of rows; None while all are in use and there may be no more."""
-        needed += _ALIGN * (len(self.dataset.fields) + 1)
-        for number, memory in enumerate(self._free):
-            if memory.nbytes >= needed:
-                return self._free.pop(number)
-        if self._free:  # none is large enough: one gives way to a larger one
-            self._free.pop()
-            self._buffers -= 1
-        assert self._crew is not None
-        limit = (self._depth or self._crew.threads + 1) + 1
-        busy = bool(self._pending) or (self._unit is not None and self._number < len(self._unit.ends))
-        if busy and (self._buffers >= limit or (self._buffers > 1 and self._buffers * needed > _RING_BYTES)):
-            return None
-        self._buffers += 1
-        self._largest = max(self._largest, needed)
-        return self._allocate(self._largest)
-
-    def _views(self, memory: Memory, rows: int) -> Batch:
-        """An array a field, one after the other in a buffer."""
-        at = -memory.ctypes.data % _ALIGN
-        arrays: Batch = {}
-        for name, one in self.dataset.fields.items():
-            size = rows * one.row_bytes
-            part = memory[at : at + size].view(one.numpy_dtype)
-            arrays[name] = part.reshape(rows, *one.shape)
-            at += size + -size % _ALIGN
-        return arrays
-
     # -- the end ----------------------------------------------------------------------------------------
     def close(self) -> None:
-        """End the threads and give the buffers back. May be called twice; not while `next` runs."""
+        """End the threads and give the memory back. May be called twice; not while `next` runs."""
         self._closed = True
         if self._crew is not None:
             self._finalizer.detach()
             self._crew.end()
-        self._pending.clear()
-        self._used.clear()
-        self._free.clear()
-        self._unit = None
+        for waiting in (self._pending, self._planned, self._used):
+            waiting.clear()
+        self._unit = self._ring = self._pool = None
 
     def __enter__(self) -> Loader:
         return self
@@ -327,54 +312,9 @@ class Loader(Iterator[Loaded]):
         self.__init__(state["dataset"], state["plan"], **state["arguments"])  # type: ignore[misc]
 
 
-class _Crew:
-    """Threads that take units from a queue until told to end; they hold nothing of the loader."""
-
-    def __init__(self, make: Callable[[], Reader], threads: int) -> None:
-        self.pid = os.getpid()
-        self.threads = threads
-        self.tasks: SimpleQueue[_Unit | None] = SimpleQueue()
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(
-                target=_work, args=(make, self.tasks, self._stop), name="hpcmass-read", daemon=True
-            )
-            for _ in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def end(self) -> None:
-        """Let the threads finish what they are reading, and wait for them (not for ever: a server may hang)."""
-        if self.pid != os.getpid():
-            return  # they are another process's
-        self._stop.set()
-        for _ in self._threads:
-            self.tasks.put(None)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(10)
-
-
-def _work(make: Callable[[], Reader], tasks: SimpleQueue[_Unit | None], stop: threading.Event) -> None:
-    reader: Reader | None = None
-    try:
-        while (unit := tasks.get()) is not None:
-            try:
-                if not stop.is_set():
-                    reader = reader or make()
-                    reader.read(unit.ids, unit.arrays)
-            except BaseException as error:  # it is the consumer's
-                unit.error = error
-            unit.ready.release()
-            del unit
-    finally:
-        if reader is not None:
-            reader.close()
-
-
-def _allocate(size: int) -> Memory:
-    return np.empty(size, np.uint8)
+def default_block(dataset: Dataset) -> int:
+    """Samples a block where the order does not say: those that make a read worth its while."""
+    return max(1, min(len(dataset), -(-BLOCK_BYTES // max(1, dataset.row_bytes))))
 
 
 def _cores() -> int:

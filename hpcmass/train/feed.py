@@ -23,7 +23,7 @@ def batches(
     plan: Iterable[Ids],
     *,
     read: str = "auto",
-    blocks: bool = False,
+    block: int | None = None,
     device: torch.device | None = None,
 ) -> Iterator[Iterator[tuple[Ids, Arrays]]]:
     """Batches with their sample numbers, in the plan's order; a dataset of ours is read ahead by threads.
@@ -35,7 +35,7 @@ def batches(
         dataset: What is read.
         plan: Sample numbers, batch by batch.
         read: The way of reading, `data.read` of the job.
-        blocks: Whether the order takes neighbouring samples together.
+        block: Samples a block, where the order takes blocks of neighbouring samples together.
         device: Where batches go; for a GPU they are read into pinned memory.
     """
     if not isinstance(dataset, Dataset):
@@ -44,7 +44,7 @@ def batches(
     gpu = device is not None and device.type == "cuda"
     allocate: Callable[[int], Memory] | None = pinned if gpu else None
     # A copy to the device may still run when the next batch is asked for.
-    with Loader(dataset, plan, read=read, blocks=blocks, allocate=allocate, keep=2 if gpu else 1) as loader:
+    with Loader(dataset, plan, read=read, block=block, allocate=allocate, keep=2 if gpu else 1) as loader:
         yield ((ids, {**arrays, "sample_id": ids}) for ids, arrays in loader)
 
 

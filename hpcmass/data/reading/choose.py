@@ -23,7 +23,6 @@ KEPT_BYTES = 64 << 20  # fields of narrow rows that are held in memory rather th
 _KEPT_ROW_BYTES = 64
 POOL_BYTES = 256 << 20
 _UNIT_BYTES = 2 << 20
-_GAP_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Choice:
         why: One sentence.
         threads: Reading threads.
         unit_bytes: Bytes that a thread reads at once.
-        pool_bytes: What all buffers together may take (`block`); 0: a few units.
+        pool_bytes: What blocks that are held for batches to come may take together; 0: there are none.
     """
 
     way: Way
@@ -109,8 +108,7 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
     if way == "map":
         return Choice("map", why, max(1, min(2, cores)), _UNIT_BYTES)
     if way == "block":
-        threads = 4
-        return Choice("block", why, threads, pool_bytes // (threads + 2), pool_bytes)
+        return Choice("block", why, 4, _UNIT_BYTES, pool_bytes)
     return Choice("pread", why, 4, _UNIT_BYTES)
 
 
@@ -127,8 +125,7 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         return lambda: MapReader(rows, extents)
     columns = {name: Column(dataset.extents(name), one.row_bytes) for name, one in dataset.fields.items()}
     kept = _keep(dataset, columns)
-    gap = _GAP_BYTES if choice.way == "block" else 0
-    return lambda: PreadReader(columns, kept, gap_bytes=gap, advise=choice.way == "pread")
+    return lambda: PreadReader(columns, kept, advise=choice.way == "pread")
 
 
 def kept_fields(dataset: Dataset) -> list[str]:
