@@ -33,7 +33,7 @@ from hpcmass.data.reading.crew import Crew, Memory, Unit
 from hpcmass.data.reading.memory import Pool, Ring
 from hpcmass.data.reading.rows import BLOCK_BYTES
 
-__all__ = ["Loaded", "Loader", "Memory", "Plan", "micro_batches"]
+__all__ = ["Loaded", "Loader", "Memory", "Plan"]
 
 _BATCHES_A_UNIT = 64
 _IDS_AT_ONCE = 1 << 14
@@ -61,6 +61,7 @@ class Plan:
         rank: This rank.
         size: Number of ranks.
         parts: Micro-batches that a rank's slice is cut into.
+        pad: Whether the micro-batches of a smaller last step are as wide as the others', repeating samples.
     """
 
     ids: Callable[[int, int], Ids]
@@ -70,6 +71,7 @@ class Plan:
     rank: int = 0
     size: int = 1
     parts: int = 1
+    pad: bool = False
 
     def __iter__(self) -> Iterator[Ids]:
         # Numbers are cheap only in bulk; a slice of many positions is bulk by itself.
@@ -80,13 +82,15 @@ class Plan:
             for low in range(first, last, self.batch):
                 begin, end = rank_slice(low, min(low + self.batch, last), self.rank, self.size)
                 mine = self.ids(begin, end) if known is None else known[begin - first : end - first]
-                yield from micro_batches(mine, self.parts)
+                yield from self._micro_batches(mine)
 
-
-def micro_batches(ids: Ids, parts: int) -> list[Ids]:
-    """Cut sample numbers into micro-batches; none is empty."""
-    cuts = [rank_slice(0, len(ids), part, parts) for part in range(parts)]
-    return [ids[low:high] for low, high in cuts if high > low]
+    def _micro_batches(self, mine: Ids) -> Iterator[Ids]:
+        share = rank_slice(0, self.batch, self.rank, self.size)
+        for part in range(self.parts):
+            low, high = rank_slice(0, len(mine), part, self.parts)
+            begin, end = rank_slice(0, share[1] - share[0], part, self.parts)
+            if high > low:
+                yield np.resize(mine[low:high], end - begin) if self.pad else mine[low:high]
 
 
 class Loader(Iterator[Loaded]):

@@ -11,7 +11,6 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,13 @@ import numpy as np
 import torch
 
 from hpcmass.config import Job
-from hpcmass.data.loader import Plan as Batches
 from hpcmass.data.order import epoch_ids, rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.feed import Arrays, Ids, batches
+from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.optim import Schedule
@@ -135,6 +133,7 @@ class Loop:
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
         self._reducer = GradientReducer(task.model.parameters(), comm)
+        self._data = self._read_ahead()
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
@@ -148,28 +147,24 @@ class Loop:
             StorageError: A checkpoint could not be written; raised on all ranks.
             LeaseHeld: Another process has taken the run over; raised on all ranks.
         """
-        data = self.task.job.data
         try:
-            with batches(self.task.train, self._plan_ahead(), read=data.read, device=self.comm.device) as feed:
-                return self._run(feed)
+            return self._run()
         finally:
+            self._data.close()
             self._reducer.close()
 
-    def _plan_ahead(self) -> Iterator[Ids]:
-        """Sample numbers of this rank's micro-batches from where the run is to its end, beyond epochs' ends."""
-        step, epoch, samples, usable = self.at.step, self.at.epoch, self.at.samples, self.plan.usable
-        batch, data, n = self.job.global_batch, self.task.job.data, len(self.task.train)
-        while step < self.plan.total_steps:
-            if samples >= usable:
-                epoch, samples = epoch + 1, 0
-            stop = min(usable, samples + batch * (self.plan.total_steps - step))
-            order = partial(epoch_ids, data.order, n, data.seed, epoch)
-            yield from Batches(
-                order, samples, stop, batch, self.comm.rank, self.comm.size, self.job.accumulation
-            )
-            step, samples = step + -(-(stop - samples) // batch), stop
+    def _read_ahead(self) -> ReadAhead:
+        """This rank's batches, from where the run is when it begins."""
+        task, data, job = self.task, self.task.job.data, self.job
+        plan = steps_ahead(
+            partial(epoch_ids, data.order, len(task.train), data.seed),
+            lambda: (self.at.step, self.at.epoch, self.at.samples),
+            usable=self.plan.usable, total_steps=self.plan.total_steps, batch=job.global_batch,
+            rank=self.comm.rank, size=self.comm.size, parts=job.accumulation,
+        )  # fmt: skip
+        return ReadAhead(task.train, plan, read=data.read, device=self.comm.device)
 
-    def _run(self, feed: Iterator[tuple[Ids, Arrays]]) -> tuple[State, str | None]:
+    def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
         self._window_started = time.perf_counter()
         while True:
@@ -179,7 +174,7 @@ class Loop:
                 if ended is not None:
                     return ended
                 at.epoch, at.samples = at.epoch + 1, 0
-            stop = self._step(feed)
+            stop = self._step()
             if stop:
                 return State.STOPPED, self._stop_reason()
             every = self.job.checkpoint_every_steps
@@ -205,14 +200,15 @@ class Loop:
         return None
 
     # -- a step ---------------------------------------------------------------------------------------
-    def _step(self, feed: Iterator[tuple[Ids, Arrays]]) -> bool:
+    def _step(self) -> bool:
         """One optimiser step; True when any rank was asked to stop."""
-        at, task, began = self.at, self.task, time.perf_counter()
+        at, task, job, began = self.at, self.task, self.task.job, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
         low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
+        ids = epoch_ids(job.data.order, len(task.train), job.data.seed, at.epoch, low, high)
         seed_step(self.job.seed, at.step, self.comm.rank)
         self._reducer.zero()
-        loss_sum = self._backward(feed, high - low, stop - start)
+        loss_sum = self._backward(ids, stop - start)
         self._reducer.finish()
         asked, bad, lost = (float(flag) > 0 for flag in self._reducer.flags.tolist())
         if lost:
@@ -239,17 +235,18 @@ class Loop:
             self._checkpoint()
         return asked
 
-    def _backward(self, feed: Iterator[tuple[Ids, Arrays]], n_local: int, n_global: int) -> float:
+    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int) -> float:
         """Gradients of this rank's samples, weighed by their share of the global batch.
 
         Returns:
             The sum of their losses.
         """
-        task = self.task
-        count = min(self.job.accumulation, n_local)
+        task, count = self.task, self.job.accumulation
+        cuts = [rank_slice(0, len(ids), part, count) for part in range(count)]
+        micros = [ids[low:high] for low, high in cuts if high > low]
         total = 0.0
-        for number in range(count):
-            micro, arrays = next(feed)
+        for number, micro in enumerate(micros):
+            arrays = {**self._data.batch(micro), "sample_id": micro}
             ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self.comm.device)
             if ready.n != len(micro):
                 raise RecipeError(
@@ -260,12 +257,12 @@ class Loop:
                 loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
             value = float(loss.detach())
             total += value * len(micro)
-            if number == count - 1:
+            if number == len(micros) - 1:
                 self._set_flags(math.isfinite(total))
                 self._reducer.start()
             with task.recipe.errors("the backward pass"):
                 (loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
-        if not count:
+        if not micros:
             self._set_flags(True)
         return total
 

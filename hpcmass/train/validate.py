@@ -11,7 +11,7 @@ import torch
 from hpcmass.data.loader import Plan
 from hpcmass.data.order import rank_slice
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.feed import batches
+from hpcmass.train.feed import ReadAhead
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.recipe import Recipe
@@ -46,8 +46,10 @@ def validate(
     model.eval()
     try:
         plan = Plan(lambda low, high: np.arange(low, high, dtype=np.int64), start, stop, batch)
-        with torch.no_grad(), batches(dataset, plan, read=read, device=comm.device) as feed:
-            for _, arrays in feed:
+        with torch.no_grad(), ReadAhead(dataset, plan, read=read, device=comm.device) as data:
+            for low in range(start, stop, batch):
+                ids = np.arange(low, min(low + batch, stop), dtype=np.int64)
+                arrays = {**data.batch(ids), "sample_id": ids}
                 ready = prepare(arrays, recipe, *fields, train=False, device=comm.device)
                 with autocast:
                     outputs = forward(model, recipe, ready.inputs)
