@@ -257,7 +257,9 @@ class Loader(Iterator[Loaded]):
 
     def _plan_units(self, crew: Crew) -> None:
         """Plan the next unit; with a pool as many as it has places for, whose blocks are then read."""
-        while self._pool is not None or not self._planned:
+        ahead = sum(len(unit.ids) for unit in self._planned)
+        # Where the pool holds all of a dataset, room alone would never end this.
+        while not self._planned or (self._pool is not None and ahead < self._pool.rows):
             ids = self._next_batches()
             if not ids:
                 return
@@ -271,6 +273,7 @@ class Loader(Iterator[Loaded]):
                 for block in blocks:
                     crew.give(block)
             self._planned.append(unit)
+            ahead += len(joined)
             if self._pool is not None and unit.blocks is None:
                 return  # it needs no place of the pool, so nothing else would end this
 

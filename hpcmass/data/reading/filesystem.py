@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import errno
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcmass.data.mapping import PAGE, Extent
+import numpy as np
+
+from hpcmass.data.mapping import PAGE, Extent, open_checked
 
 # Magic numbers of statfs(2). What is not here is treated as shared: then nothing is mapped.
 _LOCAL = {
@@ -95,35 +97,34 @@ def _limits() -> list[int]:
 def resident_share(extents: Sequence[Extent]) -> float | None:
     """Share of the rows' pages that the page cache holds, from a sample of them.
 
-    Asked by reads that may not wait (RWF_NOWAIT), which bring nothing in.
+    Asked of mincore(2), which brings nothing in (reads that may not wait, RWF_NOWAIT, were seen to).
 
     Returns:
-        0.0 … 1.0, or None where the file system does not answer.
+        0.0 … 1.0, or None where it is not known: the system tells only those who may write a file.
     """
-    if not hasattr(os, "RWF_NOWAIT") or not extents:
-        return None
     total = sum(extent.rows for extent in extents)
     hits = asked = 0
-    cell = bytearray(1)
+    libc = ctypes.CDLL(None, use_errno=True)
+    cell = ctypes.create_string_buffer(1)
     for extent in extents:
-        length = extent.file_bytes - extent.offset
-        pages = max(1, min(length // PAGE, round(_SAMPLED_PAGES * extent.rows / max(total, 1))))
-        try:
-            handle = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        if not os.access(extent.path, os.W_OK):
             return None
+        first = extent.offset // PAGE
+        pages = -(-extent.file_bytes // PAGE) - first
+        many = max(1, min(pages, round(_SAMPLED_PAGES * extent.rows / max(total, 1))))
+        handle = open_checked(extent)
         try:
-            for number in range(pages):
-                at = extent.offset + (2 * number + 1) * length // (2 * pages)
-                asked += 1
-                try:
-                    hits += os.preadv(handle, [cell], at, os.RWF_NOWAIT)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            with mmap.mmap(handle, 0, access=mmap.ACCESS_READ) as held:
+                view = np.frombuffer(held, np.uint8)
+                address = view.ctypes.data
+                del view
+                for number in range(many):
+                    page = first + (2 * number + 1) * pages // (2 * many)
+                    where = ctypes.c_void_p(address + page * PAGE)
+                    if libc.mincore(where, ctypes.c_size_t(PAGE), cell):
                         return None
-                    raise
+                    asked += 1
+                    hits += cell.raw[0] & 1
         finally:
             os.close(handle)
-    return hits / asked
+    return hits / asked if asked else None

@@ -101,7 +101,7 @@ class Pool:
         row_bytes = max(1, sum(one.row_bytes for one in fields.values()))
         many = -(-samples // block)
         self.places = max(2, min(many, pool_bytes // (block * row_bytes)))
-        rows = self.places * block
+        self.rows = rows = self.places * block
         self._arrays: dict[str, npt.NDArray[Any]] = {
             name: np.empty((rows, *one.shape), one.numpy_dtype) for name, one in fields.items()
         }
