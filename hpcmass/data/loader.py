@@ -80,6 +80,9 @@ class Plan:
             last = min(first + steps * self.batch, self.stop)
             known = self.ids(first, last) if steps > 1 or self.size == 1 else None
             for low in range(first, last, self.batch):
+                if known is not None and self.size == self.parts == 1 and not self.pad:
+                    yield known[low - first : min(low + self.batch, last) - first]
+                    continue
                 begin, end = rank_slice(low, min(low + self.batch, last), self.rank, self.size)
                 mine = self.ids(begin, end) if known is None else known[begin - first : end - first]
                 yield from self._micro_batches(mine)
@@ -123,7 +126,7 @@ class Loader(Iterator[Loaded]):
         Args:
             dataset: What is read.
             plan: Sample numbers batch by batch: a `Plan`, a list, a generator; taken a little ahead.
-            read: `auto`, `map`, `pread` or `block`: see `hpcmass.data.reading.choose`.
+            read: `auto`, `map`, `pread`, `block` or `memory`: see `hpcmass.data.reading.choose`.
             keep: For how many further requests a batch stays valid.
             depth: Units (several batches) read ahead; default: one more than there are threads.
             threads: Reading threads; default: what suits the way of reading.
@@ -263,7 +266,7 @@ class Loader(Iterator[Loaded]):
             ids = self._next_batches()
             if not ids:
                 return
-            joined = np.concatenate(ids) if len(ids) > 1 else ids[0]
+            joined = self.dataset.checked(np.concatenate(ids) if len(ids) > 1 else ids[0])
             unit = Unit(joined, np.cumsum([len(one) for one in ids]).tolist())
             if self._pool is not None:
                 blocks = self._pool.plan(unit)
@@ -288,7 +291,7 @@ class Loader(Iterator[Loaded]):
                 one = next(self._source, None)
                 if one is None:
                     break
-                self._ahead.append(self.dataset.checked(one))
+                self._ahead.append(np.ascontiguousarray(one, np.int64))
             if taken and rows + len(self._ahead[0]) > limit:
                 break
             taken.append(self._ahead.popleft())

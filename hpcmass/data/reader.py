@@ -56,14 +56,18 @@ class Dataset:
     Attributes:
         manifest: What the dataset holds. For a part or a concatenation, a manifest made for it.
         fields: The fields by name.
+        row_bytes: Bytes of one sample, all fields together.
+        held: Fields that a loader has read into memory as a whole; a process's own.
     """
 
     def __init__(self, manifest: Manifest, folders: Sequence[Path]) -> None:
         self.manifest = manifest
         self.fields: dict[str, Field] = {one.name: one for one in manifest.fields}
+        self.row_bytes = sum(one.row_bytes for one in manifest.fields)
         self.folders = list(folders)  # one a shard
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
+        self.held: dict[str, npt.NDArray[Any]] = {}
 
     @property
     def id(self) -> str:
@@ -84,11 +88,6 @@ class Dataset:
     def metas(self) -> list[str]:
         """Names of the fields that are carried along."""
         return [name for name, one in self.fields.items() if one.role == "meta"]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sample, all fields together."""
-        return sum(one.row_bytes for one in self.fields.values())
 
     def classes(self, field: str) -> list[str] | None:
         """Names of the classes 0, 1, … of a field, or None if it has none.

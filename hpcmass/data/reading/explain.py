@@ -18,7 +18,7 @@ _WINDOW = 16
 _PROBES = 24
 # Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
 # wait for memory, and preadv has its price a row.
-_OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8)}
+_OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8), "memory": (0.75, 0.95)}
 _WIDE_ROW_BYTES = 16 << 10
 
 
@@ -70,7 +70,11 @@ def explain(
     loader = Loader(dataset, _plan(dataset, batch_size, order, block), read=read, block=block)
     choice = loader.choice
     memory = _memory_rate(dataset, batch_size, choice)
-    storage = None if facts.resident == 1.0 else _storage_rate(dataset, choice, block or default_block(dataset))
+    storage = (
+        None
+        if facts.resident == 1.0 or choice.way == "memory"
+        else _storage_rate(dataset, choice, block or default_block(dataset))
+    )
     share = facts.resident if facts.resident is not None else 0.0
     expected = memory if storage is None else 1 / (share / memory + (1 - share) / min(storage, memory))
     with loader:
@@ -81,7 +85,7 @@ def explain(
             if time.perf_counter() - began > seconds:
                 break
         took = time.perf_counter() - began
-    kept = [] if choice.way == "map" else kept_fields(dataset)
+    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
     return Explained(facts, choice, kept, memory, storage, expected, count / took, count, most)
 
 

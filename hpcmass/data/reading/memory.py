@@ -34,9 +34,10 @@ class Ring:
     def __init__(
         self, fields: Mapping[str, Field], limit: int, allocate: Callable[[int], Memory] | None
     ) -> None:
-        self._fields, self._limit = fields, limit
+        self._fields = [(name, one.row_bytes, one.numpy_dtype, one.shape) for name, one in fields.items()]
+        self._limit = limit
         self._allocate = allocate or _allocate
-        self._row_bytes = sum(one.row_bytes for one in fields.values())
+        self._row_bytes = sum(row_bytes for _, row_bytes, _, _ in self._fields)
         self._free: list[Memory] = []
         self._largest = 0
         self._sizes: dict[int, int] = {}  # address -> bytes of every buffer
@@ -58,9 +59,9 @@ class Ring:
             return False
         unit.memory = memory
         at, rows = -memory.ctypes.data % _ALIGN, len(unit.ids)
-        for name, one in self._fields.items():
-            size = rows * one.row_bytes
-            unit.arrays[name] = memory[at : at + size].view(one.numpy_dtype).reshape(rows, *one.shape)
+        for name, row_bytes, dtype, shape in self._fields:
+            size = rows * row_bytes
+            unit.arrays[name] = memory[at : at + size].view(dtype).reshape(rows, *shape)
             at += size + -size % _ALIGN
         return True
 

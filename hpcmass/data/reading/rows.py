@@ -31,6 +31,7 @@ _STAGED_ROW_BYTES = 1024  # narrower rows are read with what lies between and th
 _OPEN_FILES = 128
 _WATCHED = 16
 _LOOK_S = 1.0
+_FRESH_S = 2e-3  # a look so short ago counts as one just before
 _ADVISED_ROW_BYTES = 32 << 10
 
 
@@ -110,13 +111,16 @@ class MapReader:
     def __init__(self, rows: Mapping[str, Rows], extents: Sequence[Extent]) -> None:
         self._rows = rows
         self._watched = Watched(extents)
+        self._checked = 0.0
 
     def read(self, ids: Ids, out: Arrays) -> None:
         """See `Reader`."""
-        self._watched.check()
+        if time.monotonic() - self._checked > _FRESH_S:
+            self._watched.check()
         for name, array in out.items():
             self._rows[name].gather_into(ids, array)
         self._watched.check()
+        self._checked = time.monotonic()
 
     def close(self) -> None:
         """See `Reader`."""
@@ -165,13 +169,16 @@ class PreadReader:
         """See `Reader`."""
         if not len(ids):
             return
+        for name in out.keys() & self._kept.keys():
+            np.take(self._kept[name], ids, axis=0, out=out[name], mode="clip")
+        if out.keys() <= self._kept.keys():
+            return
         order: Ids = np.argsort(ids, kind="stable")
         wanted: Ids = ids[order]
         ends = next(iter(self._columns.values())).ends if self._columns else np.array([0])
         shards: Ids = np.searchsorted(ends, wanted, side="right")
         for name, array in out.items():
             if name in self._kept:
-                np.take(self._kept[name], ids, axis=0, out=array, mode="clip")
                 continue
             column = self._columns[name]
             flat = array.reshape(-1).view(np.uint8).reshape(len(ids), column.row_bytes)
