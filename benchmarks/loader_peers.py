@@ -92,8 +92,8 @@ def webdataset(folder: Path, rows: np.ndarray, size: int) -> Callable[[], Iterab
             sink.write({"__key__": f"{number:08d}", "x.bin": row.tobytes()})
     urls = sorted(map(str, (folder / "wds").glob("*.tar")))
 
-    def array(sample: dict[str, bytes]) -> np.ndarray:
-        return np.frombuffer(sample["x.bin"], rows.dtype).reshape(rows.shape[1:]).copy()
+    def array(sample: dict[str, bytes]) -> tuple[np.ndarray]:
+        return (np.frombuffer(sample["x.bin"], rows.dtype).reshape(rows.shape[1:]).copy(),)
 
     return lambda: wds.WebDataset(urls, shardshuffle=8).shuffle(1000).map(array).batched(size)
 
@@ -121,6 +121,17 @@ PEERS: dict[str, Make] = {
 }
 
 
+def samples(batch: Any, shape: tuple[int, ...]) -> int:
+    """Samples in a batch, whatever it is wrapped in."""
+    if isinstance(batch, dict):
+        return samples(next(iter(batch.values())), shape)
+    if isinstance(batch, (tuple, list)):
+        return samples(batch[-1], shape)
+    if tuple(batch.shape[1:]) != shape:
+        raise SystemExit(f"a batch of shape {tuple(batch.shape)}")
+    return len(batch)
+
+
 def measure(case: str, quick: bool, base: Path) -> float:
     n, shape, dtype, size, goal = CASES[case]
     n = n // 10 if quick else n
@@ -138,8 +149,7 @@ def measure(case: str, quick: bool, base: Path) -> float:
         for name, start in ready.items():
             began, seen = time.perf_counter(), 0
             for batch in start():
-                batch = batch[1]["x"] if name == "hpcmass" else batch
-                seen += len(batch["x"] if isinstance(batch, dict) else batch)
+                seen += samples(batch, shape)
             rates.setdefault(name, []).append(seen / (time.perf_counter() - began))
             if seen < 0.9 * n:
                 raise SystemExit(f"{name} gave {seen} of {n} samples")

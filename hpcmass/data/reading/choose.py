@@ -117,7 +117,7 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
         way = "block" if facts.blocks else "pread"
         why = f"the data is larger than the memory at hand, though {names} belongs to this node"
     if way == "map" or way == "memory":
-        return Choice(way, why, max(1, min(2, cores)), _UNIT_BYTES)
+        return Choice("map" if way == "map" else "memory", why, max(1, min(2, cores)), _UNIT_BYTES)
     if way == "block":
         return Choice("block", why, 4, _UNIT_BYTES, pool_bytes)
     return Choice("pread", why, 4, _UNIT_BYTES)
