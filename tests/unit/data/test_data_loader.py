@@ -195,6 +195,19 @@ def test_buffers_are_used_again_and_bounded(dataset: Dataset) -> None:
         assert most <= (2 + keep) * (7 * dataset.row_bytes + 64 * 5)
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_no_thread_writes_where_a_batch_is_still_valid(dataset: Dataset, keep: int, batches: int) -> None:
+    plan = [np.arange(at, at + 4) for at in range(0, 600, 4)]
+    loader = Loader(dataset, plan, keep=keep, read="map", unit_bytes=4 * batches * dataset.row_bytes)
+    valid: list[np.ndarray] = []
+    for _, batch in loader:
+        valid = [*valid, batch["wide"]][-keep:]
+        writing = [unit.arrays["wide"] for unit in loader._pending]
+        assert not any(np.may_share_memory(old, new) for old in valid for new in writing)
+    assert len(loader._pending) == 0
+
+
 def test_an_allocator_is_used(dataset: Dataset) -> None:
     made = []
 
