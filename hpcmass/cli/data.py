@@ -1,4 +1,4 @@
-"""`hpcmass data show|verify`."""
+"""`hpcmass data show|verify|explain`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcmass.cli.console import day, dump, facts, size, table
 
 @click.group("data")
 def command() -> None:
-    """Show or verify a dataset."""
+    """Show, verify or explain a dataset."""
 
 
 @command.command("show")
@@ -58,3 +58,31 @@ def verify(dataset: str) -> None:
     for path, _ in datasets_below(dataset):
         shards, read_bytes = verify_or_raise(path)
         click.echo(f"{path}: {shards} shards, {size(read_bytes)}, all fit their checksums")
+
+
+@command.command("explain")
+@click.argument("dataset")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Samples a batch."
+)
+@click.option(
+    "--order", type=click.Choice(["global", "block", "sequential"]), default="global", show_default=True,
+    help="The order to read in.",
+)  # fmt: skip
+@click.option(
+    "--read", type=click.Choice(["auto", "map", "pread", "block", "memory"]), default="auto", show_default=True,
+    help="A way of reading to try instead of the one that fits.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def explain(dataset: str, batch_size: int, order: str, read: str, as_json: bool) -> None:
+    """Say how a dataset is read from this node, why, and how quickly: what is expected and what is measured.
+
+    Reads for two seconds.
+    """
+    from hpcmass.workflow.sharding import explained
+
+    for path, sentences, values in explained(dataset, batch_size, order, read):
+        if as_json:
+            dump({"dataset": str(path), **values})
+        else:
+            facts({"dataset": path, **sentences})

@@ -44,6 +44,9 @@ class DataTable(Table):
         "auto", description="check the shards' checksums at a run's start; auto: up to 1 GiB"
     )
     seed: int = Field(0, ge=0, description="seed of the sample order")
+    read: Literal["auto", "map", "pread", "block", "memory"] = Field(
+        "auto", description="how samples are read; auto: by file system and memory of each node"
+    )
     inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
     targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcmass.data.cut import STRATEGIES
+    from hpcmass.data.loader import Loaded, Loader, Plan
     from hpcmass.data.manifest import Field, Manifest, ShardInfo, read_manifest, split_folders
     from hpcmass.data.order import Order, epoch_ids, rank_slice
     from hpcmass.data.orders import make_mix, make_order
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 _WHERE = {
     "Dataset": "reader",
     "Field": "manifest",
+    "Loaded": "loader",
+    "Loader": "loader",
     "Manifest": "manifest",
     "Order": "order",
+    "Plan": "loader",
     "STRATEGIES": "cut",
     "Samples": "reader",
     "ShardInfo": "manifest",
@@ -45,8 +49,11 @@ __all__ = [
     "STRATEGIES",
     "Dataset",
     "Field",
+    "Loaded",
+    "Loader",
     "Manifest",
     "Order",
+    "Plan",
     "Samples",
     "ShardInfo",
     "VerifyReport",

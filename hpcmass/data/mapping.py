@@ -2,8 +2,7 @@
 
 Where it can be, the shards' pages are mapped side by side into one range of addresses, so that a row of
 any shard has one number and a batch is a single `np.take`: twice as fast as going shard by shard
-(measured; see benchmarks/loader.py). Wide rows, and shards whose rows do not begin at a page, are copied
-row by row, which costs wide rows nothing.
+(measured; see benchmarks/loader.py). Shards whose rows do not begin at a page are copied row by row.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from hpcmass.errors import CorruptError
 from hpcmass.files import storage_errors
 
 PAGE = mmap.PAGESIZE
-WIDE_ROW_BYTES = 16 << 10
 _MAX_ADDRESSES = 1 << 44
 _PROT_NONE, _PROT_READ = 0, 1
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x1, 0x2, 0x10, 0x20, 0x4000
@@ -51,7 +49,7 @@ def open_rows(extents: Sequence[Extent], dtype: np.dtype[Any], shape: tuple[int,
         StorageError: A shard cannot be opened.
     """
     row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if row_bytes < WIDE_ROW_BYTES and all(extent.offset % PAGE == 0 for extent in extents):
+    if all(extent.offset % PAGE == 0 for extent in extents):
         joined = _map_joined(extents, row_bytes)
         if joined is not None:
             return JoinedRows(extents, dtype, shape, *joined)
@@ -61,8 +59,17 @@ def open_rows(extents: Sequence[Extent], dtype: np.dtype[Any], shape: tuple[int,
 class Rows:
     """Rows 0 … n-1 of a field; `gather` copies some of them."""
 
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
     def gather(self, ids: Ids) -> npt.NDArray[Any]:
         """Rows with these numbers (each within 0 … n-1), copied, C-contiguous: (len(ids), *shape)."""
+        out = np.empty((len(ids), *self.shape), self.dtype)
+        self.gather_into(ids, out)
+        return out
+
+    def gather_into(self, ids: Ids, out: npt.NDArray[Any]) -> None:
+        """The same into `out`, which has this shape and type; others run meanwhile (without the GIL)."""
         raise NotImplementedError
 
 
@@ -78,6 +85,7 @@ class JoinedRows(Rows):
         total_bytes: int,
         first_rows: list[int],
     ) -> None:
+        self.dtype, self.shape = dtype, shape
         row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         rows = total_bytes // row_bytes
         buffer = (ctypes.c_char * (rows * row_bytes)).from_address(address)
@@ -91,46 +99,43 @@ class JoinedRows(Rows):
         unmap = weakref.finalize(self, _libc().munmap, ctypes.c_void_p(address), ctypes.c_size_t(total_bytes))
         unmap.atexit = False  # the process's end unmaps, and other threads may still be reading
 
-    def gather(self, ids: Ids) -> npt.NDArray[Any]:
+    def gather_into(self, ids: Ids, out: npt.NDArray[Any]) -> None:
         """See `Rows`."""
         rows = ids if self._one else ids + self._shift[np.searchsorted(self._ends, ids, side="right")]
-        out = np.empty((len(ids), *self._rows.shape[1:]), self._rows.dtype)
         # Any mode but `raise` spares numpy a second copy; the ids were checked before.
-        return np.take(self._rows, rows, axis=0, out=out, mode="clip")
+        np.take(self._rows, rows, axis=0, out=out, mode="clip")
 
 
 class SeparateRows(Rows):
     """Every shard mapped by itself; rows are copied one by one."""
 
     def __init__(self, extents: Sequence[Extent], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._dtype = dtype
-        self._shape = shape
+        self.dtype, self.shape = dtype, shape
         self._row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self._ends = np.cumsum([extent.rows for extent in extents])
-        before = self._ends - [extent.rows for extent in extents]
-        self._offsets = np.array([extent.offset for extent in extents], np.int64) - before * self._row_bytes
+        self._before = self._ends - [extent.rows for extent in extents]
         self._views = []
         for extent in extents:
-            handle = _open_checked(extent)
+            handle = open_checked(extent)
             try:
-                self._views.append(memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ)))
+                held = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
             finally:
                 os.close(handle)
+            flat = np.frombuffer(held, np.uint8, extent.rows * self._row_bytes, extent.offset)
+            self._views.append(flat.reshape(extent.rows, self._row_bytes))
 
-    def gather(self, ids: Ids) -> npt.NDArray[Any]:
+    def gather_into(self, ids: Ids, out: npt.NDArray[Any]) -> None:
         """See `Rows`."""
-        out = np.empty((len(ids), *self._shape), self._dtype)
-        target = out.reshape(-1).view(np.uint8).data
+        if not len(ids):
+            return
+        target = out.reshape(-1).view(np.uint8).reshape(len(ids), self._row_bytes)
         shards = np.searchsorted(self._ends, ids, side="right")
-        places = self._offsets[shards] + ids * self._row_bytes
-        size, at = self._row_bytes, 0
-        for shard, place in zip(shards.tolist(), places.tolist(), strict=True):
-            target[at : at + size] = self._views[shard][place : place + size]
-            at += size
-        return out
+        rows = (ids - self._before[shards]).tolist()
+        for number, (shard, row) in enumerate(zip(shards.tolist(), rows, strict=True)):
+            np.copyto(target[number], self._views[shard][row])
 
 
-def _open_checked(extent: Extent) -> int:
+def open_checked(extent: Extent) -> int:
     """A file descriptor of a shard, whose size is checked: touching pages past its end would be a SIGBUS."""
     with storage_errors(extent.path, "read the shard"):
         handle = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -161,7 +166,7 @@ def _map_joined(extents: Sequence[Extent], row_bytes: int) -> tuple[int, int, li
         return None
     for extent, place in zip(extents, places, strict=True):
         try:
-            handle = _open_checked(extent)
+            handle = open_checked(extent)
         except BaseException:
             libc.munmap(address, total)
             raise

@@ -155,7 +155,7 @@ def read_labels(dataset: Dataset, field: str) -> npt.NDArray[Any]:
     kind = dataset.fields[field].numpy_dtype
     out = np.empty(len(dataset), kind)
     at = 0
-    for folder, shard in zip(dataset._folders, dataset.manifest.shards, strict=True):
+    for folder, shard in zip(dataset.folders, dataset.manifest.shards, strict=True):
         path = folder / shard.file
         with storage_errors(path, "read the labels"), open(path, "rb") as file:
             file.seek(shard.offsets[field])

@@ -56,14 +56,18 @@ class Dataset:
     Attributes:
         manifest: What the dataset holds. For a part or a concatenation, a manifest made for it.
         fields: The fields by name.
+        row_bytes: Bytes of one sample, all fields together.
+        held: Fields that a loader has read into memory as a whole; a process's own.
     """
 
     def __init__(self, manifest: Manifest, folders: Sequence[Path]) -> None:
         self.manifest = manifest
         self.fields: dict[str, Field] = {one.name: one for one in manifest.fields}
-        self._folders = list(folders)  # one a shard
+        self.row_bytes = sum(one.row_bytes for one in manifest.fields)
+        self.folders = list(folders)  # one a shard
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
+        self.held: dict[str, npt.NDArray[Any]] = {}
 
     @property
     def id(self) -> str:
@@ -102,7 +106,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in self.fields.values())
-        return f"<Dataset {self._where()}: {len(self)} samples, {len(self._folders)} shards; {fields}>"
+        return f"<Dataset {self._where()}: {len(self)} samples, {len(self.folders)} shards; {fields}>"
 
     def __getitem__(self, index: int) -> Batch:
         """Sample `index` (negative: from the end); arrays without a sample axis."""
@@ -129,11 +133,8 @@ class Dataset:
             IndexError: A number is outside 0 … n-1.
             CorruptError: A shard has another size than the manifest says.
         """
-        wanted: Ids = np.ascontiguousarray(ids, np.int64)
-        # As unsigned numbers the negative ones are the largest: one comparison for both ends.
-        if wanted.size and int(wanted.view(np.uint64).max()) >= len(self):
-            raise IndexError(f"samples {wanted.min()} … {wanted.max()} are not all within 0 … {len(self) - 1}")
-        return {name: self._field_rows(name).gather(wanted) for name in self.fields}
+        wanted = self.checked(ids)
+        return {name: self.rows(name).gather(wanted) for name in self.fields}
 
     def batches(
         self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0
@@ -167,7 +168,7 @@ class Dataset:
             DataError: There is no such shard, none is named, or one is named twice.
         """
         numbers = [int(number) for number in shard_numbers]
-        known = range(len(self._folders))
+        known = range(len(self.folders))
         if not numbers or len(set(numbers)) != len(numbers) or any(n not in known for n in numbers):
             raise DataError(
                 f"shards {numbers} cannot be taken",
@@ -179,28 +180,44 @@ class Dataset:
         manifest = replace(
             self.manifest, id=identity, shards=chosen, samples=sum(shard.samples for shard in chosen)
         )
-        return Dataset(manifest, [self._folders[number] for number in numbers])
+        return Dataset(manifest, [self.folders[number] for number in numbers])
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps belong to a process.
-        return {"manifest": self.manifest, "folders": self._folders}
+        return {"manifest": self.manifest, "folders": self.folders}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["manifest"], state["folders"])  # type: ignore[misc]
 
-    def _field_rows(self, name: str) -> Rows:
+    def extents(self, name: str) -> list[Extent]:
+        """Where the rows of a field lie, shard by shard."""
+        return [
+            Extent(folder / shard.file, shard.bytes, shard.offsets[name], shard.samples)
+            for folder, shard in zip(self.folders, self.manifest.shards, strict=True)
+        ]
+
+    def rows(self, name: str) -> Rows:
+        """The rows of a field, mapped."""
         rows = self._rows.get(name)
         if rows is None:
             one = self.fields[name]
-            extents = [
-                Extent(folder / shard.file, shard.bytes, shard.offsets[name], shard.samples)
-                for folder, shard in zip(self._folders, self.manifest.shards, strict=True)
-            ]
-            rows = self._rows[name] = open_rows(extents, one.numpy_dtype, one.shape)
+            rows = self._rows[name] = open_rows(self.extents(name), one.numpy_dtype, one.shape)
         return rows
 
+    def checked(self, ids: npt.ArrayLike) -> Ids:
+        """Sample numbers as an int64 array.
+
+        Raises:
+            IndexError: A number is outside 0 … n-1.
+        """
+        wanted: Ids = np.ascontiguousarray(ids, np.int64)
+        # As unsigned numbers the negative ones are the largest: one comparison for both ends.
+        if wanted.size and int(wanted.view(np.uint64).max()) >= len(self):
+            raise IndexError(f"samples {wanted.min()} … {wanted.max()} are not all within 0 … {len(self) - 1}")
+        return wanted
+
     def _where(self) -> str:
-        return " + ".join(dict.fromkeys(str(folder) for folder in self._folders))
+        return " + ".join(dict.fromkeys(str(folder) for folder in self.folders))
 
 
 def open_dataset(path: str | Path, *, verify: bool = False) -> Dataset:
@@ -278,4 +295,4 @@ def concat(datasets: Sequence[Dataset]) -> Dataset:
         shards=tuple(shard for part in parts for shard in part.shards),
         cut={"strategy": "concat", "of": [part.id for part in parts]},
     )
-    return Dataset(manifest, [folder for one in datasets for folder in one._folders])
+    return Dataset(manifest, [folder for one in datasets for folder in one.folders])

@@ -25,6 +25,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.inputs import forward, prepare, without_padding
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
@@ -140,6 +141,7 @@ class Loop:
         self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
         self._reducer = GradientReducer(task.model.parameters(), comm)
+        self._data = self._read_ahead()
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
@@ -160,7 +162,20 @@ class Loop:
             raise
         finally:
             self.keeper.close()
+            self._data.close()
             self._reducer.close()
+
+    def _read_ahead(self) -> ReadAhead:
+        """This rank's batches, from where the run is when it begins."""
+        task, data, job = self.task, self.task.job.data, self.job
+        plan = steps_ahead(
+            task.order.ids,
+            lambda: (self.at.step, self.at.epoch, self.at.samples),
+            usable=self.plan.usable, total_steps=self.plan.total_steps, batch=job.global_batch,
+            rank=self.comm.rank, size=self.comm.size, parts=job.accumulation, pad=job.last == "pad",
+        )  # fmt: skip
+        block = getattr(task.order, "block", None)
+        return ReadAhead(task.train, plan, read=data.read, block=block, device=self.comm.device)
 
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
@@ -256,7 +271,7 @@ class Loop:
         total = 0.0
         for number, micro in enumerate(micros):
             shown = np.resize(micro, widths[number])  # repeats its samples where it is padded
-            arrays = {**task.train.batch(shown), "sample_id": shown}
+            arrays = {**self._data.batch(shown), "sample_id": shown}
             ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self.comm.device)
             if ready.n != len(shown):
                 raise RecipeError(
@@ -333,8 +348,9 @@ class Loop:
         self._share_buffers()
         batch = max(1, -(-self.job.global_batch // self.comm.size))
         metrics = validate(
-            task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch, autocast=self.autocast()
-        )
+            task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch, autocast=self.autocast(),
+            read=task.job.data.read,
+        )  # fmt: skip
         on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)
         if self.reporter is not None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpcmass.data.loader import Plan
 from hpcmass.data.order import rank_slice
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.feed import ReadAhead
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.recipe import Recipe
@@ -24,6 +26,7 @@ def validate(
     *,
     batch: int,
     autocast: Any,
+    read: str = "auto",
 ) -> dict[str, float]:
     """Mean of every metric over all samples, the same on all ranks. Collective.
 
@@ -35,16 +38,18 @@ def validate(
         comm: The ranks.
         batch: Samples at once on one rank; the means do not depend on it.
         autocast: Context of the forward pass.
+        read: The way of reading, `data.read` of the job.
     """
     start, stop = rank_slice(0, len(dataset), comm.rank, comm.size)
     sums: dict[str, float] = defaultdict(float)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        plan = Plan(lambda low, high: np.arange(low, high, dtype=np.int64), start, stop, batch)
+        with torch.no_grad(), ReadAhead(dataset, plan, read=read, device=comm.device) as data:
             for low in range(start, stop, batch):
                 ids = np.arange(low, min(low + batch, stop), dtype=np.int64)
-                arrays = {**dataset.batch(ids), "sample_id": ids}
+                arrays = {**data.batch(ids), "sample_id": ids}
                 ready = prepare(arrays, recipe, *fields, train=False, device=comm.device)
                 with autocast:
                     outputs = forward(model, recipe, ready.inputs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Job, Project, load_job, nearest
 from hpcmass.data import Manifest, open_dataset, read_manifest, split_folders, verify_dataset
 from hpcmass.data import shard as cut_and_write
+from hpcmass.data.reading.explain import explain, sentences
 from hpcmass.errors import ConfigError, CorruptError, NotFound
 
 TABLES = {".csv", ".parquet", ".pq"}
@@ -73,6 +75,21 @@ def datasets_below(path: str | Path) -> list[tuple[Path, Manifest]]:
         raise NotFound("there is no such dataset", where=folder)
     found = split_folders(folder) or [folder]
     return [(one, read_manifest(one)) for one in found]
+
+
+def explained(
+    path: str | Path, batch_size: int, order: str, read: str
+) -> Iterator[tuple[Path, dict[str, str], dict[str, Any]]]:
+    """How the dataset in a folder, or each of its splits, is read from here: path, sentences, values.
+
+    Raises:
+        NotFound: There is none.
+        CorruptError: A shard is missing, truncated or changed; the message names it.
+    """
+    for folder, _ in datasets_below(path):
+        dataset = open_dataset(folder)
+        found = explain(dataset, batch_size=batch_size, order=order, read=read)
+        yield folder, sentences(found, dataset, batch_size), asdict(found)
 
 
 def verify_or_raise(path: Path) -> tuple[int, int]:

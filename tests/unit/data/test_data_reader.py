@@ -69,8 +69,13 @@ def test_every_sample_once_in_both_orders(folder: Path) -> None:
 def test_both_ways_of_reading_are_used_and_agree(train: Dataset) -> None:
     ids = np.random.default_rng(0).integers(0, len(train), 200)
     check(train.batch(ids))
-    assert isinstance(train._rows["odd"], JoinedRows)
-    assert isinstance(train._rows["wide"], SeparateRows)
+    for name in ("odd", "wide"):
+        joined = train.rows(name)
+        assert isinstance(joined, JoinedRows)
+        one = train.fields[name]
+        separate = SeparateRows(train.extents(name), one.numpy_dtype, one.shape)
+        assert (separate.gather(ids) == joined.gather(ids)).all()
+        assert separate.gather(ids[:0]).shape == (0, *one.shape)
 
 
 def test_samples_and_batches(train: Dataset) -> None:

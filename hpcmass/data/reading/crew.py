@@ -1,0 +1,163 @@
+"""Threads that read, and what they are given to do."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcmass.data.order import Ids
+from hpcmass.data.reading.rows import Arrays, Reader
+
+Memory = npt.NDArray[np.uint8]
+
+
+@dataclass
+class Task:
+    """Something for a thread to do; done when `wait` returns."""
+
+    error: BaseException | None = field(default=None, init=False)
+    _done: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def run(self, reader: Reader) -> None:
+        """Do it, on one of the threads."""
+        raise NotImplementedError
+
+    def finish(self, error: BaseException | None) -> None:
+        """It is done, or went wrong."""
+        self.error = error
+        self._done.set()
+
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._done.is_set()
+
+    def wait(self) -> None:
+        """Wait for it.
+
+        Raises:
+            BaseException: What it raised.
+        """
+        self._done.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass
+class Block(Task):
+    """Neighbouring samples that are read into a place of the pool.
+
+    Attributes:
+        number: Which block of the dataset.
+        place: Which place of the pool.
+        users: Units that will take rows from it.
+        ids: Its samples.
+        out: Where they go, an array a field.
+    """
+
+    number: int
+    place: int
+    ids: Ids
+    out: Arrays
+    users: int = 0
+
+    def run(self, reader: Reader) -> None:
+        """See `Task`."""
+        reader.read(self.ids, self.out)
+
+
+@dataclass
+class Unit(Task):
+    """Some batches that one thread reads at once.
+
+    Attributes:
+        ids: Sample numbers of all its batches.
+        ends: Where each batch ends in them.
+        blocks: Blocks of the pool that hold the samples; None: they are read where they lie.
+        rows: Rows of the pool that hold the samples.
+        memory: The buffer.
+        arrays: Views of it, an array a field.
+        last: Number of its last batch, once all are handed out.
+    """
+
+    ids: Ids
+    ends: list[int]
+    blocks: list[Block] | None = None
+    rows: Ids | None = None
+    pool: Arrays = field(default_factory=dict)
+    memory: Memory | None = None
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    last: int = -1
+
+    def run(self, reader: Reader) -> None:
+        """See `Task`."""
+        if self.blocks is None or self.rows is None:
+            reader.read(self.ids, self.arrays)
+            return
+        for block in self.blocks:
+            block.wait()
+        # Fields that the pool does not hold are in the reader's memory.
+        reader.read(self.ids, {name: one for name, one in self.arrays.items() if name not in self.pool})
+        for name, rows in self.pool.items():
+            np.take(rows, self.rows, axis=0, out=self.arrays[name], mode="clip")
+
+    def batches(self) -> list[Ids]:
+        """Sample numbers batch by batch."""
+        return [self.ids[low:high] for low, high in zip([0, *self.ends], self.ends, strict=False)]
+
+
+class Crew:
+    """Threads that take tasks from a queue, in order, until told to end; they hold nothing of the loader."""
+
+    def __init__(self, make: Callable[[], Reader], threads: int) -> None:
+        self.pid = os.getpid()
+        self.threads = threads
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(
+                target=_work, args=(make, self._tasks, self._stop), name="hpcmass-read", daemon=True
+            )
+            for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def give(self, task: Task) -> None:
+        """Add a task; those that it waits for have been given before."""
+        self._tasks.put(task)
+
+    def end(self) -> None:
+        """Let the threads finish what they are reading, and wait for them (not for ever: a server may hang)."""
+        if self.pid != os.getpid():
+            return  # they are another process's
+        self._stop.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(10)
+
+
+def _work(make: Callable[[], Reader], tasks: SimpleQueue[Task | None], stop: threading.Event) -> None:
+    reader: Reader | None = None
+    try:
+        while (task := tasks.get()) is not None:
+            error: BaseException | None = None
+            try:
+                if not stop.is_set():
+                    reader = reader or make()
+                    task.run(reader)
+            except BaseException as caught:  # it is the consumer's
+                error = caught
+            task.finish(error)
+            del task, error
+    finally:
+        if reader is not None:
+            reader.close()

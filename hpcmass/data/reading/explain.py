@@ -1,0 +1,181 @@
+"""Say how a dataset would be read from here, why, how quick that should be, and how quick it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from hpcmass.data.loader import Loader, Plan, default_block
+from hpcmass.data.order import Ids, epoch_ids, permutation
+from hpcmass.data.reader import Dataset
+from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
+
+_WINDOW = 16
+_PROBES = 24
+# Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
+# wait for memory, and preadv has its price a row.
+_OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8), "memory": (0.75, 0.95)}
+_WIDE_ROW_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What `explain` found.
+
+    Attributes:
+        facts: Where the dataset lies, and how much of it the page cache held beforehand.
+        choice: The way of reading.
+        kept: Fields that are held in memory as a whole.
+        memory_rate: Samples a second if all of it were in memory.
+        storage_rate: Samples a second if none of it were, from a few reads; None where all of it was.
+        expected: Samples a second, from the two and the share that was in memory.
+        measured: Samples a second of the loader, over `measured_samples`.
+        measured_samples: How many were read for that.
+        buffer_bytes: Bytes of the loader's buffers and pool.
+    """
+
+    facts: Facts
+    choice: Choice
+    kept: list[str]
+    memory_rate: float
+    storage_rate: float | None
+    expected: float
+    measured: float
+    measured_samples: int
+    buffer_bytes: int
+
+
+def explain(
+    dataset: Dataset, *, batch_size: int = 256, order: str = "global", read: str = "auto", seconds: float = 2.0
+) -> Explained:
+    """Look, choose, and read for a while.
+
+    Args:
+        dataset: The dataset; an empty one is not possible.
+        batch_size: Samples a batch.
+        order: `global`, `sequential` or `block`.
+        read: As of `Loader`.
+        seconds: How long to read.
+
+    Raises:
+        DataError: There is no such way of reading.
+        CorruptError: A shard is not what it was.
+    """
+    block = default_block(dataset) if order == "block" else None
+    facts = facts_of(dataset, blocks=block is not None, ask_cache=True)
+    loader = Loader(dataset, _plan(dataset, batch_size, order, block), read=read, block=block)
+    choice = loader.choice
+    memory = _memory_rate(dataset, batch_size, choice)
+    storage = (
+        None
+        if facts.resident == 1.0 or choice.way == "memory"
+        else _storage_rate(dataset, choice, block or default_block(dataset))
+    )
+    share = facts.resident if facts.resident is not None else 0.0
+    expected = memory if storage is None else 1 / (share / memory + (1 - share) / min(storage, memory))
+    with loader:
+        next(loader)  # threads, mappings and buffers are there
+        began, count, most = time.perf_counter(), 0, 0
+        for ids, _ in loader:
+            count, most = count + len(ids), loader.buffer_bytes
+            if time.perf_counter() - began > seconds:
+                break
+        took = time.perf_counter() - began
+    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
+    return Explained(facts, choice, kept, memory, storage, expected, count / took, count, most)
+
+
+def _plan(dataset: Dataset, batch_size: int, order: str, block: int | None) -> Iterator[Ids]:
+    """Batches without an end."""
+    n, epoch = len(dataset), 0
+    while True:
+
+        def ids(low: int, high: int, epoch: int = epoch) -> Ids:
+            return _block_ids(n, block, epoch, low, high) if block else epoch_ids(order, n, 0, epoch, low, high)
+
+        yield from Plan(ids, 0, n, batch_size)
+        epoch += 1
+
+
+def _block_ids(n: int, block: int, epoch: int, low: int, high: int) -> Ids:
+    """An order of the kind that takes blocks together: they are shuffled, and mixed a window at a time."""
+    size = _WINDOW * block
+    windows = [_window(n, block, epoch, number) for number in range(low // size, -(-high // size))]
+    start = low // size * size
+    return np.concatenate(windows)[low - start : high - start]
+
+
+@lru_cache(maxsize=4)
+def _window(n: int, block: int, epoch: int, number: int) -> Ids:
+    whole = n // block  # the short last block stays last: positions of windows are then plain
+    blocks = permutation(whole, f"explain/{epoch}", number * _WINDOW, min(whole, (number + 1) * _WINDOW))
+    ids = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+    if len(blocks) < _WINDOW:
+        ids = np.concatenate([ids, np.arange(whole * block, n)])
+    return np.random.default_rng([epoch, number]).permutation(ids)
+
+
+def _memory_rate(dataset: Dataset, batch_size: int, choice: Choice) -> float:
+    """Samples a second gathered from memory by threads: a memcpy's rate, less what is known of the way."""
+    size = max(1, batch_size * dataset.row_bytes)
+    source = np.ones(min(8 * size, max(size, 64 << 20)), np.uint8)
+    target = np.ones(size, np.uint8)
+    best = 0.0
+    for low in range(0, len(source) - size + 1, size):
+        began = time.perf_counter()
+        np.copyto(target, source[low : low + size])
+        best = max(best, size / max(time.perf_counter() - began, 1e-9))
+    widest = max(one.row_bytes for one in dataset.fields.values())
+    share = _OF_MEMCPY[choice.way][widest >= _WIDE_ROW_BYTES]
+    return best * share * min(choice.threads, 2) / max(1, dataset.row_bytes)
+
+
+def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
+    """Samples a second from a few reads as the way makes them: single rows, or whole blocks."""
+    reader = reader_maker(dataset, choice)()
+    many = block if choice.way == "block" else 1
+    starts = np.random.default_rng(0).integers(0, max(1, len(dataset) - many + 1), _PROBES)
+    try:
+        out = {name: np.empty((many, *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()}
+        seconds = []
+        for start in starts.tolist():
+            began = time.perf_counter()
+            reader.read(np.arange(start, start + many, dtype=np.int64), out)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        reader.close()
+    # What the page cache held was quick and says nothing of the storage: the slower half does.
+    slow = sorted(seconds)[_PROBES // 2 :]
+    return many * choice.threads * len(slow) / max(sum(slow), 1e-9)
+
+
+def sentences(found: Explained, dataset: Dataset, batch_size: int) -> dict[str, str]:
+    """What was found, in words, by what it is about."""
+    facts, choice, row = found.facts, found.choice, dataset.row_bytes
+    systems = ", ".join(
+        f"{one.name} ({'this node' if one.local else 'may be shared'})" for one in facts.systems
+    )
+    memory = "unknown" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e9:.1f} GB"
+    cached = "the file system does not say" if facts.resident is None else f"{facts.resident:.0%} of the pages"
+    held = f", {', '.join(found.kept)} held whole" if found.kept else ""
+    pool = f"; a pool of {choice.pool_bytes / 1e6:.0f} MB of blocks" if choice.pool_bytes else ""
+    limit = "memory" if found.storage_rate is None or found.storage_rate > found.memory_rate else "the storage"
+    return {
+        "layout": f"contiguous rows, {row} bytes a sample, {len(dataset.manifest.shards)} shards",
+        "file system": systems,
+        "memory": f"{memory} at hand for {facts.data_bytes / 1e9:.3f} GB of data",
+        "page cache": f"{cached} before this",
+        "read": f"{choice.way}: {choice.why}",
+        "how": f"{choice.threads} threads{pool}{held}",
+        "expected": f"{_rate(found.expected, row)}, limited by {limit}",
+        "measured": f"{_rate(found.measured, row)} over {found.measured_samples} samples, "
+        f"batches of {batch_size}, {found.buffer_bytes / 1e6:.1f} MB of buffers",
+    }
+
+
+def _rate(samples: float, row_bytes: int) -> str:
+    return f"{samples:,.0f} samples/s ({samples * row_bytes / 1e6:,.0f} MB/s)"

@@ -1,0 +1,126 @@
+"""The batches of a rank, read while it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcmass.data.loader import Loader, Memory, Plan
+from hpcmass.data.order import Ids
+from hpcmass.data.reader import Dataset
+from hpcmass.train.interfaces import DatasetLike
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+class ReadAhead:
+    """`batch(ids)` of a dataset, whose arrays threads have read already where `plan` foretold it.
+
+    What was not foretold is read when it is asked for, and so is everything after it: the plan decides how
+    soon a batch is there, never what is in it. A dataset that is not ours is always read when asked for.
+    A batch is valid until the next one is asked for: its arrays, and tensors made of them without a copy.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetLike,
+        plan: Iterable[Ids],
+        *,
+        read: str = "auto",
+        block: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            dataset: What is read.
+            plan: Sample numbers, batch by batch, as they will be asked for.
+            read: The way of reading, `data.read` of the job.
+            block: Samples a block, where the order takes blocks of neighbouring samples together.
+            device: Where batches go; for a GPU they are read into pinned memory.
+        """
+        self._dataset = dataset
+        self._loader: Loader | None = None
+        self.foretold = self.surprises = 0
+        if isinstance(dataset, Dataset):
+            gpu = device is not None and device.type == "cuda"
+            # A copy to the device may still run when the next batch is asked for.
+            self._loader = Loader(
+                dataset, plan, read=read, block=block, allocate=pinned if gpu else None, keep=2 if gpu else 1
+            )
+
+    def batch(self, ids: Ids) -> Arrays:
+        """Samples `ids`, an array a field: exactly `dataset.batch(ids)`.
+
+        Raises:
+            CorruptError: A shard was cut off or removed; the message names it.
+            StorageError: A shard cannot be read.
+        """
+        if self._loader is not None:
+            read = next(self._loader, None)
+            if read is not None and np.array_equal(read.ids, ids):
+                self.foretold += 1
+                return read.arrays
+            self.close()
+        self.surprises += 1
+        return self._dataset.batch(ids)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def steps_ahead(
+    order: Callable[[int, int, int], Ids],
+    at: Callable[[], tuple[int, int, int]],
+    *,
+    usable: int,
+    total_steps: int,
+    batch: int,
+    rank: int,
+    size: int,
+    parts: int,
+    pad: bool = False,
+) -> Iterator[Ids]:
+    """Sample numbers of a rank's micro-batches from where a run is to its end, beyond the ends of epochs.
+
+    Args:
+        order: Sample numbers of (epoch, start, stop).
+        at: Where the run is when the first batch is asked for: step, epoch, samples of the epoch done.
+        usable: Samples of an epoch.
+        total_steps: Steps of the run.
+        batch: Samples of a global batch.
+        rank: This rank.
+        size: Number of ranks.
+        parts: Micro-batches a rank's share is cut into.
+        pad: Whether an epoch's last batch is padded to a whole one, by repeating its samples.
+    """
+    step, epoch, samples = at()
+    while step < total_steps:
+        if samples >= usable:
+            epoch, samples = epoch + 1, 0
+        stop = min(usable, samples + batch * (total_steps - step))
+
+        def ids(low: int, high: int, epoch: int = epoch) -> Ids:
+            return order(epoch, low, high)
+
+        yield from Plan(ids, samples, stop, batch, rank, size, parts, pad)
+        step, samples = step + -(-(stop - samples) // batch), stop
+
+
+def pinned(size: int) -> Memory:
+    """Memory that a GPU copies from by itself."""
+    memory: Memory = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
