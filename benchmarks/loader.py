@@ -4,8 +4,8 @@
 
 Case A: 60,000 images of 3x32x32 uint8, batches of 256 (goal 0.70). Case B: 20,000 fields of 128x128 float32,
 batches of 64 (goal 0.95). Both in eight shards. The memcpy copies batches of consecutive rows, new ones each
-time, into two buffers a thread in turn. Rounds of memcpy, loader and `ds.batch` take turns; a ratio is the
-median over rounds. The order's numbers are worked out within the loader's time.
+time, into two buffers a thread in turn. Rounds of memcpy, loader and `ds.batch`, each of three epochs,
+take turns; a ratio is the median over rounds. The order's numbers are worked out within the loader's time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from hpcmass.data import Dataset, Loader, Plan, epoch_ids, open_dataset, shard
 
+EPOCHS = 3
 CASES = {
     "A 3x32x32 uint8": (60_000, (3, 32, 32), np.uint8, 256, 0.70),
     "B 128x128 float32": (20_000, (128, 128), np.float32, 64, 0.95),
@@ -57,21 +59,28 @@ def copies(rows: np.ndarray, size: int, threads: int) -> Took:
         for number, low in enumerate(range(first * size, len(rows) - size + 1, threads * size)):
             np.copyto(buffers[number % 2], rows[low : low + size])
 
-    crew = [threading.Thread(target=work, args=(first,)) for first in range(threads)]
     began = clocks()
-    for one in crew:
-        one.start()
-    for one in crew:
-        one.join()
+    for _ in range(EPOCHS):
+        crew = [threading.Thread(target=work, args=(first,)) for first in range(threads)]
+        for one in crew:
+            one.start()
+        for one in crew:
+            one.join()
     return since(began)
 
 
 def loads(dataset: Dataset, size: int, threads: int, epoch: int, read: str = "auto") -> Took:
-    """The loader hands out an epoch."""
+    """A loader, from its beginning to its end, hands out some epochs."""
     n = len(dataset)
-    plan = Plan(lambda a, b: epoch_ids("global", n, 0, epoch, a, b), 0, n // size * size, size)
+
+    def plan() -> Iterator[np.ndarray]:
+        for number in range(EPOCHS * epoch, EPOCHS * (epoch + 1)):
+            yield from Plan(
+                lambda a, b, e=number: epoch_ids("global", n, 0, e, a, b), 0, n // size * size, size
+            )
+
     began = clocks()
-    with Loader(dataset, plan, threads=threads, read=read) as loader:
+    with Loader(dataset, plan(), threads=threads, read=read) as loader:
         for _ in loader:
             pass
         return since(began)
@@ -82,8 +91,9 @@ def calls(dataset: Dataset, size: int, epoch: int) -> Took:
     n = len(dataset)
     ids = epoch_ids("global", n, 0, epoch, 0, n)
     began = clocks()
-    for low in range(0, n - size + 1, size):
-        dataset.batch(ids[low : low + size])
+    for _ in range(EPOCHS):
+        for low in range(0, n - size + 1, size):
+            dataset.batch(ids[low : low + size])
     return since(began)
 
 
@@ -97,6 +107,7 @@ def measure(folder: Path, case: str, rounds: int) -> float:
             for name, value in (
                 (f"memcpy, {threads} threads", copies(rows, size, threads)),
                 (f"loader, {threads} threads", loads(dataset, size, threads, turn)),
+                (f"map, {threads} threads", loads(dataset, size, threads, turn, "map")),
                 (f"pread, {threads} threads", loads(dataset, size, threads, turn, "pread")),
             ):
                 taken.setdefault(name, []).append(value)
@@ -110,7 +121,7 @@ def measure(folder: Path, case: str, rounds: int) -> float:
             statistics.median(a[clock] / b[clock] for a, b in zip(base[1:], values[1:], strict=True))
             for clock in (0, 1)
         )
-        rate = len(rows) / statistics.median(value[0] for value in values[1:])
+        rate = EPOCHS * len(rows) / statistics.median(value[0] for value in values[1:])
         print(
             f"{case:18} {name:20} {rate:12,.0f} samples/s  {found[name]:5.2f} of memcpy by the clock,"
             f" {cpu:5.2f} by processor time (goal {goal})", flush=True,

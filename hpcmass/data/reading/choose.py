@@ -48,8 +48,8 @@ class Facts:
 
     @property
     def small(self) -> bool:
-        """Whether every rank may hold all of it: an eighth of the memory, were there a rank a processor."""
-        return self.memory_bytes is not None and self.data_bytes <= self.memory_bytes // (8 * self.cores)
+        """Whether every rank may hold all of it: a quarter of the memory, were there a rank a processor."""
+        return self.memory_bytes is not None and self.data_bytes <= self.memory_bytes // (4 * self.cores)
 
     @property
     def fits(self) -> bool:

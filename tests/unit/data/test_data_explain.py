@@ -31,16 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("systems", "data", "memory", "blocks", "way", "why"),
     [
-        ((LOCAL,), 12, 100, True, "memory", "each rank can hold it"),
-        ((SHARED,), 12, 100, False, "memory", "each rank can hold it"),
-        ((LOCAL,), 20, 100, False, "map", "belongs to this node"),
-        ((LOCAL,), 20, 100, True, "map", "belongs to this node"),
+        ((LOCAL,), 25, 100, True, "memory", "each rank can hold it"),
+        ((SHARED,), 25, 100, False, "memory", "each rank can hold it"),
+        ((LOCAL,), 26, 100, False, "map", "belongs to this node"),
+        ((LOCAL,), 26, 100, True, "map", "belongs to this node"),
         ((LOCAL,), 90, 100, False, "pread", "larger than the memory"),
         ((LOCAL,), 90, 100, True, "block", "larger than the memory"),
         ((LOCAL,), 90, None, False, "map", "belongs to this node"),
-        ((SHARED,), 20, 100, False, "pread", "lustre may be shared"),
-        ((SHARED,), 20, 100, True, "block", "lustre may be shared"),
-        ((LOCAL, SHARED), 20, 100, False, "pread", "may be shared"),
+        ((SHARED,), 26, 100, False, "pread", "lustre may be shared"),
+        ((SHARED,), 26, 100, True, "block", "lustre may be shared"),
+        ((LOCAL, SHARED), 26, 100, False, "pread", "may be shared"),
     ],
 )
 def test_the_choice(systems: tuple, data: int, memory: int | None, blocks: bool, way: str, why: str) -> None:
