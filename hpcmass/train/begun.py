@@ -15,7 +15,7 @@ from hpcmass.files import storage_errors
 from hpcmass.runs import RunFolder
 
 # What a run may be continued with although it was begun with something else.
-MAY_DIFFER = ("resources", "train.backend", "recipe", "data.verify")
+MAY_DIFFER = ("resources", "train.backend", "train.compile", "recipe", "data.verify")
 
 
 def asks_for_more(job: Job, run: RunFolder) -> bool:

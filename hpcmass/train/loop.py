@@ -25,9 +25,11 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train import checkpoint
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.compiled import compiled
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.optim import Schedule
+from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
 from hpcmass.train.progress import Reporter
 from hpcmass.train.recipe import Recipe
 from hpcmass.train.reducer import GradientReducer
@@ -62,6 +64,8 @@ class Position:
         best: Best value of the early-stop metric.
         bad: Evaluations since then.
         evaluated: Step of the last evaluation.
+        scaler: State of fp16's loss scale.
+        skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
     """
 
     step: int = 0
@@ -72,6 +76,8 @@ class Position:
     best: float | None = None
     bad: int = 0
     evaluated: int = -1
+    scaler: dict[str, Any] | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,9 @@ class Loop:
         self._ask: str | None = None
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
-        self._reducer = GradientReducer(task.model.parameters(), comm)
+        self._precision = Precision(self.job.precision, comm.device)
+        self._forward = compiled(task.model, comm.device) if self.job.compile else task.model
+        self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[self.job.compression])
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
@@ -200,12 +208,9 @@ class Loop:
             raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
             raise agreed(self._bad_loss(), self.comm)
-        if self.job.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.job.clip_norm)
         task.schedule.before(at.step)
         rate = task.schedule.lr
-        task.optimizer.step()
-        task.schedule.after(at.step)
+        self._update()
         at.step, at.samples = at.step + 1, stop
         at.window_samples += stop - start
         self._window_timed += stop - start
@@ -219,6 +224,16 @@ class Loop:
         if asked:
             self._checkpoint()
         return asked
+
+    def _update(self) -> None:
+        """The optimizer's step, or where fp16 overflowed none; it counts all the same."""
+        at, task, precision = self.at, self.task, self._precision
+        stepped = precision.step(task.optimizer, self._parameters, self.job.clip_norm)
+        if not stepped and precision.hopeless:
+            raise agreed(self._bad_loss("the gradients are"), self.comm)
+        at.scaler, at.skipped = precision.state(), at.skipped + (not stepped)
+        with quiet_schedule(stepped):
+            task.schedule.after(at.step)
 
     def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int) -> float:
         """Gradients of this rank's samples, weighed by their share of the global batch.
@@ -239,14 +254,14 @@ class Loop:
                     hint="change samples, but keep their number",
                 )  # fmt: skip
             with self.autocast():
-                loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
+                loss = task.recipe.loss(forward(self._forward, task.recipe, ready.inputs), ready.targets)
             value = float(loss.detach())
             total += value * len(micro)
             if number == len(micros) - 1:
                 self._set_flags(math.isfinite(total))
                 self._reducer.start()
             with task.recipe.errors("the backward pass"):
-                (loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
+                self._precision.scaled(loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
         if not micros:
             self._set_flags(True)
         return total
@@ -258,15 +273,14 @@ class Loop:
         self._reducer.flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 where the job asks for it."""
-        on = self.job.precision == "bf16"
-        return torch.autocast(self.comm.device.type, dtype=torch.bfloat16, enabled=on)
+        """The precision that the job asks for."""
+        return self._precision.autocast()
 
-    def _bad_loss(self) -> TrainError:
+    def _bad_loss(self, what: str = "the loss is") -> TrainError:
         found = checkpoint.commits(self.run_folder.checkpoints) if self.comm.rank == 0 else []
         kept = f"; the checkpoint of step {found[-1].step} is kept" if found else ""
         return TrainError(
-            f"the loss is NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
+            f"{what} NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
             where=self.task.recipe.path,
             hint="lower train.lr, set train.clip_norm, or look for NaN in the data" + kept,
             step=self.at.step + 1,
@@ -286,7 +300,10 @@ class Loop:
             "lr": rate,
             "samples_per_s": self._window_timed / max(now - self._window_started, 1e-9),
         }
+        if self._precision.scale is not None:
+            values |= {"loss_scale": self._precision.scale, "skipped_steps": at.skipped}
         at.window_loss, at.window_samples, self._window_timed, self._window_started = 0.0, 0, 0, now
+        at.skipped = 0
         if self.reporter is not None:
             self.reporter.train(at.step, at.epoch, values)
             self._ask = self._ask or self.run_folder.asked_to_stop()
@@ -398,6 +415,7 @@ class Loop:
             self.task.optimizer.load_state_dict(state["optimizer"])
             self.task.schedule.load_state_dict(state["schedule"])
             self.at = Position(**state["position"])
+            self._precision.load(self.at.scaler)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TrainError(
                 f"the checkpoint does not fit the optimizer or schedule ({error})", where=where,
