@@ -42,7 +42,8 @@ class Group:
             server.bind(address)
             server.listen(ranks)
             server.settimeout(1.0)
-            self._process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL)
+            self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  mpiexec says at the end that its ranks were killed
+            self._process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=self._errors)
             self._files = [self._accept(server).makefile("rw") for _ in range(ranks)]
         self._pids = [int(file.readline()) for file in self._files]
         self._pause()
@@ -53,7 +54,8 @@ class Group:
             with contextlib.suppress(TimeoutError):
                 return server.accept()[0]
         self._process.kill()
-        raise SystemExit("the ranks did not start")
+        self._errors.seek(0)
+        raise SystemExit(f"the ranks did not start\n{self._errors.read()}")
 
     def turn(self, steps: int) -> float:
         """Mean seconds of a step, of `steps` steps; of several ranks the slowest's."""

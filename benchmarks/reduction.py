@@ -102,19 +102,20 @@ def worker(address: str, way: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=f"none, mpi and some of: {', '.join(WAYS[2:])}")
     parser.add_argument("--worker", nargs=2, metavar=("SOCKET", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(*arguments.worker)
     rounds, steps = (7, 4) if arguments.quick else (25, 10)
-    makers = {way: lambda way=way: Group(__file__, [way], 2) for way in WAYS}
+    makers = {way: lambda way=way: Group(__file__, [way], 2) for way in arguments.ways or WAYS}
     found = measure(makers, rounds, steps)
-    for way in WAYS:
+    for way in found:
         ratio = statistics.median(a / b for a, b in zip(found[way], found["none"], strict=True))
         print(
             f"{way:16} {statistics.median(found[way]) * 1e3:8.1f} ms a step  {ratio:5.2f} of a step without reduction"
         )
-    others = zip(*(found[way] for way in WAYS[2:]), strict=True)
+    others = zip(*(found[way] for way in found if way not in WAYS[:2]), strict=True)
     ratio = round(statistics.median(min(o) / own for o, own in zip(others, found["mpi"], strict=True)), 3)
     print(f"load {os.getloadavg()[0]:.1f}")
     print(
