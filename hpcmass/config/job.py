@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -132,7 +133,17 @@ class TrainTable(Table):
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     schedule: ScheduleTable = ScheduleTable()
     clip_norm: float | None = Field(None, gt=0, description="limit of the gradient's global L2 norm")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    lr_batch: int | None = Field(None, ge=1, description="global batch that `lr` was chosen for")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="how the learning rate grows with global_batch / lr_batch"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="what the model computes in; fp16 with loss scaling"
+    )
+    compression: Literal["none", "fp16", "bf16"] = Field(
+        "none", description="type in which gradients are sent between ranks"
+    )
+    compile: bool = Field(False, description="torch.compile the model for training")
     fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
     evaluate_every_epochs: int = Field(1, ge=1)
     checkpoint_every_steps: int | None = Field(None, ge=1, description="default: at every epoch's end")
@@ -167,6 +178,26 @@ class TrainTable(Table):
     def last(self) -> str:
         """What becomes of an epoch's last batch, where samples are left over: `keep`, `drop` or `pad`."""
         return "drop" if self.drop_last else self.last_batch
+
+    @field_validator("lr_scaling")
+    @classmethod
+    def _of_a_batch(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("lr_batch", 1) is None:
+            raise ValueError(f'"{value}" needs train.lr_batch, the global batch that train.lr was chosen for')
+        return value
+
+    @property
+    def lr_factor(self) -> float:
+        """What `lr` is multiplied with: `global_batch` / `lr_batch`, its square root, or 1."""
+        if self.lr_scaling == "none" or self.lr_batch is None:
+            return 1.0
+        ratio = self.global_batch / self.lr_batch
+        return ratio if self.lr_scaling == "linear" else math.sqrt(ratio)
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate that the optimizer begins with."""
+        return self.lr * self.lr_factor
 
 
 class PerShardTable(Table):

@@ -6,7 +6,7 @@ Shared by the loop, by loaded models and by estimators, so that all of them see 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ def _target(value: Tensor) -> Tensor:
     return value if value.is_floating_point() or value.is_complex() else value.long()
 
 
-def forward(model: torch.nn.Module, recipe: Recipe, inputs: Sequence[Tensor]) -> Any:
+def forward(model: Callable[..., Any], recipe: Recipe, inputs: Sequence[Tensor]) -> Any:
     """`model(*inputs)`; what it raises becomes a `RecipeError` with the user's line."""
     with recipe.errors("the model's forward"):
         return model(*inputs)

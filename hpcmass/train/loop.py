@@ -25,11 +25,13 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.compiled import compiled
 from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.inputs import forward, prepare, without_padding
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.optim import Schedule
+from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
 from hpcmass.train.progress import Reporter
 from hpcmass.train.recipe import Recipe
 from hpcmass.train.reducer import GradientReducer
@@ -67,6 +69,8 @@ class Position:
         evaluated: Step of the last evaluation.
         kept_best: Best value of that metric (the loss without early stop), where its checkpoint stays.
         kept_step: Its step.
+        scaler: State of fp16's loss scale.
+        skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
     """
 
     step: int = 0
@@ -79,6 +83,8 @@ class Position:
     evaluated: int = -1
     kept_best: float | None = None
     kept_step: int = -1
+    scaler: dict[str, Any] | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,9 @@ class Loop:
         say = reporter.say if reporter is not None else lambda _: None
         self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
-        self._reducer = GradientReducer(task.model.parameters(), comm)
+        self._precision = Precision(self.job.precision, comm.device)
+        self._forward = compiled(task.model, comm.device) if self.job.compile else task.model
+        self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[self.job.compression])
         self._data = self._read_ahead()
 
     # -- the whole run --------------------------------------------------------------------------------
@@ -233,12 +241,9 @@ class Loop:
             raise agreed(self._bad_loss(), self.comm)
         if self.keeper.after_step(writing, failed):
             self._tell()
-        if self.job.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.job.clip_norm)
         task.schedule.before(at.step)
         rate = task.schedule.lr
-        task.optimizer.step()
-        task.schedule.after(at.step)
+        self._update()
         at.step, at.samples = at.step + 1, stop
         at.window_samples += stop - start
         self._window_timed += stop - start
@@ -252,6 +257,16 @@ class Loop:
         if asked:
             self._checkpoint(wait=True)
         return asked
+
+    def _update(self) -> None:
+        """The optimizer's step, or where fp16 overflowed none; it counts all the same."""
+        at, task, precision = self.at, self.task, self._precision
+        stepped = precision.step(task.optimizer, self._parameters, self.job.clip_norm)
+        if not stepped and precision.hopeless:
+            raise agreed(self._bad_loss("the gradients are"), self.comm)
+        at.scaler, at.skipped = precision.state(), at.skipped + (not stepped)
+        with quiet_schedule(stepped):
+            task.schedule.after(at.step)
 
     def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int, width: int) -> float:
         """Gradients of this rank's samples, weighed by their share of the global batch.
@@ -279,7 +294,7 @@ class Loop:
                     hint="change samples, but keep their number",
                 )  # fmt: skip
             with self.autocast():
-                outputs, targets = forward(task.model, task.recipe, ready.inputs), ready.targets
+                outputs, targets = forward(self._forward, task.recipe, ready.inputs), ready.targets
                 if len(shown) > len(micro):
                     outputs, targets = (without_padding(v, len(micro), len(shown)) for v in (outputs, targets))
                 loss = task.recipe.loss(outputs, targets)
@@ -289,7 +304,7 @@ class Loop:
                 self._set_flags(math.isfinite(total))
                 self._reducer.start()
             with task.recipe.errors("the backward pass"):
-                (loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
+                self._precision.scaled(loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
         if not micros:
             self._set_flags(True)
         return total
@@ -302,13 +317,12 @@ class Loop:
         self._reducer.flags[3], self._reducer.flags[4] = self.keeper.flags()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bf16 where the job asks for it."""
-        on = self.job.precision == "bf16"
-        return torch.autocast(self.comm.device.type, dtype=torch.bfloat16, enabled=on)
+        """The precision that the job asks for."""
+        return self._precision.autocast()
 
-    def _bad_loss(self) -> TrainError:
+    def _bad_loss(self, what: str = "the loss is") -> TrainError:
         return TrainError(
-            f"the loss is NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
+            f"{what} NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
             where=self.task.recipe.path,
             hint=lower_the_rate(self.keeper.kept),
             step=self.at.step + 1,
@@ -328,7 +342,10 @@ class Loop:
             "lr": rate,
             "samples_per_s": self._window_timed / max(now - self._window_started, 1e-9),
         }
+        if self._precision.scale is not None:
+            values |= {"loss_scale": self._precision.scale, "skipped_steps": at.skipped}
         at.window_loss, at.window_samples, self._window_timed, self._window_started = 0.0, 0, 0, now
+        at.skipped = 0
         if self.reporter is not None:
             self.reporter.train(at.step, at.epoch, values)
             self._ask = self._ask or self.run_folder.asked_to_stop()
@@ -427,6 +444,7 @@ class Loop:
         task = self.task
         self.at = restore(state, task.model, task.optimizer, task.schedule, self.at, where)
         self.keeper.kept = self.at.step
+        self._precision.load(self.at.scaler)
         self.watch.advance(self.at.step)
 
 

@@ -54,13 +54,13 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe, job: Job) -> torch.op
     """
     table = job.train
     if recipe.optimizer is not None:
-        return recipe.optimizer(model, dict(job.params), table.lr)
+        return recipe.optimizer(model, dict(job.params), table.scaled_lr)
     kind = _pick(table.optimizer, optimizer_names(), "train.optimizer", "an optimizer of torch.optim")
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("the model has no parameter to learn", where=recipe.path)
     try:
-        made: torch.optim.Optimizer = kind(parameters, lr=table.lr, **_tuples(table.optimizer_args))
+        made: torch.optim.Optimizer = kind(parameters, lr=table.scaled_lr, **_tuples(table.optimizer_args))
         return made
     except (TypeError, ValueError) as error:
         raise ConfigError(

@@ -29,6 +29,7 @@ from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
+from hpcmass.train.compiled import compiled
 from hpcmass.train.datasets import open_all, open_train, verify_all
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.inputs import forward, prepare, select_fields
@@ -175,6 +176,8 @@ class _Rank:
         materialise(model, recipe, train, fields)
         assert self.order is not None
         plan = Plan.of(self.job, self.order.n)
+        if self.job.train.compile:
+            compiled(model, self.comm.device)  # refuses now what the first step would
         optimizer = make_optimizer(model, recipe, self.job)
         schedule = Schedule(optimizer, self.job, plan.total_steps)
         return Task(self.job, recipe, model, optimizer, schedule, train, valid, fields, self.order)
@@ -266,10 +269,19 @@ class _Rank:
             self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
         else:
             self._say(f"{self.job.name}: training on {many}")
+        train = self.job.train
+        if train.lr_factor != 1.0:
+            self._say(
+                f"{self.job.name}: lr {train.scaled_lr:.6g} = {train.lr:g} × {train.lr_factor:.4g} "
+                f"({train.lr_scaling}, global_batch {train.global_batch} to lr_batch {train.lr_batch})"
+            )
 
     def _tell_startup(self) -> None:
         self.startup.mark("first_step")
-        self.run.append(self.startup.record(self.attempt))
+        train, comm = self.job.train, self.comm
+        how = {"backend": comm.name, "ranks": comm.size, "reduction": comm.reduction, "lr": train.scaled_lr}
+        how |= {name: getattr(train, name) for name in ("lr_scaling", "precision", "compression", "compile")}
+        self.run.append({**self.startup.record(self.attempt), "training": how})
 
     def _bundle(self, task: Task) -> None:
         self.run.check_held()

@@ -105,6 +105,8 @@ def _recipe_error(path: Path, doing: str, error: BaseException) -> RecipeError:
 def _hint(doing: str, error: BaseException, text: str) -> str | None:
     if isinstance(error, SystemExit):
         return "a recipe may not call sys.exit(); raise an exception instead"
+    if type(error).__name__ in ("BackendCompilerFailed", "InductorError", "Unsupported"):
+        return "torch.compile cannot do it: train.compile = false"
     if isinstance(error, ImportError):
         return "a recipe is one file and imports installed packages only; put helper code into the recipe"
     if isinstance(error, KeyError) and doing == "build_model":

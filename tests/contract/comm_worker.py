@@ -1,12 +1,17 @@
 """One rank of the communicators' contract: does everything once and writes what it got as JSON.
 
-comm_worker.py BACKEND OUTPUT_FOLDER
+comm_worker.py BACKEND OUTPUT_FOLDER [NODES]
+
+NODES, such as 0,0,1: the node of each rank, as if the ranks of one number only shared memory; the windows and
+what goes between them are the real ones. Where the ranks have cores to spare or not is settled by THREADS.
 """
 
+import hashlib
 import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +21,7 @@ from hpcmass.errors import HpcmassError
 from hpcmass.launch import detect_ranks
 from hpcmass.train.comm import open_communicator
 from hpcmass.train.comm.agree import everywhere, on_root
-from hpcmass.train.reducer import GradientReducer
+from hpcmass.train.reducer import FLAGS, GradientReducer
 
 SAMPLES, FEATURES = 12, 5
 
@@ -42,10 +47,10 @@ def slices(size: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def gradients(comm, bucket_bytes: int, micro: int) -> list[list[float]]:
+def gradients(comm, bucket_bytes: int, micro: int, wire=None) -> list[list[float]]:
     model = make_model()
     x, y = make_data()
-    reducer = GradientReducer(model.parameters(), comm, bucket_bytes=bucket_bytes)
+    reducer = GradientReducer(model.parameters(), comm, bucket_bytes=bucket_bytes, wire=wire)
     for _ in range(2):  # the second time over used buffers
         reducer.zero()
         mine = list(slices(comm.size)[comm.rank])
@@ -57,10 +62,41 @@ def gradients(comm, bucket_bytes: int, micro: int) -> list[list[float]]:
             loss = torch.nn.functional.mse_loss(model(x[part]), y[part])
             (loss * (len(part) / SAMPLES)).backward()
         reducer.finish()
-    assert reducer.flags.tolist() == [1.0, 0.0, 0.0]
+    assert reducer.flags.tolist() == [1.0, *[0.0] * (FLAGS - 1)]
     found = [p.grad.flatten().tolist() for p in model.parameters()]
     reducer.close()
     return found
+
+
+def buffers(comm) -> dict[str, list]:
+    """Sums in buffers of every type, of one and many pieces, over ranks of which some are late."""
+    found = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for numel in (3, 300_001):
+            flat = comm.buffer(numel, dtype)
+            assert flat.shape == (numel,)
+            assert not flat.any()
+            for turn in range(2):
+                mine = torch.randn(numel, generator=torch.Generator().manual_seed(10 * turn + comm.rank))
+                flat.copy_(mine)
+                if comm.rank == comm.size - 1:
+                    time.sleep(0.05)
+                comm.sum_([flat[:1], flat[1:]])
+            parts = [
+                torch.randn(numel, generator=torch.Generator().manual_seed(10 + rank)).to(dtype).double()
+                for rank in range(comm.size)
+            ]
+            allowed = torch.finfo(dtype).eps * sum(part.abs() for part in parts)
+            error = ((flat.double() - sum(parts)).abs() / allowed).max().item()
+            digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+            found[f"{dtype} {numel}"] = [error, digest]
+    return found
+
+
+def on_nodes(nodes: list[int]) -> None:
+    from hpcmass.train.comm.mpi import MpiCommunicator
+
+    MpiCommunicator._split_node = lambda self: self._comm.Split(nodes[self.rank], self.rank)
 
 
 def agreed_errors(comm) -> list[str]:
@@ -83,6 +119,9 @@ def agreed_errors(comm) -> list[str]:
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(int(os.environ.get("THREADS", "1")))
+    if len(sys.argv) > 3:
+        on_nodes([int(node) for node in sys.argv[3].split(",")])
     comm = open_communicator(name, detect_ranks(os.environ))
     got = {"rank": comm.rank, "size": comm.size, "name": comm.name, "mpi": "mpi4py.MPI" in sys.modules}
     values = np.array([comm.rank + 1.0, 2.0**40 + comm.rank, -1.0])
@@ -109,6 +148,12 @@ def main() -> None:
         pending.wait()
     got["async"] = [[flat.double().min().item(), flat.double().max().item()] for flat in flats]
     got["gradients"] = [gradients(comm, b, m) for b, m in ((1 << 20, 1), (64, 1), (64, 3), (1, 2))]
+    got["buffers"] = buffers(comm)
+    got["how"] = [comm.overlaps, comm.reduction]
+    got["wires"] = {
+        str(wire): [gradients(comm, b, m, wire) for b, m in ((1 << 20, 1), (64, 3))]
+        for wire in (torch.float16, torch.bfloat16)
+    }
     got["errors"] = agreed_errors(comm)
     comm.barrier()
     comm.close()

@@ -24,6 +24,8 @@ needs_horovod = [
     pytest.mark.horovod,
     pytest.mark.skipif(not importlib.util.find_spec("horovod"), reason="no Horovod"),
 ]
+WINDOW, THREAD = "in the node's shared memory", "in buckets, during the backward pass"
+BETWEEN = "in each node's shared memory, and slice by slice between nodes"
 CASES = [
     pytest.param("single", 1, "plain", id="single-1"),
     pytest.param("torch", 1, "plain", id="torch-1"),
@@ -42,9 +44,9 @@ def clean_env() -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-def start(argv: list[str], ranks: int, how: str) -> tuple[int, str]:
+def start(argv: list[str], ranks: int, how: str, **set_env: str) -> tuple[int, str]:
     """Run `argv` on ranks by mpiexec, as plain processes, or alone; the worst exit code and all output."""
-    env = clean_env()
+    env = {**clean_env(), **set_env}
     if how == "mpiexec":
         argv = [str(MPIEXEC), "-n", str(ranks), "--oversubscribe", "--bind-to", "none", *argv]
     with socket.socket() as probe:
@@ -78,8 +80,48 @@ def expected_gradients() -> list[list[float]]:
 def test_contract(backend: str, ranks: int, how: str, tmp_path: Path) -> None:
     code, output = start([sys.executable, str(WORKER), backend, str(tmp_path)], ranks, how)
     assert code == 0, output
-    got = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
-    last = ranks - 1
+    got = read(tmp_path, ranks)
+    check(got, backend)
+    if backend == "single":
+        assert not got[0]["mpi"], "the single communicator imported MPI"
+    window = backend == "mpi" and ranks > 1
+    assert {tuple(said["how"]) for said in got} == {
+        (not window, "none: one rank" if backend == "single" else WINDOW if window else THREAD)
+    }
+    if ranks > 1:
+        check_wires(got, rounded=not window)
+
+
+MPI_WAYS = [
+    pytest.param("0,0,1,1", {"THREADS": "64"}, BETWEEN, True, id="equal-nodes"),
+    pytest.param("0,0,0,1", {"THREADS": "64"}, BETWEEN, True, id="unequal-nodes"),
+    pytest.param("0,1", {"THREADS": "64"}, BETWEEN, True, id="a-rank-a-node"),
+    pytest.param("0,1", {"OMPI_MCA_osc": "^sm"}, THREAD, True, id="no-shared-windows"),
+]
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(MPIEXEC is None or not importlib.util.find_spec("mpi4py"), reason="no MPI")
+@pytest.mark.parametrize(("nodes", "env", "how", "rounded"), MPI_WAYS)
+def test_ways_of_mpi(nodes: str, env: dict[str, str], how: str, rounded: bool, tmp_path: Path) -> None:
+    ranks = len(nodes.split(","))
+    words = [sys.executable, str(WORKER), "mpi", str(tmp_path), *([nodes] if "THREADS" in env else [])]
+    code, output = start(words, ranks, "mpiexec", **env)
+    assert code == 0, output
+    got = read(tmp_path, ranks)
+    check(got, "mpi")
+    check_wires(got, rounded=rounded)
+    for said in got:
+        assert said["how"][0] == (how == THREAD)
+        assert said["how"][1].partition(": no shared memory for ")[0] == how
+
+
+def read(folder: Path, ranks: int) -> list[dict]:
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def check(got: list[dict], backend: str) -> None:
+    ranks, last = len(got), len(got) - 1
     for rank, said in enumerate(got):
         assert (said["rank"], said["size"], said["name"]) == (rank, ranks, backend)
         assert said["sum"] == [ranks * (ranks + 1) / 2, ranks * 2.0**40 + ranks * last / 2, -ranks]
@@ -96,5 +138,23 @@ def test_contract(backend: str, ranks: int, how: str, tmp_path: Path) -> None:
         for found in said["gradients"]:
             for part, wanted in zip(found, expected_gradients(), strict=True):
                 assert part == pytest.approx(wanted, rel=1e-5, abs=1e-7)
-    if backend == "single":
-        assert not got[0]["mpi"], "the single communicator imported MPI"
+        assert said["buffers"] == got[0]["buffers"], "ranks hold different sums"
+        assert len(said["buffers"]) == 8
+        assert max(error for error, _ in said["buffers"].values()) <= ranks
+
+
+def check_wires(got: list[dict], *, rounded: bool) -> None:
+    """Halves between ranks: the same on all, near the exact ones, and each a half where anything was sent."""
+    for said in got:
+        assert said["wires"] == got[0]["wires"], "ranks hold different gradients"
+    for name, runs in got[0]["wires"].items():
+        wire = getattr(torch, name.removeprefix("torch."))
+        for found in runs:
+            for part, wanted in zip(found, expected_gradients(), strict=True):
+                eps = torch.finfo(wire).eps
+                assert part == pytest.approx(wanted, rel=4 * eps, abs=2 * eps)
+                if rounded:
+                    values = torch.tensor(part)
+                    assert torch.equal(values, values.to(wire).float()), f"not sent as {wire}"
+        if not rounded:
+            assert runs[0] == got[0]["gradients"][0], "rounded though nothing was sent"

@@ -37,6 +37,9 @@ class Communicator(Protocol):
         local_rank: This process among those of its node.
         local_size: Ranks on this node.
         device: Where this rank's model lies.
+        overlaps: Whether to sum a buffer's parts with `allreduce_` as they are ready, while this rank goes on
+            computing; else all of it with `sum_` when nothing is left to compute. Known after `buffer`.
+        reduction: In a few words, how gradients are summed. Known after `buffer`.
     """
 
     name: str
@@ -45,14 +48,23 @@ class Communicator(Protocol):
     local_rank: int
     local_size: int
     device: torch.device
+    overlaps: bool
+    reduction: str
 
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+    def buffer(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """A zeroed 1-d tensor on `device` that is to be summed often; not to be touched after `close`."""
+
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """Start summing a contiguous 1-d tensor over all ranks, in place.
 
         Args:
             flat: On `device`; not to be touched until `wait` has returned.
             slot: A number that stands for this buffer in every step; those under way at once differ.
+            wire: A narrower float type (float16, bfloat16) for what is sent between ranks.
         """
+
+    def sum_(self, flats: Sequence[Tensor], wire: torch.dtype | None = None) -> None:
+        """Sum contiguous 1-d tensors over all ranks, in place, and wait for it; quickest in a `buffer`."""
 
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """Reduce float64 values over all ranks; the result is the same on all."""
@@ -88,9 +100,11 @@ class BaseCommunicator(ABC):
     local_rank: int
     local_size: int
     device: torch.device
+    overlaps = True
+    reduction = "in buckets, during the backward pass"
 
     @abstractmethod
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """See `Communicator.allreduce_`."""
 
     @abstractmethod
@@ -116,6 +130,15 @@ class BaseCommunicator(ABC):
     @abstractmethod
     def close(self) -> None:
         """See `Communicator.close`."""
+
+    def buffer(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """See `Communicator.buffer`."""
+        return torch.zeros(numel, dtype=dtype, device=self.device)
+
+    def sum_(self, flats: Sequence[Tensor], wire: torch.dtype | None = None) -> None:
+        """See `Communicator.sum_`."""
+        for pending in [self.allreduce_(flat, slot, wire) for slot, flat in enumerate(flats)]:
+            pending.wait()
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """See `Communicator.broadcast_object`."""
@@ -153,6 +176,11 @@ def bytes_tensor(data: bytes, length: int | None = None) -> Tensor:
 def narrow_float(tensor: Tensor) -> bool:
     """Whether MPI and Horovod on CPUs have to sum this type in float32 instead."""
     return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+def shorter(wire: torch.dtype | None, tensor: Tensor) -> bool:
+    """Whether a tensor is to be sent in the narrower type `wire`."""
+    return wire is not None and tensor.is_floating_point() and wire.itemsize < tensor.element_size()
 
 
 def gpu_index(local_rank: int, local_size: int) -> int | None:

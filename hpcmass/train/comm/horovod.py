@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from hpcmass.errors import LaunchError, RankFailed
 from hpcmass.launch import RankEnv
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, narrow_float
+from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, narrow_float, shorter
 
 # Measured on CPUs: small fusion buffers and a short cycle; both can be overridden from outside.
 os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(16 << 20))
@@ -36,14 +36,46 @@ def _peers() -> Iterator[None]:
 
 
 class _Handle:
-    def __init__(self, handle: Any, wide: Tensor, flat: Tensor) -> None:
-        self._handle, self._wide, self._flat = handle, wide, flat
+    """An allreduce of `sent`, which is `flat` itself or a copy of another type."""
+
+    def __init__(self, flat: Tensor, sent: Tensor, slot: int) -> None:
+        self._flat, self._sent = flat, sent
+        with _peers():
+            self._handle = hvd.allreduce_async_(sent, name=f"bucket.{slot}", op=hvd.Sum)
 
     def wait(self) -> None:
         with _peers():
             hvd.synchronize(self._handle)
-        if self._wide is not self._flat:
-            self._flat.copy_(self._wide)
+        if self._sent is not self._flat:
+            self._flat.copy_(self._sent)
+
+
+class _Bfloat16:
+    """A sum that travels as bfloat16, which Horovod cannot add: ranks exchange parts as whole numbers.
+
+    Each rank sums its part in float32, in the order of ranks; the second exchange is in `wait`.
+    """
+
+    def __init__(self, flat: Tensor, slot: int, size: int) -> None:
+        self._flat, self._size, self._name = flat, size, f"bfloat16.{slot}"
+        self._part = -(-flat.numel() // size)
+        sent = torch.zeros(self._part * size, dtype=torch.bfloat16)
+        sent[: flat.numel()].copy_(flat)
+        splits = torch.full((size,), self._part * sent.element_size(), dtype=torch.int32)
+        with _peers():
+            self._handle = hvd.alltoall_async(sent.view(torch.uint8), splits, name=f"{self._name}.parts")
+
+    def wait(self) -> None:
+        with _peers():
+            got = hvd.synchronize(self._handle)
+            got = got[0] if isinstance(got, tuple) else got
+            parts = got.view(torch.bfloat16).view(self._size, self._part)
+            total = parts[0].float()
+            for other in parts[1:]:
+                total.add_(other)
+            mine = total.to(torch.bfloat16).view(torch.uint8)
+            whole = hvd.allgather(mine, name=f"{self._name}.whole").view(torch.bfloat16)
+        self._flat.copy_(whole[: self._flat.numel()])
 
 
 class HorovodCommunicator(BaseCommunicator):
@@ -65,11 +97,13 @@ class HorovodCommunicator(BaseCommunicator):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self.device = torch.device("cpu")
 
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """An asynchronous allreduce; half types are summed in float32, for Horovod lacks bf16."""
-        wide = flat.float() if narrow_float(flat) else flat
-        with _peers():
-            return _Handle(hvd.allreduce_async_(wide, name=f"bucket.{slot}", op=hvd.Sum), wide, flat)
+        if shorter(wire, flat):
+            if wire == torch.bfloat16:
+                return _Bfloat16(flat, slot, self.size)
+            return _Handle(flat, flat.to(wire), slot)
+        return _Handle(flat, flat.float() if narrow_float(flat) else flat, slot)
 
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """One small allreduce."""

@@ -1,16 +1,20 @@
-"""Ranks over MPI by mpi4py. Buckets are summed by a thread of its own while the backward pass goes on.
+"""Ranks over MPI by mpi4py.
 
-Open MPI makes little progress on a non-blocking reduction by itself, so the thread uses blocking ones
-(its maintainers' advice), in the order in which they were asked for, on a communicator of its own.
+Within a node gradients are summed in shared memory when the backward pass is over (see `node`). Over several
+nodes that have a core to spare for each rank, or where there is no shared memory, a thread of its own sums
+bucket after bucket while the backward pass goes on. Open MPI makes little progress on a non-blocking
+reduction by itself, so the thread uses blocking ones (its maintainers' advice), in the order in which they
+were asked for, on a communicator of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,30 +22,36 @@ import torch
 from torch import Tensor
 
 from hpcmass.errors import LaunchError, RankFailed
-from hpcmass.launch import RankEnv
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, narrow_float
+from hpcmass.launch import RankEnv, usable_cores
+from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values
 from hpcmass.train.comm.mpi_start import start_mpi
+from hpcmass.train.comm.mpi_sum import allreduce
+from hpcmass.train.comm.node import NodeSums
 
 MPI = start_mpi()
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+_BETWEEN = "in each node's shared memory, and slice by slice between nodes"
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    try:
+        yield
+    except MPI.Exception as error:
+        raise RankFailed(f"a reduction over the ranks failed: {error}") from error
 
 
 class _Job:
     """One reduction, handed to the thread."""
 
-    def __init__(self, flat: Tensor) -> None:
-        self.flat = flat
+    def __init__(self, flat: Tensor, wire: torch.dtype | None) -> None:
+        self.flat, self.wire = flat, wire
         self.error: BaseException | None = None
         self._done = threading.Event()
 
     def run(self, comm: Any) -> None:
         try:
-            if narrow_float(self.flat):
-                wide = self.flat.float()
-                comm.Allreduce(MPI.IN_PLACE, wide.numpy(), op=MPI.SUM)
-                self.flat.copy_(wide)
-            else:
-                comm.Allreduce(MPI.IN_PLACE, self.flat.numpy(), op=MPI.SUM)
+            allreduce(comm, self.flat, self.wire)
         except BaseException as error:
             self.error = error
         finally:
@@ -75,6 +85,10 @@ class MpiCommunicator(BaseCommunicator):
         self.device = torch.device("cpu")
         self._comm = MPI.COMM_WORLD.Dup()
         self._buckets = MPI.COMM_WORLD.Dup()
+        node = self._split_node()
+        self._node = NodeSums(self._comm, node)
+        spare = usable_cores() // node.size > torch.get_num_threads()
+        self._by_thread = not self._node.single and self._agree(spare)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="hpcmass-allreduce")
         self._thread.start()
@@ -83,9 +97,36 @@ class MpiCommunicator(BaseCommunicator):
         while (job := self._queue.get()) is not None:
             job.run(self._buckets)
 
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+    def _split_node(self) -> Any:
+        """The ranks that share memory with this one, in the order of ranks."""
+        return self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+
+    def _agree(self, yes: bool) -> bool:
+        return bool(self.allreduce_values(np.array([float(yes)]), "min")[0])
+
+    def buffer(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Shared memory of the node, where that is how gradients are summed."""
+        if self.size > 1 and not self._by_thread:
+            made = self._node.buffer(numel, dtype)
+            if made is not None:
+                self.overlaps = False
+                self.reduction = "in the node's shared memory" if self._node.single else _BETWEEN
+                return made
+            self._by_thread = self.overlaps = True  # buffers made before are summed by it as well
+            self.reduction = f"{type(self).reduction}: no shared memory for {numel * dtype.itemsize} bytes"
+        return super().buffer(numel, dtype)
+
+    def sum_(self, flats: Sequence[Tensor], wire: torch.dtype | None = None) -> None:
+        """In shared memory where all of them lie there."""
+        if self.size > 1 and all(self._node.owns(flat) for flat in flats):
+            with _peers():
+                self._node.sum_(flats, wire)
+        else:
+            super().sum_(flats, wire)
+
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """Hand the buffer to the thread."""
-        job = _Job(flat)
+        job = _Job(flat, wire)
         self._queue.put(job)
         return job
 
@@ -122,6 +163,7 @@ class MpiCommunicator(BaseCommunicator):
         """End the thread and free the communicators."""
         self._queue.put(None)
         self._thread.join()
+        self._node.close()
         self._comm.Free()
         self._buckets.Free()
 

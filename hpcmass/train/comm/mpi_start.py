@@ -20,6 +20,8 @@ def start_mpi() -> Any:
         LaunchError: The MPI library would end the process, because it does not fit the launcher's PMI.
         ImportError: There is no MPI library.
     """
+    # Open MPI's UCX windows complain on every rank where there is no such network; ours are a node's memory.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     mpi4py.rc.initialize = False
     mpi4py.rc.finalize = True
     mpi4py.rc.thread_level = "multiple"

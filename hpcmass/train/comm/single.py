@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 from hpcmass.errors import RankFailed
@@ -20,12 +21,13 @@ class SingleCommunicator(BaseCommunicator):
     """The communicator of a run of one rank."""
 
     name = "single"
+    reduction = "none: one rank"
 
     def __init__(self) -> None:
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
         self.device = local_device(0, 1)
 
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """A sum over one rank."""
         return _Done()
 

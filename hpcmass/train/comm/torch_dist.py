@@ -19,7 +19,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from hpcmass.errors import LaunchError, RankFailed
 from hpcmass.launch import RankEnv
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, local_device
+from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, local_device, shorter
 from hpcmass.train.comm.size import check_size
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -37,12 +37,14 @@ def _peers() -> Iterator[None]:
 
 
 class _Work:
-    def __init__(self, work: Any) -> None:
-        self._work = work
+    def __init__(self, work: Any, sent: Tensor, flat: Tensor) -> None:
+        self._work, self._sent, self._flat = work, sent, flat
 
     def wait(self) -> None:
         with _peers():
             self._work.wait()
+        if self._sent is not self._flat:
+            self._flat.copy_(self._sent)
 
 
 class TorchCommunicator(BaseCommunicator):
@@ -106,10 +108,11 @@ class TorchCommunicator(BaseCommunicator):
         host, number = mpi.COMM_WORLD.bcast((host, store.port if store else 0), root=0)
         return store or TCPStore(host, number, self.size, False, _MEET_TIMEOUT)
 
-    def allreduce_(self, flat: Tensor, slot: int = 0) -> Pending:
-        """An asynchronous all_reduce."""
+    def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
+        """An asynchronous all_reduce, of a narrower copy where `wire` asks for it."""
+        sent = flat.to(wire) if shorter(wire, flat) else flat
         with _peers():
-            return _Work(dist.all_reduce(flat, async_op=True))
+            return _Work(dist.all_reduce(sent, async_op=True), sent, flat)
 
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """One small all_reduce over gloo."""
