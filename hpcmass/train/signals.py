@@ -177,15 +177,16 @@ class Watch:
         if self._closing.is_set():
             return
         said = next((e for e in self._run.errors(self._attempt) if e.rank == dead.rank), None)
+        what = said.message if said else "its process ended without a word (killed, or out of memory)"
+        reason = f"rank {dead.rank} died: {what}"
+        # mpiexec's SIGKILL may be less than a second away, and a busy disk slow: what matters most comes first.
+        self._fail(State.FAILED, reason)
         if said is None:
             message = f"process {dead.pid} on {dead.host} ended without a word: killed, or out of memory"
             hint = "look for 'Out of memory' in the system's log; the run goes on from its last checkpoint"
             self._record(dead.rank, "Died", message, hint)
-        what = said.message if said else "its process ended without a word (killed, or out of memory)"
         # What a rank says itself, it has printed too.
-        self._finish(
-            State.FAILED, f"rank {dead.rank} died: {what}", self.requested or "PeerDied", tell=said is None
-        )
+        self._finish(State.FAILED, reason, self.requested or "PeerDied", tell=said is None)
 
     def _look_at_steps(self) -> None:
         if not self._signalled or (self._patient and self.requested == "SIGUSR1"):
@@ -216,13 +217,18 @@ class Watch:
 
     def _finish(self, state: State, reason: str, error: str, *, tell: bool = True) -> None:
         """Write the last words and end this process; the launcher ends the others."""
+        told = self._fail(state, reason)
         self._record(self._rank, error, reason, None)
-        # Rank 0 writes the status; when it is the one that died, whoever sees that does.
-        if self._rank == 0 or any(peer.rank == 0 and peer.dead() for peer in self._peers):
-            fail_status(self._run, reason, state, again=self._provisional)
-            if tell:
-                print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+        if told and tell:
+            print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
         os._exit(2)
+
+    def _fail(self, state: State, reason: str) -> bool:
+        """Rank 0 writes the status; when it is the one that died, whoever sees that does."""
+        mine = self._rank == 0 or any(peer.rank == 0 and peer.dead() for peer in self._peers)
+        if mine:
+            fail_status(self._run, reason, state, again=self._provisional)
+        return mine
 
     def _record(self, rank: int, error: str, message: str, hint: str | None) -> None:
         self._run.record_error(
