@@ -22,6 +22,7 @@ from hpcmass.config import Job
 from hpcmass.data.order import Order, rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
+from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
@@ -141,6 +142,7 @@ class Loop:
         self._window_timed = 0
         self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
         self._ask: str | None = None
+        self._spoilt: np.ndarray[Any, Any] | None = None  # of this step: samples whose loss is not finite
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
         say = reporter.say if reporter is not None else lambda _: None
@@ -238,7 +240,10 @@ class Loop:
             raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
             self.keeper.finish_if_possible()
-            raise agreed(self._bad_loss(), self.comm)
+            blame = gather_blame(self.comm, self._spoilt, self._loss_of)
+            if self.reporter is not None:
+                self.reporter.bad_loss(at.step + 1, at.epoch, blame)
+            raise agreed(self._bad_loss(said=in_words(blame)), self.comm)
         if self.keeper.after_step(writing, failed):
             self._tell()
         task.schedule.before(at.step)
@@ -283,7 +288,7 @@ class Loop:
         cuts = [rank_slice(0, len(ids), part, count) for part in range(count)]
         micros = [ids[low:high] for low, high in cuts if high > low]
         widths = [high - low for low, high in (rank_slice(0, width, part, count) for part in range(count))]
-        total = 0.0
+        total, self._spoilt = 0.0, None
         for number, micro in enumerate(micros):
             shown = np.resize(micro, widths[number])  # repeats its samples where it is padded
             arrays = {**self._data.batch(shown), "sample_id": shown}
@@ -299,6 +304,8 @@ class Loop:
                     outputs, targets = (without_padding(v, len(micro), len(shown)) for v in (outputs, targets))
                 loss = task.recipe.loss(outputs, targets)
             value = float(loss.detach())
+            if not math.isfinite(value) and self._spoilt is None:
+                self._spoilt = micro
             total += value * len(micro)
             if number == len(micros) - 1:
                 self._set_flags(math.isfinite(total))
@@ -320,9 +327,18 @@ class Loop:
         """The precision that the job asks for."""
         return self._precision.autocast()
 
-    def _bad_loss(self, what: str = "the loss is") -> TrainError:
+    def _loss_of(self, ids: np.ndarray[Any, Any]) -> float:
+        """The loss of some samples as in validation: nothing is augmented, and nothing of the model changes."""
+        task = self.task
+        arrays = {**task.train.batch(ids), "sample_id": ids}
+        ready = prepare(arrays, task.recipe, *task.fields, train=False, device=self.comm.device)
+        with torch.no_grad(), judging(task.model), self.autocast():
+            return float(task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets))
+
+    def _bad_loss(self, what: str = "the loss is", said: str = "") -> TrainError:
         return TrainError(
-            f"{what} NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})",
+            f"{what} NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})"
+            + (f": {said}" if said else ""),
             where=self.task.recipe.path,
             hint=lower_the_rate(self.keeper.kept),
             step=self.at.step + 1,

@@ -157,6 +157,10 @@ class Reporter:
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._screen.say(f"epoch {epoch + 1} step {step}: valid {text}")
 
+    def bad_loss(self, step: int, epoch: int, blame: list[dict[str, Any]]) -> None:
+        """A `bad-loss` record: the samples of the ranks whose loss was NaN or infinite."""
+        self._append({"kind": "bad-loss", "step": step, "epoch": epoch, "ranks": blame})
+
     def _append(self, record: dict[str, Any]) -> None:
         with contextlib.suppress(LeaseHeld):
             self._run.append(record)

@@ -124,6 +124,9 @@ def test_nan_on_one_rank_is_agreed(tmp_path: Path) -> None:
     said = tools.status(root, "r")
     assert said["state"] == "FAILED"
     assert "at step 5" in said["reason"]
+    (found,) = tools.records(root, "r", "bad-loss")
+    mine = tools.seen(root)[1][4]["ids"]
+    assert [(one["rank"], one["batch"]) for one in found["ranks"]] == [(1, mine)]
     assert [p.name for p in (root / "runs/r/checkpoints").glob("*.json")] == ["step-000000003.json"]
     assert [e["rank"] for e in tools.errors(root, "r")] == [0]
 

@@ -169,9 +169,24 @@ def test_nan_loss(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = RunFolder(tmp_path / "r")
     assert run.status().state is State.FAILED
     assert "step 1 " in run.status().reason
+    assert "none of them by itself" in run.status().reason  # the recipe spoils them in training only
     assert [e.error for e in run.errors()] == ["TrainError"]
     monkeypatch.delenv("INF")
     assert go(project, tmp_path / "r")[1].state is State.COMPLETED
+
+
+def test_the_samples_that_spoil_a_loss_are_named(project: Project, tmp_path: Path) -> None:
+    """In spite of batch norm, whose running statistics are NaN by then too."""
+    x = np.ones((47, 6), "float32")
+    x[[13, 29], 2] = np.nan
+    np.savez(tmp_path / "raw.npz", x=x, y=np.zeros(47, "int64"))
+    shard(tmp_path / "raw.npz", tmp_path / "d", inputs=["x"], targets=["y"], workers=1)
+    data = {"train": str(tmp_path / "d"), "order": "sequential"}
+    with pytest.raises(TrainError, match=r"at step 1 \(epoch 1\): samples 13, 29\n"):
+        go(project, tmp_path / "r", data=data, global_batch=40, accumulation=1)
+    (found,) = RunFolder(tmp_path / "r").records("bad-loss")
+    assert (found["step"], found["epoch"]) == (1, 0)
+    assert found["ranks"] == [{"rank": 0, "batch": list(range(40)), "alone": [13, 29]}]
 
 
 def test_corrupted_checkpoint(project: Project, tmp_path: Path) -> None:
