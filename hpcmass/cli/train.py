@@ -20,6 +20,7 @@ from hpcmass.cli.options import container_option, project_option, run_option, se
 )
 @click.option("--run-folder", hidden=True, help="The run's folder itself, as for a trial of a study.")
 @click.option("--fresh", is_flag=True, help="Begin anew; a run of that name is kept under another name.")
+@click.option("--profile", is_flag=True, help="Trace ten steps: torch's profiler, and Horovod's timeline.")
 @set_option
 @project_option
 @site_option
@@ -31,6 +32,7 @@ def command(
     backend: str | None,
     run_folder: str | None,
     fresh: bool,
+    profile: bool,
     sets: tuple[str, ...],
     project_root: str | None,
     site_file: str | None,
@@ -49,7 +51,7 @@ def command(
     run, status = train(
         job_file,
         open_project(project_root, beside=job_file),
-        sets=sets,
+        sets=(*sets, "train.profile_steps=10") if profile else sets,
         run_name=run_name,
         run_folder=run_folder,
         ranks=ranks,

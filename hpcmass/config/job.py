@@ -144,6 +144,7 @@ class TrainTable(Table):
         "none", description="type in which gradients are sent between ranks"
     )
     compile: bool = Field(False, description="torch.compile the model for training")
+    profile_steps: int = Field(0, ge=0, description="steps to trace with torch's profiler; 0: none")
     fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
     evaluate_every_epochs: int = Field(1, ge=1)
     checkpoint_every_steps: int | None = Field(None, ge=1, description="default: at every epoch's end")

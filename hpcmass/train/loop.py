@@ -33,6 +33,7 @@ from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.optim import Schedule
 from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
+from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
 from hpcmass.train.recipe import Recipe
 from hpcmass.train.reducer import GradientReducer
@@ -152,6 +153,7 @@ class Loop:
         self._forward = compiled(task.model, comm.device) if self.job.compile else task.model
         self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[self.job.compression])
         self._data = self._read_ahead()
+        self._profiler = Profiler(self.job.profile_steps, run.path, comm, say)
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
@@ -173,6 +175,7 @@ class Loop:
         finally:
             self.keeper.close()
             self._data.close()
+            self._profiler.close()
             self._reducer.close()
 
     def _read_ahead(self) -> ReadAhead:
@@ -190,6 +193,7 @@ class Loop:
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
         self._window_started = time.perf_counter()
+        self._profiler.start()
         while True:
             last = at.step >= plan.total_steps
             if last or at.samples >= plan.usable:
@@ -254,6 +258,7 @@ class Loop:
         self._window_timed += stop - start
         self._local_loss += loss_sum
         self.watch.advance(at.step)
+        self._profiler.step()
         self._step_s = max(0.9 * self._step_s, time.perf_counter() - began)
         if self.reporter is not None:
             self.reporter.step(at.step, at.epoch, at.samples)

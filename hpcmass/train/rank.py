@@ -37,6 +37,7 @@ from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop, Plan, Task
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.orders import check_order, open_order, record_order
+from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
@@ -81,6 +82,7 @@ def train_rank(
         startup.mark("imports")
         ranks = detect_ranks(os.environ)
         with _process_state(job, ranks):
+            allow_timeline(job.train.profile_steps)
             comm = open_communicator(comm_name or job.train.backend, ranks)
             startup.mark("rendezvous")
             try:

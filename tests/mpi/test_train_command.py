@@ -128,3 +128,26 @@ def test_on_a_terminal_ranks_show_a_progress_line_too(root: Path) -> None:
     log = (root / "runs/tiny/logs/attempt-1-rank-0.log").read_text()
     assert "\u2501" not in log
     assert "epoch 1" in log
+
+
+@pytest.mark.horovod
+def test_a_profile_of_every_rank_and_of_horovod(root: Path) -> None:
+    done = hpcmass(
+        root,
+        "train",
+        "job.toml",
+        "--ranks",
+        "2",
+        "--backend",
+        "horovod",
+        "--profile",
+        "--set",
+        "train.epochs=6",
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_text() for path in (root / "runs/tiny/profile").iterdir()}
+    assert sorted(found) == ["horovod-timeline.json", "trace-rank-0.json", "trace-rank-1.json"]
+    for rank in (0, 1):
+        events = json.loads(found[f"trace-rank-{rank}.json"])["traceEvents"]
+        assert len({e["name"] for e in events if str(e.get("name")).startswith("ProfilerStep#")}) == 10
+    assert "ALLREDUCE" in found["horovod-timeline.json"]

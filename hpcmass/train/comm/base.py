@@ -6,6 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
@@ -87,6 +88,12 @@ class Communicator(Protocol):
     def abort(self, reason: str, code: int = 2) -> NoReturn:
         """End all ranks at once, from any thread; not collective."""
 
+    def start_timeline(self, path: Path) -> None:
+        """Begin to record what the backend does, where it can (Horovod). All ranks call it."""
+
+    def stop_timeline(self) -> None:
+        """End the record. All ranks call it."""
+
     def close(self) -> None:
         """Give threads and connections back."""
 
@@ -163,6 +170,12 @@ class BaseCommunicator(ABC):
     def barrier(self) -> None:
         """See `Communicator.barrier`."""
         self.allreduce_values(np.zeros(1))
+
+    def start_timeline(self, path: Path) -> None:  # noqa: B027 - most backends have none
+        """See `Communicator.start_timeline`."""
+
+    def stop_timeline(self) -> None:  # noqa: B027
+        """See `Communicator.stop_timeline`."""
 
 
 def bytes_tensor(data: bytes, length: int | None = None) -> Tensor:

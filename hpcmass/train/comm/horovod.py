@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -130,6 +131,15 @@ class HorovodCommunicator(BaseCommunicator):
         with _peers():
             joined = hvd.allgather(bytes_tensor(data), name="objects")
         return [bytes(part.numpy()) for part in joined.split(lengths)]
+
+    def start_timeline(self, path: Path) -> None:
+        """Horovod's own timeline; `HOROVOD_TIMELINE` was DYNAMIC when it started."""
+        with contextlib.suppress(ValueError):  # another timeline is under way, of the user's
+            hvd.start_timeline(str(path))
+
+    def stop_timeline(self) -> None:
+        """End it."""
+        hvd.stop_timeline()
 
     def abort(self, reason: str, code: int = 2) -> NoReturn:
         """MPI_Abort where Horovod runs over MPI, else leave at once."""

@@ -1,5 +1,6 @@
 """Whole runs of one rank in this process."""
 
+import json
 import os
 import random
 import resource
@@ -173,6 +174,22 @@ def test_nan_loss(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [e.error for e in run.errors()] == ["TrainError"]
     monkeypatch.delenv("INF")
     assert go(project, tmp_path / "r")[1].state is State.COMPLETED
+
+
+def test_some_steps_are_traced(project: Project, tmp_path: Path) -> None:
+    run, status = go(project, tmp_path / "r", profile_steps=2)
+    assert status.state is State.COMPLETED
+    assert [p.name for p in (run.path / "profile").iterdir()] == ["trace-rank-0.json"]
+    names = [
+        e.get("name") for e in json.loads((run.path / "profile/trace-rank-0.json").read_text())["traceEvents"]
+    ]
+    assert len({name for name in names if str(name).startswith("ProfilerStep#")}) == 2
+    assert any("backward" in str(name).lower() for name in names)
+    plain, _ = go(project, tmp_path / "plain")
+    assert not (plain.path / "profile").exists()
+    assert losses(plain) == losses(run)
+    short, _ = go(project, tmp_path / "short", profile_steps=50)  # more than there are
+    assert [p.name for p in (short.path / "profile").iterdir()] == ["trace-rank-0.json"]
 
 
 def test_the_samples_that_spoil_a_loss_are_named(project: Project, tmp_path: Path) -> None:
