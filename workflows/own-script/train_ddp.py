@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -50,6 +51,8 @@ def main() -> None:
         hpcmass.report(step, loss=loss, accuracy=right / len(valid))
         if dist.get_rank() == 0:
             print(f"epoch {epoch + 1} step {step} accuracy {right / len(valid):.3f}", flush=True)
+    # Gloo's threads let go of the last tensor meanwhile: Python aborts if it ends before them (pytorch#179291).
+    time.sleep(1.0)
     dist.destroy_process_group()
 
 

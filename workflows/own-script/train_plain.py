@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -74,6 +75,8 @@ def main() -> None:
         dist.broadcast(stop, 0)
         if stop:
             break
+    # Gloo's threads let go of the last tensor meanwhile: Python aborts if it ends before them (pytorch#179291).
+    time.sleep(1.0)
     dist.destroy_process_group()
 
 
