@@ -11,15 +11,14 @@ import contextlib
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hpcmass.config import Job
-from hpcmass.data.order import Order, rank_slice
+from hpcmass.data.order import rank_slice
 from hpcmass.errors import ConfigError, RecipeError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.blame import gather_blame, in_words, judging
@@ -29,94 +28,14 @@ from hpcmass.train.comm.base import Communicator
 from hpcmass.train.compiled import compiled
 from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.inputs import forward, prepare, without_padding
-from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
-from hpcmass.train.optim import Schedule
 from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
-from hpcmass.train.recipe import Recipe
 from hpcmass.train.reducer import GradientReducer
 from hpcmass.train.signals import Watch
+from hpcmass.train.task import Plan, Position, Task
 from hpcmass.train.validate import validate
-
-
-@dataclass
-class Task:
-    """What is trained: built alike on every rank."""
-
-    job: Job
-    recipe: Recipe
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    train: DatasetLike
-    valid: DatasetLike | None
-    fields: tuple[list[str], list[str]]
-    order: Order
-
-
-@dataclass
-class Position:
-    """How far a run is; the same on all ranks, and part of every checkpoint.
-
-    Attributes:
-        step: Optimiser steps done.
-        epoch: The epoch it is in, from 0.
-        samples: Samples of this epoch done.
-        window_loss: Sum of the losses of the samples since the last `train` record.
-        window_samples: Their number.
-        best: Best value of the early-stop metric.
-        bad: Evaluations since then.
-        evaluated: Step of the last evaluation.
-        kept_best: Best value of that metric (the loss without early stop), where its checkpoint stays.
-        kept_step: Its step.
-        scaler: State of fp16's loss scale.
-        skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    samples: int = 0
-    window_loss: float = 0.0
-    window_samples: int = 0
-    best: float | None = None
-    bad: int = 0
-    evaluated: int = -1
-    kept_best: float | None = None
-    kept_step: int = -1
-    scaler: dict[str, Any] | None = None
-    skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Steps of a run, from the job and the number of samples."""
-
-    usable: int
-    steps_per_epoch: int
-    total_steps: int
-
-    @classmethod
-    def of(cls, job: Job, samples: int) -> Plan:
-        """Count.
-
-        Raises:
-            ConfigError: There is not one step to do.
-        """
-        batch = job.train.global_batch
-        full, rest = divmod(samples, batch)
-        steps = full + (1 if rest and job.train.last != "drop" else 0)
-        if steps == 0:
-            raise ConfigError(
-                f"there are {samples} samples, no whole batch of {batch}"
-                if samples
-                else "the dataset is empty",
-                where="train.last_batch" if samples else "data.train",
-                hint='lower train.global_batch, or last_batch = "keep"' if samples else None,
-            )
-        total = steps * job.train.epochs
-        return cls(min(samples, steps * batch), steps, min(total, job.train.max_steps or total))
 
 
 class Loop:

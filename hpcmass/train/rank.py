@@ -34,7 +34,7 @@ from hpcmass.train.datasets import open_all, open_train, verify_all
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.inputs import forward, prepare, select_fields
 from hpcmass.train.lazy import materialise
-from hpcmass.train.loop import Loop, Plan, Task
+from hpcmass.train.loop import Loop
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.orders import check_order, open_order, record_order
 from hpcmass.train.profiling import allow_timeline
@@ -42,6 +42,7 @@ from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
 from hpcmass.train.startup import Startup, place_of, write_places
+from hpcmass.train.task import Plan, Task
 
 
 def train_rank(

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpcmass.data.memory import memory_left
 from hpcmass.errors import HpcmassError
-from hpcmass.train.memory import memory_left
 from hpcmass.train.tensorfile import Layout
 
 # What of the free memory a copy may take: the rest is for whatever else grows.

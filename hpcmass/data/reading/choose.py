@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hpcmass.data.reading.filesystem import FileSystem, available_memory, file_system, resident_share
+from hpcmass.data.memory import memory_left
+from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
 
@@ -90,7 +91,7 @@ def facts_of(dataset: Dataset, *, blocks: bool = False, ask_cache: bool = False)
     if ask_cache:
         widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
         resident = resident_share(dataset.extents(widest.name))
-    return Facts(systems, total, available_memory(), resident, blocks, os.cpu_count() or 1)
+    return Facts(systems, total, memory_left(), resident, blocks, os.cpu_count() or 1)
 
 
 def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int = POOL_BYTES) -> Choice:

@@ -63,37 +63,6 @@ def file_system(folder: Path) -> FileSystem:
     return FileSystem(_SHARED.get(magic, f"0x{magic:x}"), False)
 
 
-def available_memory() -> int | None:
-    """Bytes that this process's node, or its memory limit if that is lower, can give to a page cache."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) << 10)
-    except (OSError, ValueError):
-        pass
-    found += _limits()
-    return min(found) if found else None
-
-
-def _limits() -> list[int]:
-    """Memory limits of the control groups (version 2) that this process is in."""
-    found: list[int] = []
-    try:
-        own = Path("/proc/self/cgroup").read_text().splitlines()
-        folder = Path("/sys/fs/cgroup") / next(x for x in own if x.startswith("0::"))[3:].lstrip("/")
-    except (OSError, StopIteration):
-        return found
-    for place in (folder, *folder.parents):
-        if place == Path("/sys/fs"):
-            break
-        try:
-            found.append(int((place / "memory.max").read_text()))
-        except (OSError, ValueError):  # no limit ("max"), or no such file
-            continue
-    return found
-
-
 def resident_share(extents: Sequence[Extent]) -> float | None:
     """Share of the rows' pages that the page cache holds, from a sample of them.
 

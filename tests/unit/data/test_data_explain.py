@@ -12,9 +12,10 @@ import pytest
 from hpcmass.cli.root import run
 from hpcmass.data import open_dataset, shard
 from hpcmass.data.loader import default_block
+from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.choose import Facts, choose, kept_fields
 from hpcmass.data.reading.explain import _block_ids, explain
-from hpcmass.data.reading.filesystem import FileSystem, available_memory, file_system, resident_share
+from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
 from hpcmass.errors import DataError
 
 LOCAL, SHARED = FileSystem("xfs", True), FileSystem("lustre", False)
@@ -64,7 +65,7 @@ def test_file_systems(tmp_path: Path) -> None:
     assert found.local == (found.name != "overlay")
     assert file_system(Path("/proc")) == FileSystem("0x9fa0", False)
     assert not file_system(tmp_path / "nowhere").local
-    assert (available_memory() or 1) > 0
+    assert (memory_left() or 1) > 0
 
 
 def test_what_the_page_cache_holds_is_seen(tmp_path: Path) -> None:

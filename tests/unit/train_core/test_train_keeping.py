@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hpcmass.config import Job, job_from_values
+from hpcmass.data.memory import memory_left
 from hpcmass.errors import HpcmassError, LeaseHeld, StorageError, TrainError
 from hpcmass.launch import RankEnv
 from hpcmass.runs import RunFolder
@@ -18,7 +19,6 @@ from hpcmass.train import checkpoint, snapshot, tensorfile
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm import open_communicator
 from hpcmass.train.keeping import Keeper
-from hpcmass.train.memory import memory_left
 from hpcmass.train.snapshot import Job as Work
 from hpcmass.train.snapshot import Snapshot, Worker
 
@@ -168,6 +168,7 @@ def test_the_lease_is_looked_at_before_the_commit(
     with pytest.raises(LeaseHeld):
         keeper.finish()
     assert steps(run) == []
+    lease.release()  # ends its thread, which another test would find
 
 
 def test_given_up_nothing_is_committed(
