@@ -20,13 +20,13 @@ import statistics
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hpcmass.data import Dataset, Loader, Plan, open_dataset, shard
-from hpcmass.data.loader import default_block
-from hpcmass.data.reading.explain import _block_ids
+from hpcmass.data.orders import make_order
 
 GOAL = 0.9
 SHAPE = (3, 32, 32)
@@ -77,9 +77,10 @@ def anonymous_mb() -> float:
 
 
 def blocks(dataset: Dataset, files: list[Path], pool: int, epoch: int) -> tuple[float, list[float]]:
-    n, block = len(dataset), default_block(dataset)
+    order = make_order("block", dataset, batch=BATCH, lanes=1)  # one window at a time: the pool is small
+    n, block = order.n, order.block
     drop(files)
-    plan = Plan(lambda a, b: _block_ids(n, block, epoch, a, b), 0, n, BATCH)
+    plan = Plan(partial(order.ids, epoch), 0, n, BATCH)
     memory: list[float] = []
     began = time.perf_counter()
     with Loader(dataset, plan, read="block", block=block, pool_bytes=pool, threads=THREADS) as loader:

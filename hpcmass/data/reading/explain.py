@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import numpy as np
 
 from hpcmass.data.loader import Loader, Plan, default_block
-from hpcmass.data.order import Ids, epoch_ids, permutation
+from hpcmass.data.order import Ids, Order
+from hpcmass.data.orders import make_order
 from hpcmass.data.reader import Dataset
 from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
 
-_WINDOW = 16
 _PROBES = 24
 # Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
 # wait for memory, and preadv has its price a row.
@@ -57,7 +57,7 @@ def explain(
     Args:
         dataset: The dataset; an empty one is not possible.
         batch_size: Samples a batch.
-        order: `global`, `sequential` or `block`.
+        order: `global`, `sequential` or `block`, as a job with its defaults has it.
         read: As of `Loader`.
         seconds: How long to read.
 
@@ -65,9 +65,10 @@ def explain(
         DataError: There is no such way of reading.
         CorruptError: A shard is not what it was.
     """
-    block = default_block(dataset) if order == "block" else None
+    made = make_order(order, dataset, batch=batch_size)
+    block = getattr(made, "block", None)
     facts = facts_of(dataset, blocks=block is not None, ask_cache=True)
-    loader = Loader(dataset, _plan(dataset, batch_size, order, block), read=read, block=block)
+    loader = Loader(dataset, _plan(made, batch_size), read=read, block=block)
     choice = loader.choice
     memory = _memory_rate(dataset, batch_size, choice)
     storage = (
@@ -89,34 +90,12 @@ def explain(
     return Explained(facts, choice, kept, memory, storage, expected, count / took, count, most)
 
 
-def _plan(dataset: Dataset, batch_size: int, order: str, block: int | None) -> Iterator[Ids]:
+def _plan(order: Order, batch_size: int) -> Iterator[Ids]:
     """Batches without an end."""
-    n, epoch = len(dataset), 0
+    epoch = 0
     while True:
-
-        def ids(low: int, high: int, epoch: int = epoch) -> Ids:
-            return _block_ids(n, block, epoch, low, high) if block else epoch_ids(order, n, 0, epoch, low, high)
-
-        yield from Plan(ids, 0, n, batch_size)
+        yield from Plan(partial(order.ids, epoch), 0, order.n, batch_size)
         epoch += 1
-
-
-def _block_ids(n: int, block: int, epoch: int, low: int, high: int) -> Ids:
-    """An order of the kind that takes blocks together: they are shuffled, and mixed a window at a time."""
-    size = _WINDOW * block
-    windows = [_window(n, block, epoch, number) for number in range(low // size, -(-high // size))]
-    start = low // size * size
-    return np.concatenate(windows)[low - start : high - start]
-
-
-@lru_cache(maxsize=4)
-def _window(n: int, block: int, epoch: int, number: int) -> Ids:
-    whole = n // block  # the short last block stays last: positions of windows are then plain
-    blocks = permutation(whole, f"explain/{epoch}", number * _WINDOW, min(whole, (number + 1) * _WINDOW))
-    ids = (blocks[:, None] * block + np.arange(block)).reshape(-1)
-    if len(blocks) < _WINDOW:
-        ids = np.concatenate([ids, np.arange(whole * block, n)])
-    return np.random.default_rng([epoch, number]).permutation(ids)
 
 
 def _memory_rate(dataset: Dataset, batch_size: int, choice: Choice) -> float:

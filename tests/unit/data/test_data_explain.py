@@ -14,7 +14,7 @@ from hpcmass.data import open_dataset, shard
 from hpcmass.data.loader import default_block
 from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.choose import Facts, choose, kept_fields
-from hpcmass.data.reading.explain import _block_ids, explain
+from hpcmass.data.reading.explain import explain
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
 from hpcmass.errors import DataError
 
@@ -86,13 +86,6 @@ def test_what_the_page_cache_holds_is_seen(tmp_path: Path) -> None:
     assert share is not None
     assert share < 0.5
     assert resident_share(extents) == share  # asking brings nothing in
-
-
-@pytest.mark.parametrize("n", [1, 7, 100, 601])
-def test_the_block_order_that_is_tried_has_each_sample_once(n: int) -> None:
-    for block in (1, 3, 40):
-        ids = np.concatenate([_block_ids(n, block, 0, low, min(low + 9, n)) for low in range(0, n, 9)])
-        assert sorted(ids.tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize("order", ["global", "block", "sequential"])
