@@ -1,8 +1,8 @@
 """Blocks as their driver keeps them, on a real Slurm: forgotten ones, refused ones, unheard ones."""
 
 import shutil
+import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -106,9 +106,11 @@ def test_a_target_that_takes_no_block_is_given_up_with_slurms_words(cluster, pro
 def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_elsewhere(cluster, tmp_path, how):
     site = load_site(cluster.site_file)
     targets = {name: site.targets[name] for name in ("cpu", "gpu")}
+    go = tmp_path / "go"  # However late a target's block comes, there are items left for it.
+    wait = ("sh", "-c", 'while [ ! -e "$0" ]; do sleep 0.2; done', str(go))
     with open_pool(targets, parallel=2, folder=tmp_path, poll_s=2.0) as pool:
         book, lane = pool._book, pool.lanes["cpu"]
-        items = [pool.run(time.sleep, 20) for _ in range(4)]
+        items = [pool.run(subprocess.run, wait) for _ in range(4)]
         until(lambda: lane.bound and pool.lanes["gpu"].bound, 120, "no items on one of the targets")
         mine = [one for one, label in book._labels.items() if label == "cpu"]
         assert mine
@@ -123,8 +125,9 @@ def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_else
         gpu = pool.lanes["gpu"].executor
         before = gpu._last_poll_time
         until(lambda: gpu._last_poll_time > before, 60, "the other target is not looked after any more")
+        go.touch()
         for item in items:
-            item.result(timeout=200)
+            assert item.result(timeout=200).returncode == 0
         # It is not given blocks again while others work.
         assert [one for one, label in book._labels.items() if label == "cpu"] == mine
     assert cluster_blocks(cluster) == []
