@@ -130,15 +130,19 @@ def _screen(views: Sequence[RunView], follower: Follower, sampler: Sampler, *, a
 def _curves(one: RunView) -> Curves:
     from hpcmass.cli.watch_view import Curves
     from hpcmass.files import read_last_records
+    from hpcmass.runs.pace import pace_lines, shares_in_words
 
     loss: list[float] = []
     speed: list[float] = []
-    for record in read_last_records(one.reading.run.metrics_file, 65536):
+    shares = ""
+    records = read_last_records(one.reading.run.metrics_file, 65536)
+    for record in records:
+        shares = shares_in_words(record) or shares
         if record.get("kind") in ("train", "report"):
             for key, values in (("loss", loss), ("samples_per_s", speed)):
                 if isinstance(record.get(key), (int, float)):
                     values.append(float(record[key]))
-    return Curves(loss, speed)
+    return Curves(loss, speed, shares, pace_lines(records))
 
 
 def _ranks(one: RunView) -> list[Rank]:

@@ -28,10 +28,17 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Curves:
-    """Values of late, oldest first."""
+    """Values of late, oldest first.
+
+    Attributes:
+        shares: Where the time of the last steps went.
+        pace: What made steps slow of late.
+    """
 
     loss: Sequence[float] = ()
     samples_per_s: Sequence[float] = ()
+    shares: str = ""
+    pace: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ def _learning(screen: Screen, one: RunView, columns: int) -> list[tuple[str, str
         facts.append(
             ("samples/s", f"{amount(one.reading.samples_per_s):<12}{spark(curves.samples_per_s, wide)}")
         )
+    if one.phase is Phase.RUNNING:
+        facts += [("step is", curves.shares), *(("slow", line) for line in curves.pace)]
     if one.status.metrics:
         facts.append(
             ("valid", "  ".join(f"{name} {amount(value)}" for name, value in one.status.metrics.items()))

@@ -133,6 +133,9 @@ class TrainTable(Table):
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     schedule: ScheduleTable = ScheduleTable()
     clip_norm: float | None = Field(None, gt=0, description="limit of the gradient's global L2 norm")
+    max_loss: float | None = Field(
+        None, gt=0, description="a training loss above it ends the run; default: 1000 times the first one"
+    )
     lr_batch: int | None = Field(None, ge=1, description="global batch that `lr` was chosen for")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         "none", description="how the learning rate grows with global_batch / lr_batch"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcmass.runs.folder import RankError, RunFolder, State, Status
+from hpcmass.runs.pace import pace_lines
 
 _TAIL_LINES = 12
 _TAIL_BYTES = 16384
@@ -62,6 +63,7 @@ class Explanation:
         last_step: The last step that is known to have been done.
         attempts: How often the run was started.
         advice: What to do, most useful first.
+        pace: What made it slow, a line each; empty where nothing did.
         log_tail: The last lines of the failing rank's log (of rank 0's where none failed).
     """
 
@@ -73,6 +75,7 @@ class Explanation:
     attempts: int
     advice: list[str]
     log_tail: str
+    pace: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The explanation as text, a line each."""
@@ -88,6 +91,8 @@ class Explanation:
         ended_badly = self.state in (State.FAILED, State.UNKNOWN)
         if ended_badly and self.log_tail and not (self.first_error and self.first_error.traceback):
             shown += ["", "the end of its log:", *("  " + line for line in self.log_tail.splitlines())]
+        if self.pace:
+            shown += ["", "pace:", *("  " + line for line in self.pace)]
         if self.advice:
             shown += ["", *(f"- {line}" for line in self.advice)]
         return shown
@@ -103,7 +108,8 @@ def explain(run: RunFolder) -> Explanation:
     status = run.status()
     error = first_error(run.errors(status.attempt)) if status.state in (State.FAILED, State.UNKNOWN) else None
     rank = error.rank if error else 0
-    steps = [record["step"] for record in run.records() if isinstance(record.get("step"), int)]
+    records = list(run.records())
+    steps = [record["step"] for record in records if isinstance(record.get("step"), int)]
     return Explanation(
         path=run.path,
         state=status.state,
@@ -113,6 +119,7 @@ def explain(run: RunFolder) -> Explanation:
         attempts=status.attempt,
         advice=_advice(run, status, error),
         log_tail=log_tail(run.log_file(status.attempt, rank)),
+        pace=pace_lines(records),
     )
 
 

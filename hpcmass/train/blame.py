@@ -1,4 +1,4 @@
-"""Which samples made a loss NaN or infinite."""
+"""Which samples made a loss NaN or infinite, or too large."""
 
 from __future__ import annotations
 
@@ -19,43 +19,54 @@ LISTED = 5
 LossOf = Callable[["np.ndarray[Any, Any]"], float]
 
 
-def spoilt_alone(ids: Sequence[int], loss_of: LossOf) -> list[int]:
-    """The samples whose loss is NaN or infinite by themselves, found by halving: k of n take k log n losses.
+def spoilt_alone(ids: Sequence[int], loss_of: LossOf, limit: float = math.inf) -> list[int]:
+    """The samples whose loss is bad by itself, found by halving: k of n take k log n losses.
 
     Args:
-        ids: Samples of a batch whose mean loss is not finite.
+        ids: Samples of a batch whose mean loss is not finite, or above the limit.
         loss_of: The mean loss of some samples; what it raises of ours counts as nothing found.
+        limit: Above this a loss is bad too.
     """
     try:
-        return _halve([int(one) for one in ids], loss_of)
+        return _halve([int(one) for one in ids], loss_of, limit)
     except (HpcmassError, RuntimeError, ValueError):  # a model that takes no single sample, say
         return []
 
 
-def _halve(ids: list[int], loss_of: LossOf) -> list[int]:
-    if not ids or math.isfinite(loss_of(np.array(ids, np.int64))):
+def _halve(ids: list[int], loss_of: LossOf, limit: float) -> list[int]:
+    if not ids:
+        return []
+    loss = loss_of(np.array(ids, np.int64))
+    if math.isfinite(loss) and loss <= limit:
         return []
     if len(ids) == 1:
         return ids
     middle = len(ids) // 2
-    return _halve(ids[:middle], loss_of) + _halve(ids[middle:], loss_of)
+    return _halve(ids[:middle], loss_of, limit) + _halve(ids[middle:], loss_of, limit)
 
 
-def gather_blame(comm: Communicator, ids: np.ndarray[Any, Any] | None, loss_of: LossOf) -> list[dict[str, Any]]:
-    """What every rank with a spoilt loss knows of it, the same on all ranks. Collective.
+def gather_blame(
+    comm: Communicator, bad: tuple[np.ndarray[Any, Any], float] | None, loss_of: LossOf, limit: float = math.inf
+) -> list[dict[str, Any]]:
+    """What every rank with a bad loss knows of it, the same on all ranks. Collective.
 
     Args:
         comm: The ranks.
-        ids: This rank's samples whose loss is not finite; None where it is.
+        bad: This rank's samples whose loss is bad, and that loss; None where it is not.
         loss_of: As for `spoilt_alone`.
+        limit: As for `spoilt_alone`.
 
     Returns:
-        For each such rank its number, its samples, and those that are spoilt by themselves.
+        For each such rank its number, the loss (None where it is no finite number), its samples, and those
+        that are bad by themselves.
     """
     mine = None
-    if ids is not None:
-        batch = [int(one) for one in ids]
-        mine = {"rank": comm.rank, "batch": batch, "alone": spoilt_alone(batch, loss_of)}
+    if bad is not None:
+        batch, loss = [int(one) for one in bad[0]], bad[1]
+        mine = {
+            "rank": comm.rank, "loss": loss if math.isfinite(loss) else None, "batch": batch,
+            "alone": spoilt_alone(batch, loss_of, limit),
+        }  # fmt: skip
     return [one for one in comm.share_objects(mine) if one is not None]
 
 

@@ -29,11 +29,13 @@ from hpcmass.train.compiled import compiled
 from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.inputs import forward, prepare, without_padding
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
+from hpcmass.train.pace import CHECKPOINT, COMPUTE, INPUT, REDUCTION, WIDTH, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
 from hpcmass.train.reducer import GradientReducer
 from hpcmass.train.signals import Watch
+from hpcmass.train.soundness import LossWatch, bad_loss_in_words
 from hpcmass.train.task import Plan, Position, Task
 from hpcmass.train.validate import validate
 
@@ -62,7 +64,9 @@ class Loop:
         self._window_timed = 0
         self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
         self._ask: str | None = None
-        self._spoilt: np.ndarray[Any, Any] | None = None  # of this step: samples whose loss is not finite
+        self._spoilt: tuple[np.ndarray[Any, Any], float] | None = None  # of this step: samples with a bad loss
+        self._soundness = LossWatch(self.job.max_loss)
+        self._pace = Pace()
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
         say = reporter.say if reporter is not None else lambda _: None
@@ -153,22 +157,21 @@ class Loop:
         low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
         ids = task.order.ids(at.epoch, low, high)
         seed_step(self.job.seed, at.step, self.comm.rank)
+        self._pace.begin(at.step + 1)
         self._reducer.zero()
         width = self.job.global_batch if self.job.last == "pad" else stop - start
         share = rank_slice(0, width, self.comm.rank, self.comm.size)
         loss_sum = self._backward(ids, stop - start, share[1] - share[0])
         self._reducer.finish()
+        self._pace.lap(REDUCTION)
         asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self._reducer.flags.tolist())
         if lost:
             raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
-            self.keeper.finish_if_possible()
-            blame = gather_blame(self.comm, self._spoilt, self._loss_of)
-            if self.reporter is not None:
-                self.reporter.bad_loss(at.step + 1, at.epoch, blame)
-            raise agreed(self._bad_loss(said=in_words(blame)), self.comm)
+            raise agreed(self._blame(), self.comm)
         if self.keeper.after_step(writing, failed):
             self._tell()
+        self._pace.lap(CHECKPOINT)
         task.schedule.before(at.step)
         rate = task.schedule.lr
         self._update()
@@ -178,6 +181,7 @@ class Loop:
         self._local_loss += loss_sum
         self.watch.advance(at.step)
         self._profiler.step()
+        self._pace.lap(COMPUTE)
         self._step_s = max(0.9 * self._step_s, time.perf_counter() - began)
         if self.reporter is not None:
             self.reporter.step(at.step, at.epoch, at.samples)
@@ -192,7 +196,7 @@ class Loop:
         at, task, precision = self.at, self.task, self._precision
         stepped = precision.step(task.optimizer, self._parameters, self.job.clip_norm)
         if not stepped and precision.hopeless:
-            raise agreed(self._bad_loss("the gradients are"), self.comm)
+            raise agreed(self._bad_loss("the gradients are NaN or infinite"), self.comm)
         at.scaler, at.skipped = precision.state(), at.skipped + (not stepped)
         with quiet_schedule(stepped):
             task.schedule.after(at.step)
@@ -222,6 +226,7 @@ class Loop:
                     f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
                     hint="change samples, but keep their number",
                 )  # fmt: skip
+            self._pace.lap(INPUT)
             with self.autocast():
                 outputs, targets = forward(self._forward, task.recipe, ready.inputs), ready.targets
                 if len(shown) > len(micro):
@@ -229,21 +234,24 @@ class Loop:
                 loss = task.recipe.loss(outputs, targets)
             value = float(loss.detach())
             if not math.isfinite(value) and self._spoilt is None:
-                self._spoilt = micro
+                self._spoilt = micro, value
             total += value * len(micro)
             if number == len(micros) - 1:
-                self._set_flags(math.isfinite(total))
+                if self._spoilt is None and not self._soundness.sound(total / len(ids), self.at.first_loss):
+                    self._spoilt = ids, total / len(ids)
+                self._set_flags(self._spoilt is None)
                 self._reducer.start()
             with task.recipe.errors("the backward pass"):
                 self._precision.scaled(loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
+            self._pace.lap(COMPUTE)
         if not micros:
             self._set_flags(True)
         return total
 
-    def _set_flags(self, finite: bool) -> None:
+    def _set_flags(self, sound: bool) -> None:
         asked = self._ask is not None or self.watch.requested is not None
         self._reducer.flags[0] = float(asked)
-        self._reducer.flags[1] = float(not finite)
+        self._reducer.flags[1] = float(not sound)
         self._reducer.flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
         self._reducer.flags[3], self._reducer.flags[4] = self.keeper.flags()
 
@@ -259,10 +267,18 @@ class Loop:
         with torch.no_grad(), judging(task.model), self.autocast():
             return float(task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets))
 
-    def _bad_loss(self, what: str = "the loss is", said: str = "") -> TrainError:
+    def _blame(self) -> TrainError:
+        """A rank's loss is bad: find out which samples are at fault. Collective."""
+        self.keeper.finish_if_possible()
+        limit = self._soundness.limit(self.at.first_loss)
+        blame = gather_blame(self.comm, self._spoilt, self._loss_of, limit)
+        if self.reporter is not None:
+            self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
+        return self._bad_loss(bad_loss_in_words(blame, limit), in_words(blame))
+
+    def _bad_loss(self, what: str, said: str = "") -> TrainError:
         return TrainError(
-            f"{what} NaN or infinite at step {self.at.step + 1} (epoch {self.at.epoch + 1})"
-            + (f": {said}" if said else ""),
+            f"{what} at step {self.at.step + 1} (epoch {self.at.epoch + 1})" + (f": {said}" if said else ""),
             where=self.task.recipe.path,
             hint=lower_the_rate(self.keeper.kept),
             step=self.at.step + 1,
@@ -274,8 +290,19 @@ class Loop:
         self.at.window_loss += float(self.comm.allreduce_values(np.array([self._local_loss]))[0])
         self._local_loss = 0.0
 
+    def _collect_with_pace(self) -> Row:
+        """The same, with the `Pace.row` of every rank: shape (ranks, `WIDTH`)."""
+        if self.at.step == self.plan.total_steps:
+            self._pace.end()
+        values = np.zeros(1 + self.comm.size * WIDTH)
+        values[0], self._local_loss = self._local_loss, 0.0
+        values[1:].reshape(self.comm.size, WIDTH)[self.comm.rank] = self._pace.row()
+        values = self.comm.allreduce_values(values)
+        self.at.window_loss += float(values[0])
+        return values[1:].reshape(self.comm.size, WIDTH)
+
     def _log(self, rate: float) -> None:
-        self._collect()
+        rows = self._collect_with_pace()
         at, now = self.at, time.perf_counter()
         values = {
             "loss": at.window_loss / at.window_samples,
@@ -284,10 +311,12 @@ class Loop:
         }
         if self._precision.scale is not None:
             values |= {"loss_scale": self._precision.scale, "skipped_steps": at.skipped}
+        if at.first_loss is None:
+            at.first_loss = values["loss"]
         at.window_loss, at.window_samples, self._window_timed, self._window_started = 0.0, 0, 0, now
         at.skipped = 0
         if self.reporter is not None:
-            self.reporter.train(at.step, at.epoch, values)
+            self.reporter.train(at.step, at.epoch, values, rows)
             self._ask = self._ask or self.run_folder.asked_to_stop()
 
     def _stop_reason(self) -> str:
@@ -312,6 +341,7 @@ class Loop:
         self._judge(metrics)
         if self.reporter is not None:
             self.reporter.valid(at.step, at.epoch, at.samples, metrics)
+        self._pace.skip()
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Early stop and keep-best: does this evaluation improve on the best one?"""
@@ -364,6 +394,7 @@ class Loop:
         self.keeper.keep(mark, wait=wait)
         if wait:
             self._tell()
+        self._pace.lap(CHECKPOINT)
 
     def _tell(self) -> None:
         """A checkpoint is committed: bring the status up to date."""

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -15,10 +15,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from hpcmass.errors import LeaseHeld
 from hpcmass.runs import RunFolder, State
+from hpcmass.runs.pace import rank_in_words, step_in_words
 from hpcmass.train.events import Events
+from hpcmass.train.pace import Row, seconds_a_step, slow_rank, slow_step
 
 STATUS_EVERY_S = 2.0
 PLAIN_EVERY_S = 10.0
+SLOW_EVERY_S = 60.0
 
 
 class Screen:
@@ -111,8 +114,21 @@ class Reporter:
         at_first_step: Called once, after the first step.
     """
 
-    def __init__(self, run: RunFolder, screen: Screen, *, from_step: int, total_steps: int = 0) -> None:
-        self._run = run
+    def __init__(
+        self, run: RunFolder, screen: Screen, *, from_step: int, total_steps: int = 0, hosts: Sequence[str] = ()
+    ) -> None:
+        """Prepare.
+
+        Args:
+            run: The run's folder.
+            screen: The user's console.
+            from_step: Where the attempt begins.
+            total_steps: Of the run.
+            hosts: Of each rank.
+        """
+        self._run, self._hosts = run, hosts
+        self._slow_rank: int | None = None
+        self._slow_told = -SLOW_EVERY_S
         self._screen = screen
         self._total = total_steps
         self.at_first_step: Callable[[], object] | None = None
@@ -142,11 +158,40 @@ class Reporter:
                 **more,
             )
 
-    def train(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """A `train` record."""
-        self._append({"kind": "train", "step": step, "epoch": epoch, **values})
+    def train(self, step: int, epoch: int, values: Mapping[str, float], rows: Row) -> None:
+        """A `train` record, and what there is to tell of slow steps and ranks.
+
+        Args:
+            step: Steps done.
+            epoch: The epoch, from 0.
+            values: `loss`, `lr`, `samples_per_s`, and more where there is.
+            rows: `Pace.row` of every rank, shape (ranks, `pace.WIDTH`).
+        """
+        self._append({"kind": "train", "step": step, "epoch": epoch, **values, **seconds_a_step(rows)})
         self._screen.step(step, epoch, values["loss"], values["samples_per_s"])
-        self._events.write(step, values, "train")
+        self._events.write(step, {**values, **seconds_a_step(rows)}, "train")
+        self._pace(step, epoch, rows)
+
+    def _pace(self, step: int, epoch: int, rows: Row) -> None:
+        slow = slow_step(rows, self._hosts)
+        if slow is not None:
+            record = {"kind": "slow-step", **slow, "epoch": epoch}
+            self._append(record)
+            self._events.write(
+                slow["step"], {"seconds": slow["seconds"], "rank": slow.get("rank", -1)}, "slow-step"
+            )
+            if time.monotonic() - self._slow_told >= SLOW_EVERY_S:
+                self._slow_told = time.monotonic()
+                self._screen.say(step_in_words(record))
+        found = slow_rank(rows, self._hosts)
+        rank = None if found is None else found["rank"]
+        if rank != self._slow_rank:
+            self._slow_rank = rank
+            record = {"kind": "slow-rank", "step": step, "epoch": epoch, **(found or {"rank": None})}
+            self._append(record)
+            if found is not None:
+                self._events.write(step, {"rank": found["rank"], "times": found["times"]}, "slow-rank")
+                self._screen.say(rank_in_words(record))
 
     def valid(self, step: int, epoch: int, samples_done: int, metrics: Mapping[str, float]) -> None:
         """A `valid` record, and the same numbers in the status."""

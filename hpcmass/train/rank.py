@@ -115,6 +115,7 @@ class _Rank:
         self.lease: Lease | None = None
         self.order: Order | None = None
         self.attempt = 0
+        self.hosts: list[str] = []
 
     def train(self) -> Status:
         found = on_root(self.comm, lambda: opening.look(self.job, self.run, fresh=self.fresh))
@@ -210,6 +211,7 @@ class _Rank:
         self._record_place()
         peers = [Peer(**said) for said in self.comm.share_objects(asdict(Peer.this(self.comm.rank)))]
         places = self.comm.share_objects(place_of(self.comm.rank))
+        self.hosts = [str(place["host"]) for place in places]
         if self.comm.rank == 0:
             write_places(self.run, self.attempt, places)
         with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
@@ -246,7 +248,9 @@ class _Rank:
         from_step = loaded[0].step if loaded else 0
         reporter = None
         if self.comm.rank == 0:
-            reporter = Reporter(self.run, screen, from_step=from_step, total_steps=plan.total_steps)
+            reporter = Reporter(
+                self.run, screen, from_step=from_step, total_steps=plan.total_steps, hosts=self.hosts
+            )
             reporter.at_first_step = self._tell_startup
         loop = Loop(task, self.comm, self.run, watch, reporter)
         if loaded is not None:

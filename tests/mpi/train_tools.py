@@ -33,8 +33,14 @@ RANK = ENV.get("OMPI_COMM_WORLD_RANK", ENV.get("RANK", "0"))
 WORLD = ENV.get("OMPI_COMM_WORLD_SIZE", ENV.get("WORLD_SIZE", "1"))
 CALLS = 0
 
+class Lame(torch.nn.Module):
+    def forward(self, x):
+        if self.training and RANK == ENV.get("LAME_RANK"):
+            time.sleep(float(ENV["LAME_S"]))
+        return x
+
 def build_model(params):
-    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2), Lame())
     def tell():
         digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
         (OUT / f"weights-{WORLD}-{RANK}").write_text(digest)
@@ -49,6 +55,8 @@ def transform(batch, train):
             line = {"world": int(WORLD), "call": CALLS, "pid": os.getpid(), "ids": batch["sample_id"].tolist()}
             file.write(json.dumps(line) + "\\n")
         time.sleep(float(ENV.get("SLOW", "0")))
+        if ENV.get("WAIT_AT") == str(CALLS) and RANK == ENV.get("WAIT_RANK", RANK):
+            time.sleep(float(ENV["WAIT_S"]))
         if ENV.get("NAN_AT") == str(CALLS) and RANK == ENV.get("NAN_RANK", RANK):
             batch["x"] = batch["x"] * float("nan")
         if ENV.get("RAISE_AT") == str(CALLS) and RANK == ENV.get("RAISE_RANK", RANK):

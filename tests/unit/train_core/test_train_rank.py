@@ -203,7 +203,23 @@ def test_the_samples_that_spoil_a_loss_are_named(project: Project, tmp_path: Pat
         go(project, tmp_path / "r", data=data, global_batch=40, accumulation=1)
     (found,) = RunFolder(tmp_path / "r").records("bad-loss")
     assert (found["step"], found["epoch"]) == (1, 0)
-    assert found["ranks"] == [{"rank": 0, "batch": list(range(40)), "alone": [13, 29]}]
+    assert found["ranks"] == [{"rank": 0, "loss": None, "batch": list(range(40)), "alone": [13, 29]}]
+
+
+def test_a_diverging_loss_ends_the_run(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"the loss diverges .* at step \d+ \(epoch \d\): ") as caught:
+        go(project, tmp_path / "r", optimizer="SGD", lr=1e6)
+    assert "lower train.lr" in str(caught.value.hint)
+    run = RunFolder(tmp_path / "r")
+    (found,) = run.records("bad-loss")
+    first = losses(run)[0][1]
+    assert found["ranks"][0]["loss"] > 1000 * first
+    assert sorted(found["ranks"][0]["alone"])[0] in found["ranks"][0]["batch"]
+    assert run.status().step == found["step"] - 1
+    # It may be allowed, and any other limit may be set.
+    assert go(project, tmp_path / "all", optimizer="SGD", lr=1e6, max_loss=1e300, epochs=1)[1].step == 5
+    with pytest.raises(TrainError, match=r"the limit is 0\.01\) at step 1 "):
+        go(project, tmp_path / "low", max_loss=0.01)
 
 
 def test_corrupted_checkpoint(project: Project, tmp_path: Path) -> None:

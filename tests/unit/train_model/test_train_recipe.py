@@ -240,3 +240,17 @@ def test_forward_points_at_the_users_line_and_knows_about_types(write_recipe: Wr
     with pytest.raises(RecipeError, match="forward: RuntimeError") as caught:
         forward(recipe.build_model({}), recipe, ready.inputs)
     assert "transform" in str(caught.value.hint)
+
+
+def test_a_batchs_address_does_not_change_a_models_bits(write_recipe: Write) -> None:
+    """MKL's products differ with the alignment of what they are given, on some processors."""
+    recipe = load_recipe(write_recipe(BUILD))
+    buffer = np.zeros(256, np.float32)
+    start = -buffer.ctypes.data % 64 // 4
+    for offset in range(16):
+        x = buffer[start + offset : start + offset + 60].reshape(10, 6)
+        x[...] = np.arange(60).reshape(10, 6)
+        ready = prepare({"x": x, "y": x}, recipe, ["x"], ["y"], train=True)
+        assert ready.inputs[0].data_ptr() % 64 == 0
+        assert ready.targets.data_ptr() % 64 == 0
+        assert torch.equal(ready.inputs[0], torch.from_numpy(x))

@@ -1,0 +1,59 @@
+"""Whether the loss is still one that training can go on from: a finite number, and no diverging one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+DIVERGED_TIMES = 1000.0
+"""A loss that is this many times the run's first one is diverging, where `train.max_loss` says nothing."""
+_KEPT = 0.9  # of the running mean a step: one bad batch among good ones ends no run
+
+
+class LossWatch:
+    """A rank's judgement of the losses of its steps."""
+
+    def __init__(self, max_loss: float | None) -> None:
+        """Prepare.
+
+        Args:
+            max_loss: `train.max_loss`.
+        """
+        self._max_loss = max_loss
+        self._mean: float | None = None
+
+    def limit(self, first_loss: float | None) -> float:
+        """Above this, the loss diverges.
+
+        Args:
+            first_loss: The loss of the run's first record; None before it.
+        """
+        if self._max_loss is not None:
+            return self._max_loss
+        return DIVERGED_TIMES * first_loss if first_loss is not None and first_loss > 0 else math.inf
+
+    def sound(self, loss: float, first_loss: float | None) -> bool:
+        """Take a step's loss in; False when it is no finite number, or the losses diverge.
+
+        Args:
+            loss: The mean over this rank's samples of the step.
+            first_loss: As for `limit`.
+        """
+        if not math.isfinite(loss):
+            return False
+        self._mean = loss if self._mean is None else _KEPT * self._mean + (1 - _KEPT) * loss
+        return self._mean <= self.limit(first_loss)
+
+
+def bad_loss_in_words(blame: Sequence[dict[str, Any]], limit: float) -> str:
+    """What is wrong with the loss, the same on all ranks.
+
+    Args:
+        blame: Of `gather_blame`.
+        limit: Of `LossWatch.limit`.
+    """
+    losses = [one["loss"] for one in blame]
+    if None in losses or not losses:
+        return "the loss is NaN or infinite"
+    return f"the loss diverges (rank {blame[0]['rank']}: {max(losses):.4g}; the limit is {limit:.4g})"
