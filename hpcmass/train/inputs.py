@@ -21,6 +21,8 @@ from hpcmass.train.recipe import Recipe
 
 Batch = Mapping[str, "np.ndarray[Any, Any] | Tensor"]
 
+_ALIGNMENT = 64  # bytes; of what torch allocates on CPUs
+
 # torch computes little or nothing with these.
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
@@ -78,13 +80,18 @@ def to_tensors(batch: Batch, needed: Sequence[str] = ()) -> dict[str, Tensor]:
         elif value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
             array = value.astype(_WIDER.get(value.dtype.name, value.dtype.newbyteorder("=")), copy=False)
             array = np.ascontiguousarray(array) if array.ndim else array
-            made[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
+            made[name] = _aligned(torch.from_numpy(array if array.flags.writeable else array.copy()))
     for name in needed:
         if name not in batch:
             raise DataError(f"the batch has no field {name!r}", hint=f"it has: {', '.join(batch)}")
         if name not in made:
             raise DataError(f"field {name!r} is not numeric and cannot be an input or a target", where=name)
     return made
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """Floats as torch lays out its own: a product of matrices (MKL's) rounds otherwise elsewhere."""
+    return value.clone() if value.is_floating_point() and value.data_ptr() % _ALIGNMENT else value
 
 
 def prepare(
