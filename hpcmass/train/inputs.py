@@ -21,7 +21,8 @@ from hpcmass.train.recipe import Recipe
 
 Batch = Mapping[str, "np.ndarray[Any, Any] | Tensor"]
 
-_ALIGN = 64  # bytes: torch's own allocator
+_ALIGNMENT = 64  # bytes; of what torch allocates on CPUs
+
 # torch computes little or nothing with these.
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
@@ -79,13 +80,23 @@ def to_tensors(batch: Batch, needed: Sequence[str] = ()) -> dict[str, Tensor]:
         elif value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
             array = value.astype(_WIDER.get(value.dtype.name, value.dtype.newbyteorder("=")), copy=False)
             array = np.ascontiguousarray(array) if array.ndim else array
-            made[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
+            made[name] = _aligned(torch.from_numpy(array if array.flags.writeable else array.copy()))
     for name in needed:
         if name not in batch:
             raise DataError(f"the batch has no field {name!r}", hint=f"it has: {', '.join(batch)}")
         if name not in made:
             raise DataError(f"field {name!r} is not numeric and cannot be an input or a target", where=name)
     return made
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """The same values at an address that torch itself would give them.
+
+    On CPUs MKL's products differ in their last bits with the alignment of what they are given, and a batch
+    within a reused buffer lies elsewhere when a run was stopped and went on.
+    """
+    misplaced = value.is_floating_point() and value.device.type == "cpu" and value.data_ptr() % _ALIGNMENT
+    return value.clone() if misplaced else value
 
 
 def prepare(
@@ -131,15 +142,6 @@ def prepare(
     if not wanted:
         wanted = dict(zip(inputs, taken, strict=True))
     return Prepared(taken, next(iter(wanted.values())) if len(wanted) == 1 else wanted, n)
-
-
-def _aligned(value: Tensor) -> Tensor:
-    """The same values at an address that torch itself would give them.
-
-    On CPUs MKL's products differ in their last bits with the alignment of what they are given, and a batch
-    within a reused buffer lies elsewhere when a run was stopped and went on.
-    """
-    return value.clone() if value.device.type == "cpu" and value.data_ptr() % _ALIGN else value
 
 
 def _target(value: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ with exactly the samples not yet seen, whatever the number of ranks.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,24 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcmass.data.order import rank_slice
-from hpcmass.errors import ConfigError, RecipeError, TrainError
+from hpcmass.errors import ConfigError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.compiled import compiled
-from hpcmass.train.feed import ReadAhead, steps_ahead
-from hpcmass.train.inputs import forward, prepare, without_padding
+from hpcmass.train.gradients import Gradients
+from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
-from hpcmass.train.pace import CHECKPOINT, COMPUTE, INPUT, REDUCTION, WIDTH, Pace, Row
-from hpcmass.train.precision import WIRE_TYPES, Precision, quiet_schedule
+from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
+from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
-from hpcmass.train.reducer import GradientReducer
 from hpcmass.train.signals import Watch
-from hpcmass.train.soundness import LossWatch, bad_loss_in_words
+from hpcmass.train.soundness import bad_loss_in_words
 from hpcmass.train.task import Plan, Position, Task
 from hpcmass.train.validate import validate
 
@@ -64,18 +59,14 @@ class Loop:
         self._window_timed = 0
         self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
         self._ask: str | None = None
-        self._spoilt: tuple[np.ndarray[Any, Any], float] | None = None  # of this step: samples with a bad loss
-        self._soundness = LossWatch(self.job.max_loss)
         self._pace = Pace()
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
         say = reporter.say if reporter is not None else lambda _: None
         self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
-        self._precision = Precision(self.job.precision, comm.device)
-        self._forward = compiled(task.model, comm.device) if self.job.compile else task.model
-        self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[self.job.compression])
-        self._data = self._read_ahead()
+        self.gradients = Gradients(task, comm, self.plan, lambda: self.at, self._pace)
+        self._precision = self.gradients.precision
         self._profiler = Profiler(self.job.profile_steps, run.path, comm, say)
 
     # -- the whole run --------------------------------------------------------------------------------
@@ -97,21 +88,8 @@ class Loop:
             raise
         finally:
             self.keeper.close()
-            self._data.close()
+            self.gradients.close()
             self._profiler.close()
-            self._reducer.close()
-
-    def _read_ahead(self) -> ReadAhead:
-        """This rank's batches, from where the run is when it begins."""
-        task, data, job = self.task, self.task.job.data, self.job
-        plan = steps_ahead(
-            task.order.ids,
-            lambda: (self.at.step, self.at.epoch, self.at.samples),
-            usable=self.plan.usable, total_steps=self.plan.total_steps, batch=job.global_batch,
-            rank=self.comm.rank, size=self.comm.size, parts=job.accumulation, pad=job.last == "pad",
-        )  # fmt: skip
-        block = getattr(task.order, "block", None)
-        return ReadAhead(task.train, plan, read=data.read, block=block, device=self.comm.device)
 
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
@@ -154,17 +132,10 @@ class Loop:
         """One optimiser step; True when any rank was asked to stop."""
         at, task, began = self.at, self.task, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
-        low, high = rank_slice(start, stop, self.comm.rank, self.comm.size)
-        ids = task.order.ids(at.epoch, low, high)
-        seed_step(self.job.seed, at.step, self.comm.rank)
         self._pace.begin(at.step + 1)
-        self._reducer.zero()
-        width = self.job.global_batch if self.job.last == "pad" else stop - start
-        share = rank_slice(0, width, self.comm.rank, self.comm.size)
-        loss_sum = self._backward(ids, stop - start, share[1] - share[0])
-        self._reducer.finish()
-        self._pace.lap(REDUCTION)
-        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self._reducer.flags.tolist())
+        loss_sum = self.gradients.compute(at, stop, self._set_flags)
+        self.gradients.reduce()
+        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags.tolist())
         if lost:
             raise agreed(self.run_folder.taken_over(), self.comm)
         if bad:
@@ -201,77 +172,27 @@ class Loop:
         with quiet_schedule(stepped):
             task.schedule.after(at.step)
 
-    def _backward(self, ids: np.ndarray[Any, np.dtype[np.int64]], n_global: int, width: int) -> float:
-        """Gradients of this rank's samples, weighed by their share of the global batch.
-
-        Args:
-            ids: This rank's samples.
-            n_global: Samples of the global batch.
-            width: Samples that this rank's share is padded to; the padding counts in nothing.
-
-        Returns:
-            The sum of their losses.
-        """
-        task, count = self.task, self.job.accumulation
-        cuts = [rank_slice(0, len(ids), part, count) for part in range(count)]
-        micros = [ids[low:high] for low, high in cuts if high > low]
-        widths = [high - low for low, high in (rank_slice(0, width, part, count) for part in range(count))]
-        total, self._spoilt = 0.0, None
-        for number, micro in enumerate(micros):
-            shown = np.resize(micro, widths[number])  # repeats its samples where it is padded
-            arrays = {**self._data.batch(shown), "sample_id": shown}
-            ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self.comm.device)
-            if ready.n != len(shown):
-                raise RecipeError(
-                    f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
-                    hint="change samples, but keep their number",
-                )  # fmt: skip
-            self._pace.lap(INPUT)
-            with self.autocast():
-                outputs, targets = forward(self._forward, task.recipe, ready.inputs), ready.targets
-                if len(shown) > len(micro):
-                    outputs, targets = (without_padding(v, len(micro), len(shown)) for v in (outputs, targets))
-                loss = task.recipe.loss(outputs, targets)
-            value = float(loss.detach())
-            if not math.isfinite(value) and self._spoilt is None:
-                self._spoilt = micro, value
-            total += value * len(micro)
-            if number == len(micros) - 1:
-                if self._spoilt is None and not self._soundness.sound(total / len(ids), self.at.first_loss):
-                    self._spoilt = ids, total / len(ids)
-                self._set_flags(self._spoilt is None)
-                self._reducer.start()
-            with task.recipe.errors("the backward pass"):
-                self._precision.scaled(loss * (len(micro) / n_global)).backward()  # type: ignore[no-untyped-call]
-            self._pace.lap(COMPUTE)
-        if not micros:
-            self._set_flags(True)
-        return total
-
     def _set_flags(self, sound: bool) -> None:
         asked = self._ask is not None or self.watch.requested is not None
-        self._reducer.flags[0] = float(asked)
-        self._reducer.flags[1] = float(not sound)
-        self._reducer.flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
-        self._reducer.flags[3], self._reducer.flags[4] = self.keeper.flags()
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision that the job asks for."""
-        return self._precision.autocast()
+        flags = self.gradients.flags
+        flags[0] = float(asked)
+        flags[1] = float(not sound)
+        flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
+        flags[3], flags[4] = self.keeper.flags()
 
     def _loss_of(self, ids: np.ndarray[Any, Any]) -> float:
         """The loss of some samples as in validation: nothing is augmented, and nothing of the model changes."""
         task = self.task
         arrays = {**task.train.batch(ids), "sample_id": ids}
         ready = prepare(arrays, task.recipe, *task.fields, train=False, device=self.comm.device)
-        with torch.no_grad(), judging(task.model), self.autocast():
+        with torch.no_grad(), judging(task.model), self._precision.autocast():
             return float(task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets))
 
     def _blame(self) -> TrainError:
         """A rank's loss is bad: find out which samples are at fault. Collective."""
         self.keeper.finish_if_possible()
-        limit = self._soundness.limit(self.at.first_loss)
-        blame = gather_blame(self.comm, self._spoilt, self._loss_of, limit)
+        limit = self.gradients.soundness.limit(self.at.first_loss)
+        blame = gather_blame(self.comm, self.gradients.spoilt, self._loss_of, limit)
         if self.reporter is not None:
             self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
         return self._bad_loss(bad_loss_in_words(blame, limit), in_words(blame))
@@ -334,8 +255,8 @@ class Loop:
         self._share_buffers()
         batch = max(1, -(-self.job.global_batch // self.comm.size))
         metrics = validate(
-            task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch, autocast=self.autocast(),
-            read=task.job.data.read,
+            task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch,
+            autocast=self._precision.autocast(), read=task.job.data.read,
         )  # fmt: skip
         on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)
@@ -402,7 +323,7 @@ class Loop:
             self.reporter.status(self.at.step, self.at.epoch, self.at.samples)
 
     def state(self) -> dict[str, Any]:
-        """Everything that a run goes on from. Random states follow from (seed, step, rank): see `seed_step`."""
+        """Everything that a run goes on from. Random states follow from (seed, step, rank): see `gradients`."""
         task = self.task
         return whole_state(task.model, task.optimizer, task.schedule, asdict(self.at))
 
@@ -417,11 +338,3 @@ class Loop:
         self.keeper.kept = self.at.step
         self._precision.load(self.at.scaler)
         self.watch.advance(self.at.step)
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed the generators that dropout and augmentation draw from, as a function of (seed, step, rank)."""
-    words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    random.seed(int(words[1]))
-    np.random.seed(int(words[2] & np.uint64(0xFFFFFFFF)))

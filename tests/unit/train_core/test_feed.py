@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hpcmass.config import Project, job_from_values
 from hpcmass.data import open_dataset, rank_slice, shard
 from hpcmass.runs import RunFolder, State
-from hpcmass.train import loop as loop_module
+from hpcmass.train import gradients as gradients_module
 from hpcmass.train import validate as validate_module
 from hpcmass.train.feed import ReadAhead, steps_ahead
 from hpcmass.train.rank import train_rank
@@ -62,7 +62,7 @@ def train(tmp_path: Path, name: str, reader: type, monkeypatch: pytest.MonkeyPat
         shard(tmp_path / "a.npz", tmp_path / "data", shards=3, workers=1)
         (tmp_path / "recipe.py").write_text(RECIPE)
         (tmp_path / "hpcmass.toml").write_text('name = "lab"\n')
-    monkeypatch.setattr(loop_module, "ReadAhead", reader)
+    monkeypatch.setattr(gradients_module, "ReadAhead", reader)
     monkeypatch.setattr(validate_module, "ReadAhead", reader)
     values = {
         "name": "r", "recipe": str(tmp_path / "recipe.py"),

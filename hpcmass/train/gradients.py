@@ -1,0 +1,175 @@
+"""A step's gradients: this rank's micro-batches forward and backward, and the sum over the ranks."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmass.data.order import Ids, rank_slice
+from hpcmass.errors import RecipeError
+from hpcmass.train.comm.base import Communicator
+from hpcmass.train.compiled import compiled
+from hpcmass.train.feed import ReadAhead, steps_ahead
+from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
+from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace
+from hpcmass.train.precision import WIRE_TYPES, Precision
+from hpcmass.train.reducer import GradientReducer
+from hpcmass.train.soundness import LossWatch
+from hpcmass.train.task import Plan, Position, Task
+
+
+class Gradients:
+    """One rank's part of the gradient of a global batch, and then the whole of it in every `.grad`.
+
+    Use in a step: `compute`, `reduce`, then look at `flags` and update the parameters.
+
+    Attributes:
+        precision: What the model computes in.
+        soundness: What a loss may be.
+        spoilt: Of this step: samples of this rank whose mean loss is bad, and that loss.
+    """
+
+    def __init__(
+        self, task: Task, comm: Communicator, plan: Plan, at: Callable[[], Position], pace: Pace
+    ) -> None:
+        """Prepare. Collective.
+
+        Args:
+            task: What is trained; its model has its initial weights.
+            comm: The ranks.
+            plan: Samples and steps of the run.
+            at: Where the run is; asked when the first batch is read.
+            pace: Is told what the time went into.
+        """
+        self._task, self._comm, self._plan, self._at = task, comm, plan, at
+        self._job = job = task.job.train
+        self.precision = Precision(job.precision, comm.device)
+        self.soundness = LossWatch(job.max_loss)
+        self.spoilt: tuple[Ids, float] | None = None
+        self._pace = pace
+        self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
+        self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[job.compression])
+        self._data = self._read_ahead()
+
+    @property
+    def flags(self) -> Tensor:
+        """Numbers that ride along: see `GradientReducer.flags`."""
+        return self._reducer.flags
+
+    def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> float:
+        """Gradients of this rank's samples, weighed by their share of the global batch.
+
+        Args:
+            at: Where the run is; the step's samples begin there.
+            stop: Position in the epoch at which they end.
+            set_flags: Called once, before anything is sent, with whether this rank's losses are sound.
+
+        Returns:
+            The sum of the losses of this rank's samples.
+        """
+        job, rank, size = self._job, self._comm.rank, self._comm.size
+        low, high = rank_slice(at.samples, stop, rank, size)
+        ids = self._task.order.ids(at.epoch, low, high)
+        seed_step(job.seed, at.step, rank)
+        self._reducer.zero()
+        width = job.global_batch if job.last == "pad" else stop - at.samples
+        share = rank_slice(0, width, rank, size)
+        cuts = [rank_slice(0, len(ids), part, job.accumulation) for part in range(job.accumulation)]
+        micros = [ids[begin:end] for begin, end in cuts if end > begin]
+        padded = (
+            rank_slice(0, share[1] - share[0], part, job.accumulation) for part in range(job.accumulation)
+        )
+        widths = [end - begin for begin, end in padded]
+        total, self.spoilt = 0.0, None
+        for number, micro in enumerate(micros):
+            loss = self._loss(micro, self._read(micro, widths[number]))
+            value = float(loss.detach())
+            if not math.isfinite(value) and self.spoilt is None:
+                self.spoilt = micro, value
+            total += value * len(micro)
+            if number == len(micros) - 1:
+                mean = total / len(ids)
+                if self.spoilt is None and not self.soundness.sound(mean, at.first_loss):
+                    self.spoilt = ids, mean
+                set_flags(self.spoilt is None)
+                self._reducer.start()
+            self._backward(loss, len(micro) / (stop - at.samples))
+        if not micros:
+            set_flags(True)
+        return total
+
+    def reduce(self) -> None:
+        """Sum gradients and flags over the ranks, and wait for it. Collective.
+
+        Raises:
+            RankFailed: Another rank went away.
+        """
+        self._reducer.finish()
+        self._pace.lap(REDUCTION)
+
+    def close(self) -> None:
+        """End the reading threads, and let go of the gradients."""
+        self._data.close()
+        self._reducer.close()
+
+    def _read(self, micro: Ids, width: int) -> Prepared:
+        """A micro-batch, ready for the model; padded to `width` by repeating its samples.
+
+        Raises:
+            RecipeError: `transform` made another number of samples of it.
+        """
+        task = self._task
+        shown = np.resize(micro, width)
+        arrays = {**self._data.batch(shown), "sample_id": shown}
+        ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self._comm.device)
+        if ready.n != len(shown):
+            raise RecipeError(
+                f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
+                hint="change samples, but keep their number",
+            )  # fmt: skip
+        self._pace.lap(INPUT)
+        return ready
+
+    def _loss(self, micro: Ids, ready: Prepared) -> Tensor:
+        """Mean loss of a micro-batch; the padding counts in nothing."""
+        recipe = self._task.recipe
+        with self.precision.autocast():
+            outputs, targets = forward(self._forward, recipe, ready.inputs), ready.targets
+            if ready.n > len(micro):
+                outputs, targets = (without_padding(v, len(micro), ready.n) for v in (outputs, targets))
+            return recipe.loss(outputs, targets)
+
+    def _backward(self, loss: Tensor, weight: float) -> None:
+        with self._task.recipe.errors("the backward pass"):
+            self.precision.scaled(loss * weight).backward()  # type: ignore[no-untyped-call]
+        self._pace.lap(COMPUTE)
+
+    def _read_ahead(self) -> ReadAhead:
+        """This rank's batches, from where the run is when the first is read."""
+        task, data, job = self._task, self._task.job.data, self._job
+
+        def begin() -> tuple[int, int, int]:
+            at = self._at()
+            return at.step, at.epoch, at.samples
+
+        plan = steps_ahead(
+            task.order.ids, begin,
+            usable=self._plan.usable, total_steps=self._plan.total_steps, batch=job.global_batch,
+            rank=self._comm.rank, size=self._comm.size, parts=job.accumulation, pad=job.last == "pad",
+        )  # fmt: skip
+        block = getattr(task.order, "block", None)
+        return ReadAhead(task.train, plan, read=data.read, block=block, device=self._comm.device)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed the generators that dropout and augmentation draw from, as a function of (seed, step, rank)."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+    random.seed(int(words[1]))
+    np.random.seed(int(words[2] & np.uint64(0xFFFFFFFF)))
