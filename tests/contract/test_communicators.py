@@ -63,7 +63,7 @@ def start(argv: list[str], ranks: int, how: str, **set_env: str) -> tuple[int, s
                 argv, env={**env, **more}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
         )
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
     return max(abs(process.returncode) for process in processes), "\n".join(outputs)
 
 

@@ -91,12 +91,12 @@ def test_the_worker_pool_has_every_option_that_the_pilot_gives_and_needs_no_othe
 
 
 def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=400)
 
 
 def test_workers_as_the_interchange_tells_them_and_questions_that_end_with_it(tmp_path: Path) -> None:
     with open_pool(Target(), parallel=1, folder=tmp_path, grace_s=5) as pool:
-        assert pool.run(sys.getrecursionlimit).result(timeout=120) > 0
+        assert pool.run(sys.getrecursionlimit).result(timeout=400) > 0
         (lane,) = pool.lanes.values()
         executor = lane.executor
         client = executor.command_client

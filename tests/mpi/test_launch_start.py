@@ -19,6 +19,7 @@ BACKENDS = ["mpi", "torch"] if find_mpiexec() else ["torch"]
 RANK = """
 import os, signal, sys, time
 from hpcmass.errors import ConfigError, TrainError
+from hpcmass.files import process_start
 from hpcmass.launch import detect_ranks, leave_word
 from hpcmass.runs import RunFolder, State
 run, how = RunFolder(sys.argv[1]), sys.argv[2]
@@ -52,9 +53,14 @@ elif how == "raise" and rank == 1:
     run.record_exception(attempt, rank, TrainError("the loss is not finite"), step=7)
     sys.exit(1)
 elif how == "echo" and rank == 1:
+    (run.path / ".me").write_text(str(process_start(os.getpid())) + " " + str(os.getpid()))
+    (run.path / ".me").rename(run.path / "me")
     os.kill(os.getpid(), 9)
 elif how == "echo":
-    while len(os.listdir(run.path / "logs") if (run.path / "logs").exists() else []) < 2:
+    while not (run.path / "me").exists():
+        time.sleep(0.02)
+    start, pid = map(int, (run.path / "me").read_text().split())
+    while process_start(pid) == start:  # None of one that is gone
         time.sleep(0.02)
     time.sleep(1)
     run.record_exception(attempt, rank, RuntimeError("Connection closed by peer"))

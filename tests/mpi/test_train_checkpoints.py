@@ -38,7 +38,7 @@ def project(root: Path) -> Path:
 def start(root: Path, name: str, ranks: int, *sets: str, **more: str):
     backend = "mpi" if ranks > 1 else "single"
     words = tools.words(root, name, f"train.backend={backend}", "train.checkpoint_every_steps=2", *sets)
-    return tools.run(tools.mpiexec(ranks, words), tools.environment(root, **more), timeout=300)
+    return tools.run(tools.mpiexec(ranks, words), tools.environment(root, **more), timeout=600)
 
 
 def commits(root: Path, name: str) -> list[checkpoint.Commit]:

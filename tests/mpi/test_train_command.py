@@ -48,7 +48,7 @@ def hpcmass(
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 
@@ -120,7 +120,7 @@ def test_on_a_terminal_ranks_show_a_progress_line_too(root: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout
     assert "\u2501" in done.stdout  # the bar

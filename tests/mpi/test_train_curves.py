@@ -76,7 +76,7 @@ def test_ranks_without_a_working_pmi_are_refused(name: str, tmp_path: Path) -> N
         for _ in range(2)
     ]
     for process in started:
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=300)[0]
         assert process.returncode == 2, output
         assert "2 ranks promised, but 1 found each other" in output
         assert "Traceback" not in output

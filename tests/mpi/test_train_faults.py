@@ -39,7 +39,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_all_ranks_end_when_another_process_has_taken_the_run_over(tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
-    sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.epochs=100"]
+    sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.epochs=10000"]
     (root / "short.py").write_text(SHORT_LEASE)
     command = tools.words(root, "r", *sets)
     argv = tools.mpiexec(2, [command[0], str(root / "short.py"), *command[1:]])
@@ -49,7 +49,7 @@ def test_all_ranks_end_when_another_process_has_taken_the_run_over(tmp_path: Pat
         tools.wait_for(lambda: len(list(commits.glob("*.json"))) >= 2, process)
         owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
         replace_json(root / "runs" / "r" / "lease.2.json", vars(owner))
-        output = process.communicate(timeout=60)[0]  # both end by themselves, and in order
+        output = process.communicate(timeout=300)[0]  # both end by themselves, and in order
     finally:
         tools.end_group(process)
     assert process.returncode == 2, output
@@ -63,12 +63,13 @@ def test_killed_rank_and_going_on_with_three(victim: int, tmp_path: Path) -> Non
     root = tools.make_project(tmp_path / "p")
     sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.epochs=1"]
     argv = tools.mpiexec(2, tools.words(root, "r", *sets))
-    process = launch(argv, tools.environment(root, SLOW="0.4"))
+    # The other one waits for it in its fifth step, in MPI.
+    process = launch(argv, tools.environment(root, HOLD_AT="5", HOLD_RANK=str(victim)))
     try:
         commits = root / "runs" / "r" / "checkpoints"
         tools.wait_for(lambda: len(list(commits.glob("*.json"))) >= 2, process)
         os.kill(tools.seen(root)[victim][0]["pid"], signal.SIGKILL)
-        output = process.communicate(timeout=60)[0]  # it ends by itself
+        output = process.communicate(timeout=300)[0]  # it ends by itself
     finally:
         tools.end_group(process)
     assert process.returncode != 0
@@ -133,13 +134,13 @@ def test_nan_on_one_rank_is_agreed(tmp_path: Path) -> None:
 
 def test_user_signal_makes_a_checkpoint(tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
-    sets = ["train.backend=mpi", "train.epochs=50"]
+    sets = ["train.backend=mpi", "train.epochs=10000"]
     process = launch(tools.mpiexec(2, tools.words(root, "r", *sets)), tools.environment(root, SLOW="0.2"))
     try:
         tools.wait_for(lambda: len(tools.seen(root).get(1, [])) >= 4, process)
         for lines in tools.seen(root).values():  # as scancel does: all ranks, not mpiexec
             os.kill(lines[0]["pid"], signal.SIGTERM)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=300)[0]
     finally:
         tools.end_group(process)
     said = tools.status(root, "r")
@@ -153,18 +154,18 @@ def test_user_signal_makes_a_checkpoint(tmp_path: Path) -> None:
 
 def test_stop_file_ends_all_ranks(tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
-    sets = ["train.backend=mpi", "train.epochs=50"]
+    sets = ["train.backend=mpi", "train.epochs=10000"]
     process = launch(tools.mpiexec(2, tools.words(root, "r", *sets)), tools.environment(root, SLOW="0.05"))
     try:
         tools.wait_for(lambda: (root / "runs/r/metrics.jsonl").exists(), process)
         (root / "stop").write_text("pruned\n")
         (root / "stop").rename(root / "runs/r/stop")  # whole at once: the ranks look at any time
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=300)[0]
     finally:
         tools.end_group(process)
     assert process.returncode == 0, output
     said = tools.status(root, "r")
     assert (said["state"], said["reason"]) == ("STOPPED", "pruned")
-    done = tools.run(tools.words(root, "r", "train.epochs=50", "train.max_steps=1"), tools.environment(root))
+    done = tools.run(tools.words(root, "r", "train.epochs=10000", "train.max_steps=1"), tools.environment(root))
     assert done.returncode == 2
     assert "train.max_steps" in done.stdout

@@ -57,6 +57,10 @@ def transform(batch, train):
         time.sleep(float(ENV.get("SLOW", "0")))
         if ENV.get("WAIT_AT") == str(CALLS) and RANK == ENV.get("WAIT_RANK", RANK):
             time.sleep(float(ENV["WAIT_S"]))
+        # Held until there is a file `go`, however long a test takes to do what it does meanwhile.
+        held = ENV.get("HOLD_AT") == str(CALLS) and RANK == ENV.get("HOLD_RANK", RANK)
+        while held and not (OUT / "go").exists():
+            time.sleep(0.02)
         if ENV.get("NAN_AT") == str(CALLS) and RANK == ENV.get("NAN_RANK", RANK):
             batch["x"] = batch["x"] * float("nan")
         if ENV.get("RAISE_AT") == str(CALLS) and RANK == ENV.get("RAISE_RANK", RANK):
@@ -115,7 +119,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(argv: list[str], env: dict[str, str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(argv: list[str], env: dict[str, str], timeout: float = 600) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, check=False
     )
@@ -137,11 +141,12 @@ def errors(root: Path, name: str) -> list[dict]:
 def seen(root: Path, attempt: str = "1") -> dict[int, list[dict]]:
     found = {}
     for file in sorted((root / "tell").glob(f"seen-{attempt}-*.jsonl")):
-        found[int(file.stem.rpartition("-")[2])] = [json.loads(line) for line in file.read_text().splitlines()]
+        whole = [line for line in file.read_text().splitlines(True) if line.endswith("\n")]  # it may be growing
+        found[int(file.stem.rpartition("-")[2])] = [json.loads(line) for line in whole]
     return found
 
 
-def wait_for(condition, process: subprocess.Popen, timeout: float = 90) -> None:
+def wait_for(condition, process: subprocess.Popen, timeout: float = 300) -> None:
     """Until `condition` holds; a process that ends before fails the test."""
     until = time.monotonic() + timeout
     while not condition():

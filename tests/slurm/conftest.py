@@ -1,7 +1,7 @@
 """A real Slurm for the tests: one cluster for all of them, private ones where a test needs other options.
 
-After a test that used `cluster`, its jobs are cancelled (but the module's `KEEP_JOBS`, by name), and what the
-test killed is started again.
+After a test that used `cluster`, its jobs are cancelled (but the module's `KEEP_JOBS`, by name), what the test
+killed is started again, and the next test begins when Slurm has nothing left of the jobs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import pytest
 
 from hpcmass.devcluster import Cluster, missing_packages
 
+# What a busy machine needs: a process may get no core for seconds. Between SIGTERM and SIGKILL a run writes its
+# checkpoint and hands itself on (sites give 30 s for that), and a daemon that is late is no node that is lost.
+KILL_WAIT_S, SLURMD_TIMEOUT_S = 60, 30
 RECIPE = """
 import torch
 
@@ -46,7 +50,15 @@ def start(**options: Any) -> Cluster:
     missing = missing_packages()
     if missing:
         pytest.skip(f"no Slurm here: apt-get install {' '.join(missing)}")
-    return Cluster.up(Path(tempfile.mkdtemp(prefix="hpcmass-slurm-")), **options)
+    options = {"slurmd_timeout_s": SLURMD_TIMEOUT_S, **options}
+    cluster = Cluster.up(Path(tempfile.mkdtemp(prefix="hpcmass-slurm-")), **options)
+    conf = cluster.folder / "etc" / "slurm.conf"
+    text = conf.read_text()
+    assert "KillWait=2\n" in text
+    conf.write_text(text.replace("KillWait=2\n", f"KillWait={KILL_WAIT_S}\n"))
+    done = cluster.run("scontrol", "reconfigure")
+    assert done.returncode == 0, done.stderr
+    return cluster
 
 
 def end(cluster: Cluster) -> None:
@@ -72,13 +84,23 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
         cluster.start_controller()
     # A module may have a job in the background while its tests are at work.
     keep = getattr(request.module, "KEEP_JOBS", ())
-    lines = cluster.run("squeue", "-h", "-o", "%A %j").stdout.splitlines()
-    ids = [line.split()[0] for line in lines if line.split()[1] not in keep]
-    if ids:
-        cluster.run("scancel", *sorted(set(ids)))
+    cancel_all(cluster, keep)
     for node in cluster.nodes:
         if not cluster.processes[f"slurmd-{node}"].alive:
             cluster.start_node(node)
+    # Jobs that are still completing hold their nodes, and what they were may come back as a successor.
+    until = time.monotonic() + 240
+    while cancel_all(cluster, keep) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def cancel_all(cluster: Cluster, keep: Sequence[str]) -> list[str]:
+    """Cancel all jobs but those of some names; the ids of those that are there, also of those that are ending."""
+    lines = cluster.run("squeue", "-h", "-o", "%A %j").stdout.splitlines()
+    ids = sorted({line.split()[0] for line in lines if line.split()[1] not in keep})
+    if ids:
+        cluster.run("scancel", *ids)
+    return ids
 
 
 @pytest.fixture

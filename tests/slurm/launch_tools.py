@@ -127,7 +127,7 @@ def wait_in(folder: Path, job: str, condition: Callable[[], bool]) -> None:
     wait_for(holds, lambda: so_far(folder, job) or "nothing was said")
 
 
-def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeout_s: float = 240) -> None:
+def wait_for(condition: Callable[[], bool], what: Callable[[], str] | str, timeout_s: float = 400) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

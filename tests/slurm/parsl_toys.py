@@ -24,20 +24,21 @@ x, steps, pause = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 run = pathlib.Path(os.environ["HPCMASS_RUN_DIR"])
 state = run / "counter"
 step = int(state.read_text()) if state.exists() else 0
-if sys.argv[4] == "meet":  # Both kinds of node are to be at work at once.
-    board = pathlib.Path("meet")
-    board.mkdir(exist_ok=True)
-    (board / socket.gethostname()[:2]).touch()
-    until = time.time() + 90
-    while len(os.listdir(board)) < 2 and time.time() < until:
-        time.sleep(0.05)
 stopping = []
 signal.signal(signal.SIGUSR1, lambda *_: stopping.append(1))
 signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+if sys.argv[4] == "meet":  # Both kinds of node are to be at work at once, however late a block comes.
+    board = pathlib.Path("meet")
+    board.mkdir(exist_ok=True)
+    (board / socket.gethostname()[:2]).touch()
+    while len(os.listdir(board)) < 2 and not stopping:
+        time.sleep(0.05)
 log = open(run / "places.jsonl", "a")
 while step < steps:
     begin = time.time()
     time.sleep(pause)
+    while sys.argv[4] == "hold" and step >= 2 and not os.path.exists("go") and not stopping:
+        time.sleep(0.05)
     if stopping:
         sys.exit(0)  # A script that stops because it was asked to, ends well.
     step += 1
@@ -57,21 +58,25 @@ def write_job(
     parallel: int,
     steps: int = 3,
     pause_s: float = 0.2,
-    meet: bool = False,
+    way: str = "-",
     **sweep: object,
 ) -> Path:
-    """A job whose trials are SCRIPT; further keys of `[sweep]` as TOML values."""
+    """A job whose trials are SCRIPT; further keys of `[sweep]` as TOML values.
+
+    `way`: `meet`, trials begin when there are some on both kinds of node; `hold`, their third step is done when
+    there is a file `go` in the project.
+    """
     (project / "where.py").write_text(SCRIPT)
     more = "\n".join(f"{name} = {json.dumps(value)}" for name, value in sweep.items())
     file = project / "sweep.toml"
     file.write_text(f"""
 name = "where"
-command = ["python", "where.py", "{{x}}", "{{steps}}", "{{pause}}", "{{meet}}"]
+command = ["python", "where.py", "{{x}}", "{{steps}}", "{{pause}}", "{{way}}"]
 
 [params]
 steps = {steps}
 pause = {pause_s}
-meet = "{"meet" if meet else "-"}"
+way = "{way}"
 
 [sweep]
 sampler = "random"
@@ -104,14 +109,14 @@ class Driver:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"the driver did not end:\n{self.output}") from None
 
-    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.output
@@ -126,10 +131,20 @@ def until(condition: Callable[[], object], seconds: float, what: str | Callable[
         time.sleep(0.2)
 
 
+def queue(cluster, fields: str) -> list[list[str]]:
+    """squeue's lines, in words; an answer that did not come is none that is empty."""
+    for _ in range(10):
+        done = cluster.run("squeue", "-h", "-o", fields)
+        if done.returncode == 0:
+            return [line.split() for line in done.stdout.splitlines()]
+        time.sleep(1.0)
+    raise AssertionError(f"squeue does not answer: {done.stderr}")
+
+
 def blocks(cluster) -> list[str]:
-    """Jobs that Slurm has of hpcmass's blocks."""
-    out = cluster.run("squeue", "-h", "-o", "%A %j").stdout
-    return [line.split()[0] for line in out.splitlines() if line.split()[1].startswith("hpcmass-")]
+    """Jobs that Slurm has of hpcmass's blocks; one that was cancelled is being ended for some moments."""
+    jobs = queue(cluster, "%A %T %j")
+    return [number for number, state, name, *_ in jobs if name.startswith("hpcmass-") and state != "COMPLETING"]
 
 
 def places(study: Path) -> list[dict]:
@@ -194,7 +209,7 @@ def accounted(cluster, job_id: str) -> dict:
         found.update(zip(fields, values, strict=False))
         return len(values) == len(fields) and values[2].isdigit() and values[3].isdigit()
 
-    until(known, 60, lambda: f"sacct does not know the job: {found}")
+    until(known, 180, lambda: f"sacct does not know the job: {found}")
     return {**found, "Start": float(found["Start"]), "End": float(found["End"])}
 
 

@@ -44,7 +44,7 @@ def build_model(params):
     return torch.nn.Linear(6, 2)
 
 def transform(batch, train):
-    time.sleep(0.2 if Path(TELL).with_name("slow").exists() else 0.0)
+    time.sleep(2.0 if Path(TELL).with_name("slow").exists() else 0.0)
     return batch
 """
 
@@ -94,7 +94,7 @@ def site(folder: Path, image: Path, kind: str = "local") -> Path:
     return file
 
 
-def until(true: Callable[[], object], what: str, patience_s: float = 240.0) -> None:
+def until(true: Callable[[], object], what: str, patience_s: float = 600.0) -> None:
     end = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < end, f"{what}: not within {patience_s:.0f} s"
@@ -167,12 +167,15 @@ def test_a_stop_reaches_the_ranks_inside_and_the_run_goes_on(
     run = RunFolder(project / "runs" / "job")
     until(lambda: run.exists() and list(run.records("train")), "the first step")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=240)
+    process.communicate(timeout=600)
     status = run.status()
     assert status.state is State.STOPPED, status
     assert 0 < status.step < 20
     assert list(run.checkpoints.glob("*.json"))
-    assert not [each for each in ranks(told) if Path(f"/proc/{each['pid']}").exists()]
+    until(
+        lambda: not [each for each in ranks(told) if Path(f"/proc/{each['pid']}").exists()],
+        "all ranks are gone",
+    )
     (project / "slow").unlink()
     _, again = train(
         project / "job.toml", Project(project), ranks=2, site_file=str(site(project, image)), console=False
@@ -190,7 +193,7 @@ def test_a_rank_killed_inside_is_named_and_takes_the_others_along(
     until(lambda: run.exists() and list(run.records("train")), "the first step")
     pids = {each["RANK"]: int(each["pid"]) for each in ranks(told)}
     os.kill(pids["1"], signal.SIGKILL)
-    process.communicate(timeout=240)
+    process.communicate(timeout=600)
     status = run.status()
     assert status.state is State.FAILED
     assert status.reason is not None

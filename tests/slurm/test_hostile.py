@@ -86,8 +86,8 @@ def text(file: Path) -> str:
 
 
 def within(look: Callable[[], list[str]], told: Callable[[], str]) -> list[str]:
-    """What is there within two minutes."""
-    until = time.monotonic() + 120
+    """What is there within four minutes."""
+    until = time.monotonic() + 240
     while not (found := look()):
         assert time.monotonic() < until, told()
         time.sleep(0.05)

@@ -27,11 +27,13 @@ from hpcmass.workflow.warden import JobEyes, Place
 
 sys.path.append(str(Path(__file__).parent))
 from outliving_tools import (
+    HOLD,
     Bench,
     committed_samples,
     ended,
     hop_ended,
     job_of,
+    let_go,
     steps_begun,
     wait_ended,
     wait_until,
@@ -48,8 +50,9 @@ def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name in ("SLURM_CONF", "PATH"):
             patch.setenv(name, cluster.env[name])
         bench = Bench(cluster, tmp_path_factory.mktemp("outliving") / "project")
-        # A minute is the shortest time limit there is: it passes while the other tests are at work.
-        bench.submit("limited", pause=0.7, resources={"time": "1m"})
+        # Its time limit passes while the other tests are at work: its first life takes longer, whatever comes.
+        slow = "if os.environ['HPCMASS_SLURM_RESTART'] == '0': time.sleep(2)"
+        bench.submit("limited", breaks=slow, resources={"time": "2m"})
         yield bench
 
 
@@ -59,9 +62,11 @@ def signal_batch(bench: Bench, run: RunFolder, number: signal.Signals) -> None:
 
 
 def test_requeued_by_an_operator_it_goes_on_with_exactly_the_samples_left(bench: Bench) -> None:
-    run = bench.submit("requeued")
+    run = bench.submit("requeued", breaks=HOLD)
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     bench.cluster.run("scontrol", "requeue", job_of(run))
+    wait_until(lambda: hop_ended(run, 1), lambda: f"the first hop's end\n{bench.told(run)}")
+    let_go(run)
     last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next) == ("signal", "requeue")
@@ -72,9 +77,11 @@ def test_requeued_by_an_operator_it_goes_on_with_exactly_the_samples_left(bench:
 
 
 def test_only_sigterm_to_the_batch_script_checkpoints_and_requeues(bench: Bench) -> None:
-    run = bench.submit("term", resources={"ranks": 1})
+    run = bench.submit("term", breaks=HOLD, resources={"ranks": 1})
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     signal_batch(bench, run, signal.SIGTERM)
+    wait_until(lambda: hop_ended(run, 1), lambda: f"the first hop's end\n{bench.told(run)}")
+    let_go(run)
     last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.state, first.next) == ("signal", "STOPPED", "requeue")
@@ -83,11 +90,13 @@ def test_only_sigterm_to_the_batch_script_checkpoints_and_requeues(bench: Bench)
 
 
 def test_where_requeue_is_forbidden_a_successor_goes_on_with_another_size(bench: Bench) -> None:
-    run = bench.submit("succeeded", resources={"target": "norequeue", "ranks": 1})
+    run = bench.submit("succeeded", breaks=HOLD, resources={"target": "norequeue", "ranks": 1})
     (run.path / "slurm" / "resize.json").write_text(json.dumps({"format": 1, "resources": {"ranks": 2}}))
     wait_until(lambda: steps_begun(run) > 15, "15 steps")
     before = job_of(run)
     signal_batch(bench, run, signal.SIGUSR1)
+    wait_until(lambda: hop_ended(run, 1), lambda: f"the first hop's end\n{bench.told(run)}")
+    let_go(run)
     last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next, first.ranks) == ("signal", "successor", 1)
@@ -166,10 +175,11 @@ def test_a_size_that_cannot_be_had_does_not_end_a_run(
 
 @pytest.mark.parametrize("way", ["scancel", "hpcmass cancel"])
 def test_a_cancelled_run_does_not_come_back(bench: Bench, way: str) -> None:
-    run = bench.submit(f"cancelled-{way.partition(' ')[0]}", resources={"ranks": 1})
-    wait_until(lambda: steps_begun(run) > 5, "5 steps")
+    run = bench.submit(f"cancelled-{way.partition(' ')[0]}", breaks=HOLD, resources={"ranks": 1})
+    wait_until(lambda: steps_begun(run) > 15, "15 steps")
     if way != "scancel":
-        (run.path / "slurm" / "cancel").write_text("cancelled by a test\n")
+        (run.path / "cancel").write_text("cancelled by a test\n")
+        (run.path / "cancel").rename(run.path / "slurm" / "cancel")  # whole at once
     job_id = job_of(run)
     bench.cluster.run("scancel", job_id)
     wait_until(lambda: not bench.job_state(job_id), "the job's end")
@@ -180,9 +190,8 @@ def test_a_cancelled_run_does_not_come_back(bench: Bench, way: str) -> None:
 
 def test_two_failures_at_the_same_step_stop_it(bench: Bench) -> None:
     """A rank that is killed, again and again at one step: once may be chance, twice is not."""
-    run = bench.submit("loop", resources={"ranks": 1})
     breaks = "if len((folder / f'{name}.jsonl').read_text().splitlines()) == 5: os.kill(os.getpid(), 9)"
-    (run.path / "break.py").write_text(breaks)
+    run = bench.submit("loop", breaks=breaks, resources={"ranks": 1})
     last = wait_ended(bench, run)
     first = read_hops(run.path)[0]
     assert (first.cause, first.next, first.state) == ("failed", "requeue", "FAILED")
@@ -193,8 +202,8 @@ def test_two_failures_at_the_same_step_stop_it(bench: Bench) -> None:
 
 
 def test_an_error_of_its_own_is_not_repeated(bench: Bench) -> None:
-    run = bench.submit("own", resources={"ranks": 1})
-    (run.path / "break.py").write_text("raise ValueError('a defect of the recipe')")
+    breaks = "raise ValueError('a defect of the recipe')"
+    run = bench.submit("own", breaks=breaks, resources={"ranks": 1})
     last = wait_ended(bench, run)
     assert (last.hop, last.cause, last.next) == (1, "failed", "none")
     assert "a defect of the recipe" in last.reason
@@ -212,7 +221,7 @@ def test_ranks_that_a_wrong_pmi_starts_are_not_started_again(bench: Bench) -> No
     assert "srun --mpi=pmi2" in last.reason
     assert "\n" not in last.reason
     words = [*hpcmass_command(), "why", "misfit", "--project", str(bench.project.root)]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=200).stdout
+    told = subprocess.run(words, capture_output=True, text=True, timeout=400).stdout
     assert "srun --mpi=pmix" in " ".join(told.split("hops:")[0].split())
 
 
@@ -220,7 +229,9 @@ def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_pa
     run = bench.submit("done", epochs=1, resources={"ranks": 1})
     wait_ended(bench, run)
     job_id = job_of(run)
-    bench.cluster.run("scontrol", "requeue", job_id)
+    # Its end is written before the job has ended, and one that is completing is not requeued.
+    wait_until(lambda: not bench.job_state(job_id), "the job's end")
+    wait_until(lambda: bench.cluster.run("scontrol", "requeue", job_id).returncode == 0, "its requeue")
     wait_until(lambda: len(read_hops(run.path)) == 2 and ended(run), "the second hop's end")
     last = read_hops(run.path)[-1]
     assert (last.cause, last.next, last.restart) == ("completed", "none", 1)
@@ -233,7 +244,7 @@ def test_a_hop_of_a_completed_or_cancelled_run_does_nothing(bench: Bench, tmp_pa
 
 
 def test_it_outlives_its_time_limit(bench: Bench) -> None:
-    """A job of one minute, Slurm's shortest, for a run that takes longer."""
+    """A job of two minutes, for a run that takes longer."""
     run = RunFolder(bench.project.run_path("limited"))
     first = wait_until(lambda: hop_ended(run, 1), "the first hop's end")
     assert (first.cause, first.next, first.state) == ("time-limit", "requeue", "STOPPED")

@@ -14,11 +14,12 @@ from hpcmass.slurm.records import Hop, read_hops
 
 sys.path.append(str(Path(__file__).parent))
 from outliving_tools import (
+    HOLD,
     Bench,
     hop_ended,
     job_of,
+    let_go,
     preempt,
-    steps_begun,
     steps_of_ranks,
     wait_ended,
     wait_until,
@@ -53,31 +54,34 @@ def bench(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def patient_bench(
     cluster_factory: Callable[..., Cluster], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Bench:
-    """On a cluster that ends jobs as real ones do: half a minute lies between SIGTERM and SIGKILL."""
-    cluster = cluster_factory(accounting=False)
-    conf = Path(cluster.env["SLURM_CONF"])
-    text = conf.read_text()
-    assert "KillWait=2\n" in text
-    conf.write_text(text.replace("KillWait=2\n", "KillWait=30\n"))
-    assert cluster.run("scontrol", "reconfigure").returncode == 0
-    return project_on(cluster, tmp_path / "project", monkeypatch)
+    """On a cluster of the test's own."""
+    return project_on(cluster_factory(accounting=False), tmp_path / "project", monkeypatch)
 
 
-def begin(bench: Bench, launcher: str, pause: float = 0.3) -> tuple[RunFolder, Hop]:
+def begin(bench: Bench, launcher: str, pause: float = 0.3, breaks: str = HOLD) -> tuple[RunFolder, Hop]:
     """A run of two ranks on two nodes, somewhere in its second epoch, and the hop that it is in.
 
     That is the first one, but on a machine so busy that a launcher gives up a node.
     """
     backend = "torch" if launcher == "srun" else "mpi"
-    run = bench.submit("run", pause=pause, backend=backend, resources={"target": launcher, "nodes": 2})
-    wait_until(lambda: steps_begun(run) > 13, lambda: f"13 steps\n{bench.told(run)}")
+    resources = {"target": launcher, "nodes": 2}
+    run = bench.submit("run", pause=pause, breaks=breaks, backend=backend, resources=resources)
+    wait_until(lambda: steps_of(run, 0) > 15, lambda: f"15 steps of a hop\n{bench.told(run)}")
     hop = read_hops(run.path)[-1]
     assert len(set(hop.nodes)) == 2
     return run, hop
 
 
+def steps_of(run: RunFolder, rank: int) -> int:
+    """Steps that a rank has begun in the newest hop."""
+    hops = read_hops(run.path)
+    return steps_of_ranks(run, hops[-1]).get(rank, 0) - hops[-1].from_step if hops else 0
+
+
 def check_went_on(bench: Bench, run: RunFolder, cut: Hop, cause: str) -> None:
     """It stopped at one step of all ranks, between two epochs' ends, and went on exactly there."""
+    wait_until(lambda: hop_ended(run, cut.hop), lambda: f"the hop's end\n{bench.told(run)}")
+    let_go(run)
     last = wait_ended(bench, run, 400)
     hops = {hop.hop: hop for hop in read_hops(run.path)}
     cut = hops[cut.hop]
@@ -98,13 +102,8 @@ def test_sigterm_to_every_process_of_the_job(patient_bench: Bench, launcher: str
     A step takes longer than launchers leave their ranks that are told to end.
     """
     bench = patient_bench
-    run, hop = begin(bench, launcher, pause=0.1)
-    (run.path / "break.py").write_text("time.sleep(3)")
-    before = steps_begun(run)
-    wait_until(lambda: steps_begun(run) > before + 1, "a slow step")
+    run, hop = begin(bench, launcher, pause=0.1, breaks=HOLD.replace("sleep(2)", "sleep(3)"))
     bench.cluster.run("scontrol", "requeue", job_of(run))
-    wait_until(lambda: hop_ended(run, hop.hop), "the hop's end")
-    (run.path / "break.py").unlink()
     check_went_on(bench, run, hop, "signal")
 
 
@@ -133,6 +132,7 @@ def test_a_node_fails(bench: Bench, launcher: str, with_script: bool) -> None:
     run, hop = begin(bench, launcher)
     node = next(name for name in hop.nodes if (name == hop.host) is with_script)
     bench.cluster.kill_node(node)
+    let_go(run)
     last = wait_ended(bench, run, 400)
     cut, *after = [one for one in read_hops(run.path) if one.hop >= hop.hop]
     assert last.cause == "completed"

@@ -1,5 +1,7 @@
 """Blocks as their driver keeps them, on a real Slurm: forgotten ones, refused ones, unheard ones."""
 
+import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -47,7 +49,7 @@ def book_of(cluster, folder: Path, sbatch: str = "") -> BlockBook:
         file.write_text(f"#!/bin/sh\nSBATCH='{real}'\n{sbatch}\n")
         file.chmod(0o755)
         env["PATH"] = f"{file.parent}:{env['PATH']}"
-    return BlockBook(folder, uuid.uuid4().hex, slurm=Slurm(env, patience_s=20), poll_s=0.0)
+    return BlockBook(folder, uuid.uuid4().hex, slurm=Slurm(env, patience_s=120), poll_s=0.0)
 
 
 @pytest.mark.parametrize("accounting", [True, False])
@@ -66,8 +68,8 @@ def test_blocks_that_slurm_has_forgotten_are_gone(request, tmp_path, monkeypatch
     looked = book.look([FORGOTTEN, job_id])
     assert looked[FORGOTTEN].state.ended is True  # It is replaced.
     assert looked[job_id].state.ended is False
-    assert book.end(within_s=90)
-    until(lambda: book.slurm.jobs([job_id])[job_id].state.ended, 60, "the block that lived was not cancelled")
+    assert book.end(within_s=240)
+    until(lambda: book.slurm.jobs([job_id])[job_id].state.ended, 180, "the block that lived was not cancelled")
 
 
 def test_a_limit_on_submitted_jobs_leaves_the_blocks_that_were_taken_at_work(cluster, project):
@@ -76,27 +78,41 @@ def test_a_limit_on_submitted_jobs_leaves_the_blocks_that_were_taken_at_work(clu
     job = write_job(project, trials=6, parallel=4, targets=["cpu"], steps=6, pause_s=0.5)
     study = project / "studies" / "where"
     site = site_of(cluster, project, cores=1, max_blocks=4)
-    limit = ("sacctmgr", "-i", "modify", "account", "dev", "set")
-    cluster.run(*limit, "MaxSubmitJobs=1")
+    limit_submitted(cluster, "1")
     try:
         driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-        assert driver.wait(240) == 0, driver.output
+        assert driver.wait() == 0, driver.output
     finally:
-        cluster.run(*limit, "MaxSubmitJobs=-1")
+        limit_submitted(cluster, "")
     assert [outcome.state for _, outcome in read_trials(study)] == ["complete"] * 6, driver.output
     records = list(read_records(study / "parsl" / "blocks.jsonl"))
     assert [record["kind"] for record in records].count("block") == 1
-    refused = [record for record in records if record["kind"] == "refused"]
+    refused = [record["time"] for record in records if record["kind"] == "refused"]
     assert refused
-    assert len(refused) <= 4  # It was not asked again and again.
+    # It was not asked again and again, however long the study took.
+    assert all(later - earlier > 50 for earlier, later in itertools.pairwise(refused))
     assert cluster_blocks(cluster) == []
+
+
+def limit_submitted(cluster, most):
+    """Limit the jobs of the account that may be submitted, or not; back when the controller has heard of it."""
+    words = ("sacctmgr", "-i", "modify", "account", "dev", "set", f"MaxSubmitJobs={most or -1}")
+    done = cluster.run(*words)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+    def heard():
+        said = cluster.run("scontrol", "show", "assoc_mgr", "flags=assoc", "accounts=dev").stdout
+        found = re.findall(r"\bMaxSubmitJobs=(\d*)", said)
+        return found and set(found) == {most}
+
+    until(heard, 180, "the controller does not hear of the limit")
 
 
 def test_a_target_that_takes_no_block_is_given_up_with_slurms_words(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"])
     site = site_of(cluster, project, partition="nowhere")
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(180) != 0
+    assert driver.wait() != 0
     assert "could not be submitted" in driver.output, driver.output
     assert "no partition of that name" in driver.output
 
@@ -111,23 +127,23 @@ def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_else
     with open_pool(targets, parallel=2, folder=tmp_path, poll_s=2.0) as pool:
         book, lane = pool._book, pool.lanes["cpu"]
         items = [pool.run(subprocess.run, wait) for _ in range(4)]
-        until(lambda: lane.bound and pool.lanes["gpu"].bound, 120, "no items on one of the targets")
+        until(lambda: lane.bound and pool.lanes["gpu"].bound, 240, "no items on one of the targets")
         mine = [one for one, label in book._labels.items() if label == "cpu"]
         assert mine
         if how == "interchange":
             lane.executor.interchange_proc.kill()
         else:  # As `_judge_blocks` does.
             lane.executor.set_bad_state_and_fail_all(LaunchError("given up"))
-        until(lambda: lane.broken, 60, "it is not given up")
-        until(lambda: not lane.bound, 60, "its items are still bound to it")
-        states = Slurm(patience_s=20).jobs(mine)
-        assert all(info.state in (JobState.COMPLETING, JobState.CANCELLED) for info in states.values()), states
+        until(lambda: lane.broken, 180, "it is not given up")
+        until(lambda: not lane.bound, 180, "its items are still bound to it")
+        states = Slurm(patience_s=120).jobs(mine)
+        assert all(info.state is JobState.COMPLETING or info.state.ended for info in states.values()), states
         gpu = pool.lanes["gpu"].executor
         before = gpu._last_poll_time
-        until(lambda: gpu._last_poll_time > before, 60, "the other target is not looked after any more")
+        until(lambda: gpu._last_poll_time > before, 180, "the other target is not looked after any more")
         go.touch()
         for item in items:
-            assert item.result(timeout=200).returncode == 0
+            assert item.result(timeout=400).returncode == 0
         # It is not given blocks again while others work.
         assert [one for one, label in book._labels.items() if label == "cpu"] == mine
     assert cluster_blocks(cluster) == []
@@ -144,7 +160,7 @@ def test_a_block_that_sbatch_did_not_hear_of_is_the_drivers_all_the_same(cluster
     assert book.slurm.jobs([job_id])[job_id].comment == comment_of(book.driver, "cpu-0")
     assert book.submitted == cluster_jobs(book) == [job_id]
     assert [record["kind"] for record in read_records(book.journal)] == ["intent", "block"]
-    assert book.end(within_s=90)
+    assert book.end(within_s=240)
 
 
 def test_a_block_that_slurm_took_late_is_cancelled_and_only_that(cluster, tmp_path):
@@ -159,12 +175,12 @@ touch "{tmp_path}/taken"
     assert caught.value.transient  # The executor waits, and asks for another one.
     job_id = book.submit(sleeper(tmp_path), "cpu", "1")
     (tmp_path / "go").touch()
-    until(lambda: len(cluster_jobs(book)) == 2, 90, "the late block did not come")
+    until(lambda: len(cluster_jobs(book)) == 2, 240, "the late block did not come")
     (stray,) = set(cluster_jobs(book)) - {job_id}
     book.look([])
-    until(lambda: book.slurm.jobs([stray])[stray].state.ended, 60, "the late block lives")
+    until(lambda: book.slurm.jobs([stray])[stray].state.ended, 240, "the late block lives")
     assert book.slurm.jobs([job_id])[job_id].state.ended is False
-    assert book.end(within_s=90)
+    assert book.end(within_s=240)
 
 
 def test_a_journal_that_cannot_be_written_any_more_loses_no_block(cluster, tmp_path):
@@ -175,7 +191,7 @@ def test_a_journal_that_cannot_be_written_any_more_loses_no_block(cluster, tmp_p
     with pytest.raises(StorageError):
         book.submit(sleeper(tmp_path), "cpu", "1")
     assert cluster_jobs(book) == [job_id]  # What cannot be written down is not submitted.
-    assert book.end(within_s=90)
+    assert book.end(within_s=240)
 
 
 def cluster_jobs(book: BlockBook) -> list[str]:

@@ -27,10 +27,10 @@ def seen(study, step=1):
 
 
 def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, project):
-    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, pause_s=0.5)
+    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, way="hold")
     study = project / "studies" / "where"
     driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
-    driver.until(lambda: len(seen(study, 2)) >= 2)
+    driver.until(lambda: len(seen(study, 2)) == 4)
     assert blocks(cluster)
     assert any("interchange" in words for _, words in tagged_processes(study))
     driver.process.send_signal(signal.SIGKILL)
@@ -38,8 +38,9 @@ def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, p
     before = {(record["trial"], record["step"]) for record in places(study)}
     until(lambda: blocks(cluster) == [], 180, "blocks are left")
     until(lambda: tagged_processes(study) == [], 180, lambda: f"left: {tagged_processes(study)}")
+    (project / "go").touch()
     again = Driver(project, "workflow", "resume", str(study), env=cluster.env, inside=False)
-    assert again.wait(280) == 0, again.output
+    assert again.wait() == 0, again.output
     assert states(study) == ["complete"] * 4
     assert blocks(cluster) == []
     done = [(record["trial"], record["step"]) for record in places(study)]
@@ -48,7 +49,6 @@ def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, p
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(400)
 def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"], steps=30, pause_s=0.5, retries=0)
     study = project / "studies" / "where"
@@ -60,7 +60,7 @@ def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, proj
     assert others, "both trials ran on one node"
     cluster.kill_node(victim)
     try:
-        assert driver.wait(300) == 0, driver.output
+        assert driver.wait() == 0, driver.output
     finally:
         cluster.start_node(victim)
     assert states(study) == ["complete"] * 2, driver.output
@@ -75,14 +75,13 @@ def test_a_trial_whose_node_goes_down_goes_on_elsewhere_at_no_cost(cluster, proj
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(400)
 def test_blocks_are_left_before_their_time_limit_and_trials_go_on_in_others(cluster, project):
     # A block of a minute takes trials for 45 s and asks them to stop 7 s before its end: each trial needs 70 s.
     job = write_job(project, trials=1, parallel=1, targets=["cpu"], steps=70, pause_s=1.0, retries=0)
     study = project / "studies" / "where"
     site = site_of(cluster, project, block_time="1m")
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(350) == 0, driver.output
+    assert driver.wait() == 0, driver.output
     assert states(study) == ["complete"]
     held = slots(study)
     assert len(held) >= 2
@@ -94,14 +93,13 @@ def test_blocks_are_left_before_their_time_limit_and_trials_go_on_in_others(clus
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(400)
 def test_cancelled_blocks_are_replaced_and_cost_no_retry(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["gpu"], steps=10, pause_s=0.5, retries=0)
     study = project / "studies" / "where"
     driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
     driver.until(lambda: len(seen(study, 2)) == 2)
     cluster.run("scancel", *blocks(cluster))
-    assert driver.wait(280) == 0, driver.output
+    assert driver.wait() == 0, driver.output
     assert states(study) == ["complete"] * 2
     assert sum(record["kind"] == "block" for record in read_records(study / "parsl" / "blocks.jsonl")) == 2
     assert blocks(cluster) == []
@@ -109,7 +107,7 @@ def test_cancelled_blocks_are_replaced_and_cost_no_retry(cluster, project):
 
 @pytest.mark.parametrize("all_at_once", [False, True], ids=["the driver", "its process group"])
 def test_an_interrupted_driver_leaves_neither_process_nor_block(cluster, project, all_at_once):
-    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=100, pause_s=0.5)
+    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, way="hold")
     study = project / "studies" / "where"
     driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
     driver.until(lambda: len(seen(study)) >= 1)
@@ -118,7 +116,7 @@ def test_an_interrupted_driver_leaves_neither_process_nor_block(cluster, project
         os.killpg(driver.process.pid, signal.SIGTERM)
     else:
         driver.process.send_signal(signal.SIGINT)
-    assert driver.wait(240) == (143 if all_at_once else 130), driver.output
+    assert driver.wait() == (143 if all_at_once else 130), driver.output
     assert blocks(cluster) == []
     until(lambda: tagged_processes(study) == [], 180, lambda: f"left: {tagged_processes(study)}")
     assert None in states(study)
@@ -129,7 +127,7 @@ def test_a_target_that_cannot_work_is_given_up_with_its_words(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu"])
     site = site_of(cluster, project, setup=["echo no such module; exit 1"])
     driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
-    assert driver.wait(240) != 0
+    assert driver.wait() != 0
     assert "no such module" in driver.output, driver.output
     assert "blocks in a row" in driver.output
     assert blocks(cluster) == []

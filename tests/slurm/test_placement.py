@@ -17,7 +17,7 @@ from hpcmass.slurm.placement import Candidate, Choice, Goal
 from hpcmass.workflow.plan import _queues, choose_target
 from hpcmass.workflow.submit import submit
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 SITE = """
 name = "lab"
@@ -40,7 +40,7 @@ gpus = 2
 max_nodes = 2
 default_time = "10m"
 launcher = "mpiexec"
-price_per_node_hour = 4.0
+price_per_node_hour = 4000.0
 
 [targets.tiny]
 kind = "slurm"
@@ -54,7 +54,7 @@ def fill(cluster: Cluster, partition: str, nodes: int) -> str:
     """A job that has every core of a partition's nodes for half an hour; its id, once it runs."""
     words = ("--parsable", "-p", partition, "-N", str(nodes), "--exclusive", "-t", "30", "-o", "/dev/null")
     job = cluster.run("sbatch", *words, "--wrap", "sleep 1800").stdout.strip()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while cluster.run("squeue", "-h", "-j", job, "-o", "%T").stdout.strip() != "RUNNING":
         assert time.monotonic() < until, "the filling job does not start"
         time.sleep(0.2)
@@ -63,7 +63,7 @@ def fill(cluster: Cluster, partition: str, nodes: int) -> str:
 
 def free(cluster: Cluster, job: str) -> None:
     cluster.run("scancel", job)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while cluster.run("squeue", "-h", "-j", job, "-o", "%T").stdout.strip():
         assert time.monotonic() < until, "the filling job does not end"
         time.sleep(0.2)
@@ -85,7 +85,7 @@ def test_the_queue_of_a_target_with_two_partitions_is_that_of_both(cluster: Clus
     both = ("sbatch", "-p", "cpu,gpu", "-N", "3", "--exclusive", "-t", "30", "-o", "/dev/null", "--parsable")
     waiting = cluster.run(*both, "--wrap", "true").stdout.strip()  # gpu has two nodes
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while cluster.run("squeue", "-h", "-j", waiting, "-o", "%r").stdout.strip() not in (
             "Resources",
             "Priority",

@@ -24,7 +24,7 @@ from hpcmass.workflow.submit import submit
 sys.path.append(str(Path(__file__).parent))
 from outliving_tools import ended, read_hops, wait_until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 # A rank's own log: nothing in it was told by hpcmass, but which rank it is.
 SCRIPT = """
 import json, os, sys, time
@@ -33,7 +33,10 @@ seen = {name: os.environ.get(name) for name in names}
 visible = (seen["CUDA_VISIBLE_DEVICES"] or "").split(",")
 seen["gpu"] = visible[int(os.environ["LOCAL_RANK"]) % len(visible)]  # as scripts made for torchrun pick theirs
 begun = time.time()
-time.sleep(2)
+# A job is there until it was looked at, however rarely that is done.
+while not os.path.exists(os.path.join("looked", os.environ["HPCMASS_SLURM_JOB"])):
+    time.sleep(0.05)
+time.sleep(1)
 with open(os.path.join(os.environ["HPCMASS_RUN_DIR"], f"own-{os.environ['RANK']}.json"), "w") as file:
     json.dump({**seen, "host": os.uname().nodename, "begun": begun, "ended": time.time()}, file)
 """
@@ -76,8 +79,9 @@ class Seen:
     cpus: dict[tuple[str, str], set[int]] = field(default_factory=dict)  # (job, node) -> ids
     gpus: dict[tuple[str, str], set[int]] = field(default_factory=dict)
 
-    def look(self, cluster: Cluster) -> None:
-        """Look once: no CPU and no GPU of a node may be two jobs' at the same time."""
+    def look(self, cluster: Cluster, looked: Path) -> None:
+        """Look once: no CPU and no GPU of a node may be two jobs' at the same time; jobs seen get a file."""
+        found_now: set[str] = set()
         taken: list[tuple[str, str, int]] = []
         for block in cluster.run("scontrol", "show", "job", "--details").stdout.split("\n\n"):
             found = re.match(r"JobId=(\d+)", block)
@@ -87,8 +91,11 @@ class Seen:
                 for node in cluster.run("scontrol", "show", "hostnames", nodes).stdout.split():
                     ids, held = numbers(cpus), numbers(",".join(_INDICES.findall(gres)))
                     self.cpus[found[1], node], self.gpus[found[1], node] = ids, held
+                    found_now.add(found[1])
                     taken += [("cpu", node, one) for one in ids] + [("gpu", node, one) for one in held]
         assert len(taken) == len(set(taken)), sorted(taken)
+        for job in found_now:
+            (looked / job).touch()
 
 
 def submit_all(cluster: Cluster, project: Path, each: int) -> list[RunFolder]:
@@ -100,7 +107,7 @@ def submit_all(cluster: Cluster, project: Path, each: int) -> list[RunFolder]:
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in resources.items())
         job = project / f"{kind}.toml"
         job.write_text(f'name = "{kind}"\ncommand = ["python", "script.py"]\n[resources]\n{lines}')
-        done = submit(job, proj, site_file=site, run_name=f"{kind}-{number}", slurm=Slurm(patience_s=60))
+        done = submit(job, proj, site_file=site, run_name=f"{kind}-{number}", slurm=Slurm(patience_s=240))
         runs.append(RunFolder(done.runs[0]))
     return runs
 
@@ -173,10 +180,12 @@ def test_accounting_folders_and_ranks_agree_and_no_slot_is_given_twice(
 ) -> None:
     if not cluster.has_accounting:
         pytest.skip("needs accounting (slurmdbd and MariaDB)")
+    looked = project / "looked"
+    looked.mkdir()
     runs, seen = submit_all(cluster, project, each), Seen()
-    until = time.monotonic() + 400
+    until = time.monotonic() + 900
     while not all(ended(run) for run in runs):
-        seen.look(cluster)
+        seen.look(cluster, looked)
         assert time.monotonic() < until, [run.path.name for run in runs if not ended(run)]
         time.sleep(0.2)
     assert {run.status().state for run in runs} == {State.COMPLETED}

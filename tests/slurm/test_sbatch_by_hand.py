@@ -45,7 +45,7 @@ direction = "minimize"
 """
 
 
-def until(true: Callable[[], object], what: str, patience_s: float = 120.0) -> None:
+def until(true: Callable[[], object], what: str, patience_s: float = 600.0) -> None:
     end = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < end, f"{what}: not within {patience_s:.0f} s"

@@ -29,7 +29,7 @@ def run_pytest(folder: Path, text: str, ci: str | None) -> subprocess.CompletedP
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n  mpi\n  horovod\n  slurm\n", encoding="utf-8")
     env = {key: value for key, value in os.environ.items() if key != "CI"} | ({} if ci is None else {"CI": ci})
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.parametrize("mark", ["mpi", "horovod", "slurm"])

@@ -18,7 +18,7 @@ HEAVY = {
 def loaded_after(statement: str) -> set[str]:
     """The top-level packages in a fresh interpreter after a statement."""
     code = f"import sys, json\n{statement}\nprint()\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 

@@ -10,6 +10,7 @@ to block; the environment's `bin` is first on PATH, and `.venv` in the copy is t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -165,7 +166,9 @@ def copy_checkout(beside: Path) -> Path:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
+        with contextlib.suppress(
+            FileNotFoundError, IsADirectoryError
+        ):  # What other tests have there for a moment.
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, checkout / name)
     if (ROOT / "demo").is_dir():

@@ -113,7 +113,7 @@ def in_a_process(lab, *words: str, **options: object) -> subprocess.CompletedPro
         cwd=lab.root,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         **options,
     )  # type: ignore[call-overload,no-any-return]
 
@@ -159,7 +159,7 @@ def test_an_unwritable_folder(lab) -> None:  # type: ignore[no-untyped-def]
                 folder.chmod(0o555)
         for words in (["train", "job.toml"], ["shard", "tiny.npz", "--out", "data/no"], ["init", "sub"]):
             done = subprocess.run(
-                read_only(lab.root, words), cwd=lab.root, capture_output=True, text=True, timeout=120
+                read_only(lab.root, words), cwd=lab.root, capture_output=True, text=True, timeout=400
             )
             assert done.returncode == 2, done.stdout + done.stderr
             assert "Traceback" not in done.stderr

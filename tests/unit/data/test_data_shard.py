@@ -281,7 +281,7 @@ def test_interruption_leaves_nothing_and_kill_is_cleaned_up_by_the_next(source: 
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
-        process.wait(60)
+        process.wait(300)
         process.stdout.close()
         left = left_behind(tmp_path, *known)
         assert "out" not in left

@@ -164,9 +164,9 @@ def test_a_process_with_the_same_pid_is_not_ended(tmp_path: Path) -> None:
 def test_what_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
     process = spawn([sys.executable, "-c", code], env={}, log=tmp_path / "log")
-    assert wait_for(lambda: (tmp_path / "log").read_text() == "1\n", 60)
+    assert wait_for(lambda: (tmp_path / "log").read_text() == "1\n", 240)
     process.end(patience_s=0.3)
-    assert not process.alive
+    assert wait_for(lambda: not process.alive, 240)
 
 
 def test_all_of_a_node_is_ended_and_nothing_of_another(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_all_of_a_node_is_ended_and_nothing_of_another(tmp_path: Path) -> None:
     task = spawn(["sleep", "600"], env=task_env, log=tmp_path / "log")
     try:
         assert wait_for(
-            lambda: all((tmp_path / n).exists() and (tmp_path / n).read_text() for n in ("cn1", "cn2")), 60
+            lambda: all((tmp_path / n).exists() and (tmp_path / n).read_text() for n in ("cn1", "cn2")), 240
         )
         child = Process.of(int((tmp_path / "cn1").read_text()))
         sibling = Process.of(int((tmp_path / "cn2").read_text()))
@@ -256,4 +256,4 @@ def test_the_pmix_plugin_is_led_to_a_link_beside_it(tmp_path: Path) -> None:
 def test_the_room_needs_the_standard_library_only() -> None:
     """So that any Python on a machine can end a cluster; -S hides everything that was installed."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import hpcmass.devcluster"
-    subprocess.run([sys.executable, "-S", "-c", code, str(ROOT)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-S", "-c", code, str(ROOT)], check=True, timeout=300)

@@ -22,7 +22,7 @@ from hpcmass.files import Lease
 lease = Lease(Path(sys.argv[1]))
 lease.acquire()
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 RACE = """
 import sys, time
@@ -196,7 +196,7 @@ def test_a_lease_can_be_given_back_on_a_full_disk(tmp_path: Path, monkeypatch: p
 def test_a_lease_is_renewed(tmp_path: Path) -> None:
     with Lease(tmp_path / "lease", ttl_s=0.3):
         first = read_json(tmp_path / "lease.1.beat")["beat"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while read_json(tmp_path / "lease.1.beat")["beat"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -212,7 +212,7 @@ def test_a_holder_that_was_taken_over_learns_it_and_writes_nothing_more(tmp_path
     lease.acquire()
     assert not lease.lost
     taken_by_another_host(tmp_path / "lease", 2)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while not lease.lost:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -253,7 +253,7 @@ def test_a_held_lease_moves_with_its_folder(tmp_path: Path) -> None:
     with Lease(tmp_path / "r" / "lease", ttl_s=0.3) as lease:
         lease.rename_folder(tmp_path / "s")
         first = read_json(tmp_path / "s" / "lease.1.beat")["beat"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while read_json(tmp_path / "s" / "lease.1.beat")["beat"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -313,7 +313,7 @@ def test_a_holder_that_was_taken_for_dead_learns_it_within_a_second_or_two(tmp_p
     remote_owner(tmp_path / "lease")
     new = Lease(tmp_path / "lease")
     new.acquire(dead=lambda owner: True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not old.lost:
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -17,7 +17,10 @@ from hpcmass.launch import Control, Outcome, plan_ranks, supervise
 SCRIPT = """
 import pathlib, signal, sys, time
 got = []
-signal.signal(signal.SIGUSR1, lambda n, f: got.append(n))
+def take(number, frame):
+    got.append(number)
+    pathlib.Path(f"{sys.argv[1]}-{len(got)}").touch()
+signal.signal(signal.SIGUSR1, take)
 signal.signal(signal.SIGTERM, lambda n, f: None)
 pathlib.Path(sys.argv[1]).touch()
 while len(got) < 2:
@@ -47,11 +50,15 @@ def start(
         target=lambda: found.append(supervise(plan, log_file=lambda _: log, control=control))
     )
     thread.start()
-    until = time.monotonic() + 60
-    while not ready.exists():
+    wait_for(ready)
+    return thread, found
+
+
+def wait_for(file: Path) -> None:
+    until = time.monotonic() + 240
+    while not file.exists():
         assert time.monotonic() < until
         time.sleep(0.02)
-    return thread, found
 
 
 def test_signals_go_to_the_ranks_each_once_and_nobody_is_killed_for_being_slow(tmp_path: Path) -> None:
@@ -60,10 +67,11 @@ def test_signals_go_to_the_ranks_each_once_and_nobody_is_killed_for_being_slow(t
     control.send(signal.SIGTERM)
     control.send(signal.SIGTERM)  # without a control the second one would kill
     control.send(signal.SIGUSR1)
+    wait_for(tmp_path / "ready-1")  # two of one kind that wait are one
     time.sleep(0.5)
     assert thread.is_alive()
     control.send(signal.SIGUSR1)
-    thread.join(60)
+    thread.join(240)
     assert found[0].ok
     assert found[0].signalled == signal.SIGTERM
 
@@ -72,7 +80,7 @@ def test_kill_ends_them_at_once(tmp_path: Path) -> None:
     control = Control()
     thread, found = start(tmp_path, SLEEP, control)
     control.kill()
-    thread.join(60)
+    thread.join(240)
     assert found[0].exits[0].signal == signal.SIGKILL
 
 
@@ -83,7 +91,7 @@ def test_a_script_that_knows_no_sigusr1_does_not_die_of_it_where_that_is_asked_f
     time.sleep(0.5)
     assert thread.is_alive()
     control.send(signal.SIGTERM)
-    thread.join(60)
+    thread.join(240)
     assert found[0].exits[0].signal == signal.SIGTERM
 
 
@@ -91,5 +99,5 @@ def test_it_dies_of_it_otherwise(tmp_path: Path) -> None:
     control = Control()
     thread, found = start(tmp_path, SLEEP, control)
     control.send(signal.SIGUSR1)
-    thread.join(60)
+    thread.join(240)
     assert found[0].exits[0].signal == signal.SIGUSR1

@@ -24,6 +24,10 @@ def pid(name, number):
     (here / f".{name}").write_text(str(number))
     os.replace(here / f".{name}", here / f"{name}.pid")
 pid(f"rank-{rank}", os.getpid())
+def meet(name="rank"):
+    # One that is late could be ended before it is what the test is about.
+    while len(list(here.glob(f"{name}-*.pid"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
 """
 
 
@@ -50,7 +54,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
@@ -79,7 +83,7 @@ def test_environment_as_torchruns_and_a_log_a_rank(tmp_path: Path) -> None:
 
 
 def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
-    outcome = launch(tmp_path, "sys.exit(3) if rank == 1 else time.sleep(600)", ranks=3)
+    outcome = launch(tmp_path, "meet(); sys.exit(3) if rank == 1 else time.sleep(600)", ranks=3)
     assert not outcome.ok
     assert outcome.first_failure is not None
     assert (outcome.first_failure.rank, outcome.first_failure.exit_code) == (1, 3)
@@ -91,13 +95,18 @@ def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
-    outcome = launch(tmp_path, "os.kill(os.getpid(), 9) if rank == 1 else time.sleep(600)")
+    outcome = launch(tmp_path, "meet(); os.kill(os.getpid(), 9) if rank == 1 else time.sleep(600)")
     assert outcome.first_failure is not None
     assert outcome.first_failure.text() == "rank 1 was killed by signal 9 (SIGKILL)"
 
 
 def test_a_rank_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    code = "signal.signal(15, signal.SIG_IGN); sys.exit(1) if rank == 1 else time.sleep(600)"
+    code = """
+signal.signal(15, signal.SIG_IGN)
+pid(f"deaf-{rank}", os.getpid())
+meet("deaf")
+sys.exit(1) if rank == 1 else time.sleep(600)
+"""
     outcome = launch(tmp_path, code, grace_s=0.2)
     assert outcome.exits[0].signal == 9
     assert all(gone(pid) for pid in pids(tmp_path))

@@ -2,6 +2,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -68,13 +69,27 @@ def test_maximize_takes_the_largest(tmp_path):
     assert result.best.value == max(o.value for _, o in read_trials(tmp_path))
 
 
-def test_pruning_really_stops_a_bad_trial_early(tmp_path):
+def test_pruning_really_stops_a_bad_trial_early(tmp_path, monkeypatch):
     job = toy_job(
         sampler="grid", pruner="median", trials=7, parallel=1,
         space={"x": {"type": "float", "low": 0.0, "high": 6.0, "step": 1.0}},
-        params={"epochs": 6, "seconds": 0.15},
+        params={"epochs": 6, "seconds": 0.0},
     )  # fmt: skip
-    result, _ = drive(job, tmp_path)
+    read, looks = Values.read, Counter()
+
+    def counted(values):
+        looks[values._run.path] += 1
+        return read(values)
+
+    def judged(run):
+        """Until the driver, however slow, has looked at the evaluation and made up its mind: it looks again."""
+        seen, end = looks[run.path], time.monotonic() + 240
+        while looks[run.path] < seen + 2 and time.monotonic() < end:
+            time.sleep(0.005)
+
+    monkeypatch.setattr(Values, "read", counted)
+    monkeypatch.setattr("hpcmass.sweep.driver._POLL_S", 0.02)
+    result, _ = drive(job, tmp_path, partial(toy_trial, between=judged))
     assert result.counts["pruned"] >= 2
     for spec, outcome in read_trials(tmp_path):
         if outcome.state == "pruned":
@@ -169,15 +184,21 @@ def test_a_second_driver_is_refused(tmp_path):
 
 
 def test_a_trial_that_somebody_runs_is_watched_and_not_started_again(tmp_path):
-    job = toy_job(params={"epochs": 8, "seconds": 0.2})
+    job = toy_job(params={"epochs": 8, "seconds": 0.0})
     with pytest.raises(ZeroDivisionError):
         drive(job, tmp_path, dies=True)
     spec = read_trials(tmp_path)[0][0]
-    thread = threading.Thread(target=toy_trial, args=(str(spec.path),))
+    events = []
+
+    def until_attached(_):
+        end = time.monotonic() + 240
+        while ("attached", 0) not in events and time.monotonic() < end:
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=toy_trial, args=(str(spec.path), until_attached))
     thread.start()
     while spec.run.status().state is State.CREATED:
         time.sleep(0.01)
-    events = []
     result, started = drive(job, tmp_path, events=events)
     thread.join()
     assert ("attached", 0) in events
@@ -226,12 +247,20 @@ def test_failures_under_an_earlier_driver_count_when_all_are_alike(tmp_path):
 
 
 def test_a_driver_that_was_taken_over_ends_and_writes_nothing_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("hpcmass.sweep.driver.Lease", partial(Lease, ttl_s=0.2))
+    leases = []
+
+    def made(base):
+        leases.append(Lease(base, ttl_s=0.2))
+        return leases[-1]
+
+    monkeypatch.setattr("hpcmass.sweep.driver.Lease", made)
 
     def taken_over_meanwhile(path):
         owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
         replace_json(tmp_path / "lease.2.json", vars(owner))
-        time.sleep(0.3)
+        until = time.monotonic() + 240
+        while not leases[0].lost and time.monotonic() < until:
+            time.sleep(0.01)
         return toy_trial(path)
 
     with pytest.raises(LeaseHeld, match="another process has taken this study over"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ def note(folder: Path, text: str) -> None:
     os.close(handle)
 
 
-def toy_trial(path: str) -> str:
-    """Run the folder, as a worker does: go on after the last evaluation that is on record."""
+def toy_trial(path: str, between: Callable[[RunFolder], None] = lambda _: None) -> str:
+    """Run the folder, as a worker does: go on after the last evaluation that is on record.
+
+    With a parameter `go` no evaluation ends before there is a file of that name. `between` is called behind each.
+    """
     run = RunFolder(path)
     with run.lease():
         params = load_job(run.job_file).params
@@ -50,8 +54,11 @@ def toy_trial(path: str) -> str:
             return path
         for step in range(max(done, default=0) + 1, params["epochs"] + 1):
             time.sleep(params["seconds"])
+            while "go" in params and not os.path.exists(params["go"]):
+                time.sleep(0.02)
             run.append({"kind": "report", "step": step, "loss": params.get("x", 0.0) + 1 / step})
             run.update(step=step)
+            between(run)
             if (reason := run.asked_to_stop()) is not None:
                 run.update(state=State.STOPPED, reason=reason, ended=time.time())
                 return path

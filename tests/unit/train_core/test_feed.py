@@ -159,7 +159,7 @@ def test_a_shard_cut_off_while_training_ends_the_run_with_its_name(tmp_path: Pat
         "[train]\nglobal_batch = 10\nepochs = 50\n[resources]\nranks = 1\n"
     )
     command = [sys.executable, "-m", "hpcmass", "train", str(tmp_path / "job.toml"), "--project", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert "shard-00003.h5" in done.stderr
     assert "Traceback" not in done.stderr

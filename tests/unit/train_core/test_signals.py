@@ -23,7 +23,7 @@ def two_ranks() -> list[Peer]:
 def test_what_was_feared_is_forgotten_by_a_rank_that_ends_well(run: RunFolder, fails: bool) -> None:
     with contextlib.suppress(InterruptedError), Watch(run, 1, 1, two_ranks()) as watch:
         os.kill(os.getpid(), signal.SIGTERM)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while not run.errors(1):
             assert time.monotonic() < until
             time.sleep(0.01)

@@ -33,7 +33,7 @@ class Gate:
         def held(path: Path, pieces: Iterator[bytes | memoryview]) -> dict:
             if threading.current_thread() is not threading.main_thread():
                 self.reached.set()
-                assert self.opened.wait(60)
+                assert self.opened.wait(240)
             return real(path, pieces)
 
         monkeypatch.setattr(checkpoint, "write_part", held)
@@ -80,7 +80,7 @@ def test_what_is_written_is_the_state_at_the_checkpoint(
     keeper, state = make()
     set_to(state, 1)
     keeper.keep(mark(1), wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     assert (steps(run), keeper.flags(), keeper.kept) == ([], (1.0, 0.0), None)
     set_to(state, 2)  # training goes on while nothing of it is written yet
     assert not keeper.after_step(running=True, failed=False)
@@ -98,7 +98,7 @@ def test_the_next_one_waits_for_the_one_under_way(
     gate = Gate(monkeypatch)
     keeper, state = make()
     keeper.keep(mark(1), wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     opener = threading.Timer(0.3, gate.opened.set)
     opener.start()
     set_to(state, 2)
@@ -132,7 +132,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_step_or_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         keeper.keep(mark(1), wait=False)
-        assert keeper._job._done.wait(60)
+        assert keeper._job._done.wait(240)
         assert keeper.flags() == (0.0, 1.0)
         meet = {
             "step": lambda: keeper.after_step(running=False, failed=True),
@@ -161,7 +161,7 @@ def test_the_lease_is_looked_at_before_the_commit(
     lease.acquire()
     run.hold(lease)
     keeper.keep(mark(1), wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     run.path.joinpath("lease.1.json").write_text(json.dumps({"host": "another"}))
     lease._look()
     gate.opened.set()
@@ -177,7 +177,7 @@ def test_given_up_nothing_is_committed(
     gate = Gate(monkeypatch)
     keeper, _ = make()
     keeper.keep(mark(1), wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     job = keeper._job
     job._cancelled.set()
     gate.opened.set()
@@ -192,7 +192,7 @@ def test_closing_lets_the_one_under_way_be_committed(
     gate = Gate(monkeypatch)
     keeper, _ = make()
     keeper.keep(mark(1), wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(240)
     opener = threading.Timer(0.2, gate.opened.set)
     opener.start()
     keeper.close()  # as after an error of the recipe

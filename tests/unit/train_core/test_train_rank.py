@@ -299,7 +299,7 @@ def test_a_run_in_use_is_refused(project: Project, tmp_path: Path) -> None:
     run, _ = go(project, tmp_path / "r", epochs=1)
     code = (
         "import sys, time; from hpcmass.runs import RunFolder; RunFolder(sys.argv[1]).lease().acquire();"
-        "print(1, flush=True); time.sleep(60)"
+        "print(1, flush=True); time.sleep(3600)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     holder = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, env=env)
@@ -423,18 +423,25 @@ def test_a_run_that_was_taken_over_ends_and_writes_nothing_more(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, ttl_s = RunFolder(tmp_path / "r"), 0.2
-    monkeypatch.setattr(RunFolder, "lease", lambda self: Lease(self.path / "lease", ttl_s=ttl_s))
-    stands = {}
+    leases, stands = [], {}
+
+    def made(self: RunFolder) -> Lease:
+        leases.append(Lease(self.path / "lease", ttl_s=ttl_s))
+        return leases[-1]
+
+    monkeypatch.setattr(RunFolder, "lease", made)
 
     def taken_over() -> None:
         kept = {f"step-00000000{step}.{kind}" for step in (5, 6) for kind in ("json", "safetensors")}
-        until = time.monotonic() + 60  # a thread commits step 6, and removes step 4
+        until = time.monotonic() + 240  # a thread commits step 6, and removes step 4
         while {path.name for path in run.checkpoints.iterdir()} != kept:
             assert time.monotonic() < until
             time.sleep(0.01)
         owner = Owner("some-other-host", 4711, 1, "another-boot", None, time.time())
         replace_json(run.path / "lease.2.json", vars(owner))
-        time.sleep(2 * ttl_s)  # both of its renewals are due
+        while not any(lease.lost for lease in leases):
+            assert time.monotonic() < until
+            time.sleep(0.01)
         stands.update({p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()})
 
     monkeypatch.setattr("hpcmass.runs.taken_over_in_test", taken_over, raising=False)

@@ -280,7 +280,7 @@ def test_an_exception_on_rank_0_is_raised_on_every_rank(
         def broadcast_object(self, value: Any, root: int = 0) -> Any:
             if self.rank == root:
                 told.append(value)
-            barrier.wait(60)
+            barrier.wait(300)
             return told[0]
 
     raised: dict[int, HpcmassError] = {}

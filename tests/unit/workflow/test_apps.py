@@ -99,9 +99,9 @@ def test_a_driver_that_is_written_down_is_gone_on_with_by_its_folder(site, tmp_p
     assert load_site(folder / "driver" / "site.toml").name == "mine"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     resume = [sys.executable, "-m", "hpcmass", "workflow", "resume", str(folder)]
-    subprocess.run(resume, env=env, cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(resume, env=env, cwd=tmp_path, check=True, timeout=400)
     assert (cwd / "done").read_text() == "a b $(c)\n"
-    refused = subprocess.run([*resume, "--driver", "job"], env=env, capture_output=True, text=True, timeout=120)
+    refused = subprocess.run([*resume, "--driver", "job"], env=env, capture_output=True, text=True, timeout=400)
     assert refused.returncode != 0
     assert "not one of Slurm's" in refused.stderr
     with pytest.raises(ConfigError, match="has no target 'none'"):
