@@ -48,6 +48,9 @@ class DataTable(Table):
     read: Literal["auto", "map", "pread", "block", "memory"] = Field(
         "auto", description="how samples are read; auto: by file system and memory of each node"
     )
+    stage: bool = Field(
+        False, description="copy the shards to each node's own disk first (the target's `scratch`)"
+    )
     inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
     targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")
 

@@ -51,6 +51,7 @@ class Resources(BaseModel):
 _OF_ANY_KIND = {
     "kind", "cores", "memory_gb", "gpus", "launcher",
     "container", "container_binds", "container_options", "gpu_vendor",
+    "scratch", "scratch_gb",
 }  # fmt: skip
 
 
@@ -87,7 +88,9 @@ class Target(BaseModel):
             `FOLDER` or `FOLDER:INSIDE[:ro]`; may name variables.
         container_options: Further words of `apptainer exec`, such as `--no-privs`.
         gpu_vendor: `nvidia` or `amd`: whose driver a container gets (`--nv`, `--rocm`).
-        scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`.
+        scratch: A node-local folder, which may name variables such as `$SLURM_JOB_ID`; where it stays between
+            jobs, so do the shards that `data.stage` brings there.
+        scratch_gb: What staged shards may take of it, in GB (10^9 bytes); None: what it has.
         environment: An archive of `hpcmass env pack`, which each job unpacks once a node to `scratch`, and
             whose Python it runs; a path relative to the site file.
         sbatch: Further options of sbatch by name, without the dashes.
@@ -126,6 +129,7 @@ class Target(BaseModel):
     container_options: list[Word] = Field(default_factory=list)
     gpu_vendor: Literal["nvidia", "amd"] | None = None
     scratch: Word | None = None
+    scratch_gb: float | None = Field(None, gt=0)
     environment: Word | None = None
     sbatch: dict[str, str] = Field(default_factory=dict)
 

@@ -35,8 +35,8 @@ def verify_all(job: Job, project: Project) -> None:
         NotFound: A folder is no dataset.
         CorruptError: A shard does not fit; the message names it.
     """
-    if job.data.verify == "never":
-        return
+    if job.data.verify == "never" or (job.data.verify == "auto" and job.data.stage):
+        return  # What is staged is checked on arrival.
     for named in (job.data.train, job.data.valid):
         for path in [named] if isinstance(named, str) else named or []:
             folder = project.data_path(path)

@@ -41,6 +41,7 @@ from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
+from hpcmass.train.staging import Staged, stage
 from hpcmass.train.startup import Startup, place_of, write_places
 from hpcmass.train.task import Plan, Task
 
@@ -116,14 +117,24 @@ class _Rank:
         self.order: Order | None = None
         self.attempt = 0
         self.hosts: list[str] = []
+        self.staged: Staged | None = None
 
     def train(self) -> Status:
+        try:
+            return self._train()
+        finally:
+            if self.staged is not None:
+                self.staged.close()
+
+    def _train(self) -> Status:
         found = on_root(self.comm, lambda: opening.look(self.job, self.run, fresh=self.fresh))
         if found["done"]:
             self._say(f"{self.run.path} is completed already: nothing to do (--fresh begins again)")
             return self.run.status()
         on_root(self.comm, lambda: verify_all(self.job, self.project))
         recipe, train, valid = everywhere(self.comm, self._open)
+        if self.job.data.stage:
+            train, valid = self._bring(train, valid)
         self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe))
@@ -153,6 +164,18 @@ class _Rank:
         train = open_train(self.project, data.train, self.run.path)
         self.order = open_order(self.job, self.project, train)
         return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
+
+    def _bring(self, train: Dataset, valid: Dataset | None) -> tuple[Dataset, Dataset | None]:
+        """Both on this node's own disk, where there is room."""
+        targets = self.site.targets
+        target = targets.get(self.job.resources.target or "", targets[self.site.default_target])
+        limit = None if target.scratch_gb is None else int(target.scratch_gb * 1e9)
+        wanted = [train] if valid is None else [train, valid]
+        staged = stage(wanted, self.comm, target.scratch, limit)
+        self.staged = staged
+        for note in staged.notes:
+            self._say(f"{self.job.name}: {note}")
+        return staged.datasets[0], None if valid is None else staged.datasets[1]
 
     def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
         data = self.job.data

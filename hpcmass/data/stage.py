@@ -1,0 +1,244 @@
+"""Shards on a node's own disk: named by their checksum, kept for the next job, evicted by age.
+
+`SCRATCH/hpcmass-shards-UID/BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as `.part-…`
+and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
+shards it reads. What another boot of the machine left is not trusted, and removed. Locks (flock) are of this
+node alone, as its disk is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcmass.data.manifest import ShardInfo
+from hpcmass.errors import CorruptError, StorageError
+from hpcmass.files import boot_id, storage_errors
+
+_SPARE_SHARE = 0.05  # of a disk is left free: others write there too
+
+
+@dataclass(frozen=True)
+class Held:
+    """A shard that lies on this node."""
+
+    folder: Path
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+class Stage:
+    """The shards on one node's disk. One process a node opens it, of each job.
+
+    Attributes:
+        folder: Where they lie.
+    """
+
+    def __init__(self, scratch: Path, limit_bytes: int | None = None) -> None:
+        """Make the folder, or find it.
+
+        Args:
+            scratch: A folder of the node's own disk.
+            limit_bytes: What all staged shards may take together; None: what the disk has.
+
+        Raises:
+            StorageError: It cannot be written, or belongs to somebody else.
+        """
+        self._limit = limit_bytes
+        top = scratch / f"hpcmass-shards-{os.getuid()}"
+        self.folder = top / (boot_id() or "boot")
+        with storage_errors(top, "make the folder of staged shards"):
+            top.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = top.lstat()
+            if found.st_uid != os.getuid() or top.is_symlink() or found.st_mode & 0o022:
+                raise StorageError(
+                    "belongs to somebody else, or others may write it", where=top, hint="remove it"
+                )
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        for other in top.iterdir():
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._use = os.open(self.folder / f"use-{self._name}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Say that no shard is read any more."""
+        if self._use >= 0:
+            (self.folder / f"use-{self._name}").unlink(missing_ok=True)
+            os.close(self._use)
+            self._use = -1
+
+    def place(self, shard: ShardInfo) -> Path:
+        """The folder in which a shard lies, or would."""
+        return self.folder / shard.sha256
+
+    def use(self, shards: Sequence[ShardInfo]) -> list[bool]:
+        """Say which shards this process is going to read, so that nobody evicts them.
+
+        Returns:
+            Of each whether it is there.
+        """
+        os.write(self._use, "".join(f"{shard.sha256}\n" for shard in shards).encode())
+        there = []
+        for shard in shards:
+            try:
+                fits = (self.place(shard) / shard.file).stat().st_size == shard.bytes
+                if fits:
+                    os.utime(self.place(shard))
+            except OSError:
+                fits = False
+            there.append(fits)
+        return there
+
+    def make_room(self, needed_bytes: int) -> bool:
+        """Evict shards that nobody reads, the longest unused first, until there is room; whether there is."""
+        self._sweep()
+        held, used = self._held(), self._in_use()
+        total = sum(one.bytes for one in held)
+        for one in sorted(held, key=lambda one: one.used):
+            if self._fits(needed_bytes, total):
+                return True
+            if one.folder.name not in used:
+                aside = self.folder / f".part-{self._name}-{one.folder.name[:16]}"
+                with contextlib.suppress(OSError):
+                    one.folder.rename(aside)  # whoever looks now finds all of it or nothing
+                    shutil.rmtree(aside, ignore_errors=True)
+                    total -= one.bytes
+        return self._fits(needed_bytes, total)
+
+    def receive(self, shard: ShardInfo) -> Arrival:
+        """Begin to write a shard.
+
+        Raises:
+            StorageError: It cannot be made.
+        """
+        part = self.folder / f".part-{self._name}-{shard.sha256[:16]}"
+        return Arrival(shard, part, self.place(shard))
+
+    def _fits(self, needed: int, total: int) -> bool:
+        if self._limit is not None and total + needed > self._limit:
+            return False
+        disk = os.statvfs(self.folder)
+        spare = int(_SPARE_SHARE * disk.f_blocks * disk.f_frsize)
+        return disk.f_bavail * disk.f_frsize - spare >= needed
+
+    def _held(self) -> list[Held]:
+        held = []
+        for folder in self.folder.iterdir():
+            if folder.name.startswith((".", "use-")):
+                continue
+            with contextlib.suppress(OSError):
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                held.append(Held(folder, size, folder.stat().st_mtime))
+        return held
+
+    def _uses(self) -> Iterator[tuple[Path, bool]]:
+        """The `use-…` files of other processes, and whether they live."""
+        for file in self.folder.glob("use-*"):
+            if file.name == f"use-{self._name}":
+                continue
+            with contextlib.suppress(OSError):
+                handle = os.open(file, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    yield file, False
+                except OSError:
+                    yield file, True
+                finally:
+                    os.close(handle)
+
+    def _in_use(self) -> set[str]:
+        living = [file for file, lives in self._uses() if lives]
+        names: set[str] = set()
+        for file in [*living, self.folder / f"use-{self._name}"]:
+            with contextlib.suppress(OSError):
+                names.update(file.read_text().split())
+        return names
+
+    def _sweep(self) -> None:
+        """Remove what processes that are gone have begun."""
+        living = {self._name}
+        dead = []
+        for file, lives in self._uses():
+            if lives:
+                living.add(file.name.removeprefix("use-"))
+            else:
+                dead.append(file)
+        for part in self.folder.glob(".part-*"):
+            if not any(part.name.startswith(f".part-{name}-") for name in living):
+                shutil.rmtree(part, ignore_errors=True)
+        for file in dead:
+            file.unlink(missing_ok=True)
+
+
+class Arrival:
+    """A shard that is being written to a node's disk."""
+
+    def __init__(self, shard: ShardInfo, part: Path, place: Path) -> None:
+        self._shard, self._part, self._place = shard, part, place
+        self._hash = hashlib.sha256()
+        self._handle = -1
+        shutil.rmtree(part, ignore_errors=True)
+        with storage_errors(part, "stage a shard"):
+            part.mkdir(mode=0o700)
+            self._handle = os.open(part / shard.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+            with contextlib.suppress(OSError):  # not every file system can
+                os.posix_fallocate(self._handle, 0, max(1, shard.bytes))
+
+    def write(self, data: memoryview) -> None:
+        """The next bytes.
+
+        Raises:
+            StorageError: The disk is full, say.
+        """
+        with storage_errors(self._part, "stage a shard"):
+            rest = data
+            while rest.nbytes:
+                rest = rest[os.write(self._handle, rest) :]
+        self._hash.update(data)
+
+    def finish(self, where: Path) -> Path:
+        """All bytes have come: check them, and let others find the shard.
+
+        Args:
+            where: The file that it was read from, for the message.
+
+        Returns:
+            The folder in which it lies.
+
+        Raises:
+            CorruptError: It does not fit its checksum.
+        """
+        os.close(self._handle)
+        self._handle = -1
+        if self._hash.hexdigest() != self._shard.sha256:
+            self.discard()
+            raise CorruptError(
+                f"does not fit its checksum: its SHA-256 is {self._hash.hexdigest()[:12]}…, "
+                f"the manifest says {self._shard.sha256[:12]}…",
+                where=where, hint="copy the dataset again, or make it again with `hpcmass shard`",
+            )  # fmt: skip
+        with storage_errors(self._place, "stage a shard"):
+            try:
+                self._part.rename(self._place)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                self.discard()  # Another job on this node was quicker.
+        return self._place
+
+    def discard(self) -> None:
+        """Remove what has come so far."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        shutil.rmtree(self._part, ignore_errors=True)
