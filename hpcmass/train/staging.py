@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,18 +53,16 @@ def stage(
     Args:
         datasets: The same on all ranks.
         comm: The ranks.
-        scratch: A folder of each node's own disk; variables in it are each node's. None: there is none.
+        scratch: A folder of each node's own disk; variables in it are each node's. None: $TMPDIR, else /tmp.
         limit_bytes: What staged shards may take of it, of this job and others.
 
     Raises:
         CorruptError: A shard does not fit its checksum, or cannot be read whole; on all ranks.
     """
-    if scratch is None:
-        note = "the shards are not staged: the site names no node-local folder (targets.NAME.scratch)"
-        return Staged(list(datasets), [note], lambda: None)
     hosts = comm.share_objects(socket.gethostname())
     leader = hosts.index(hosts[comm.rank])
-    node = _Node(Path(os.path.expandvars(scratch)), limit_bytes, lead=leader == comm.rank)
+    folder = tempfile.gettempdir() if scratch is None else os.path.expandvars(scratch)
+    node = _Node(Path(folder), limit_bytes, lead=leader == comm.rank)
     try:
         wanted = _shards(datasets)
         node.look([shard for shard, _ in wanted])
@@ -103,6 +102,9 @@ class _Node:
         self._shards: dict[str, ShardInfo] = {}
         self._places: dict[str, str] = {}
         if not lead:
+            return
+        if "$" in str(scratch):
+            self._give_up(f"{scratch} names a variable that is not set")
             return
         try:
             self._stage = Stage(scratch, limit)

@@ -1,0 +1,160 @@
+"""Shards on a node's own disk: found again, evicted by age, never while somebody reads them."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcmass.data.manifest import ShardInfo
+from hpcmass.data.stage import Stage
+from hpcmass.errors import CorruptError, StorageError
+
+BYTES = 1000
+
+
+def content(number: int) -> bytes:
+    return bytes([number]) * BYTES
+
+
+def shard(number: int) -> ShardInfo:
+    return ShardInfo(f"shard-{number:05d}.h5", 10, BYTES, hashlib.sha256(content(number)).hexdigest(), {"x": 0})
+
+
+def bring(stage: Stage, number: int, *, used: float | None = None) -> Path:
+    arrival = stage.receive(shard(number))
+    data = memoryview(content(number))
+    arrival.write(data[:300])
+    arrival.write(data[300:])
+    place = arrival.finish(Path("from"))
+    if used is not None:
+        os.utime(place, (used, used))
+    return place
+
+
+def numbers(stage: Stage) -> list[int]:
+    return sorted(n for n in range(10) if (stage.place(shard(n)) / shard(n).file).exists())
+
+
+def test_what_arrived_is_found_by_the_next_job(tmp_path: Path) -> None:
+    first = Stage(tmp_path)
+    assert first.use([shard(1), shard(2)]) == [False, False]
+    place = bring(first, 1)
+    assert (place / "shard-00001.h5").read_bytes() == content(1)
+    first.close()
+    second = Stage(tmp_path)
+    assert second.use([shard(1), shard(2)]) == [True, False]
+    # Cut short, it is none.
+    os.chmod(place / "shard-00001.h5", 0o600)
+    os.truncate(place / "shard-00001.h5", 10)
+    assert second.use([shard(1)]) == [False]
+    second.close()
+    assert [p.name for p in second.folder.iterdir()] == [place.name]
+
+
+def test_a_wrong_byte_is_found_and_leaves_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    arrival = stage.receive(shard(1))
+    arrival.write(memoryview(content(2)))
+    with pytest.raises(CorruptError, match="checksum") as caught:
+        arrival.finish(Path("/data/shard-00001.h5"))
+    assert "/data/shard-00001.h5" in str(caught.value)
+    stage.close()
+    assert list(stage.folder.iterdir()) == []
+
+
+def test_the_longest_unused_gives_way(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, limit_bytes=3 * BYTES)
+    now = time.time()
+    for number, age in ((1, 300), (2, 900), (3, 600)):
+        bring(stage, number, used=now - age)
+    assert stage.make_room(2 * BYTES)
+    assert numbers(stage) == [1]
+    assert not stage.make_room(4 * BYTES)
+    stage.close()
+
+
+def test_what_another_process_reads_stays(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, limit_bytes=3 * BYTES)
+    for number in (1, 2, 3):
+        bring(stage, number)
+    program = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[3])]!r}
+from test_data_stage import Stage, shard
+stage = Stage(Path({str(tmp_path)!r}))
+print(stage.use([shard(2)]), flush=True)
+sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "[True]\n"
+        assert not stage.make_room(3 * BYTES)
+        assert numbers(stage) == [2]
+        assert stage.make_room(2 * BYTES)
+    finally:
+        other.kill()
+        other.communicate()
+    # It was killed, and left its mark; nobody reads now.
+    assert stage.make_room(3 * BYTES)
+    assert numbers(stage) == []
+    stage.close()
+    assert list(stage.folder.iterdir()) == []
+
+
+def test_what_the_process_itself_is_going_to_read_stays(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, limit_bytes=2 * BYTES)
+    bring(stage, 1)
+    assert stage.use([shard(1), shard(2), shard(3)]) == [True, False, False]
+    assert not stage.make_room(2 * BYTES)
+    assert numbers(stage) == [1]
+    stage.close()
+
+
+def test_parts_of_a_process_that_is_gone_are_removed_and_of_a_living_one_not(tmp_path: Path) -> None:
+    gone = Stage(tmp_path)
+    gone.receive(shard(1)).write(memoryview(content(1)[:10]))
+    os.close(gone._use)  # as when it is killed
+    lives = Stage(tmp_path)
+    arrival = lives.receive(shard(2))
+    third = Stage(tmp_path)
+    assert third.make_room(BYTES)
+    parts = [p.name for p in third.folder.glob(".part-*")]
+    assert len(parts) == 1
+    assert shard(2).sha256[:16] in parts[0]
+    arrival.write(memoryview(content(2)))
+    arrival.finish(Path("from"))
+    assert numbers(third) == [2]
+
+
+def test_two_jobs_that_bring_the_same_shard(tmp_path: Path) -> None:
+    one, two = Stage(tmp_path), Stage(tmp_path)
+    arrivals = [one.receive(shard(1)), two.receive(shard(1))]
+    for arrival in arrivals:
+        arrival.write(memoryview(content(1)))
+    assert {arrival.finish(Path("from")) for arrival in arrivals} == {one.place(shard(1))}
+    assert numbers(one) == [1]
+    assert not list(one.folder.glob(".part-*"))
+
+
+def test_what_another_boot_left_is_not_trusted(tmp_path: Path) -> None:
+    old = tmp_path / f"hpcmass-shards-{os.getuid()}" / "another-boot" / shard(1).sha256
+    old.mkdir(parents=True)
+    (old / shard(1).file).write_bytes(content(1))
+    os.chmod(tmp_path / f"hpcmass-shards-{os.getuid()}", 0o700)
+    assert Stage(tmp_path).use([shard(1)]) == [False]
+    assert not old.exists()
+
+
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    top = tmp_path / f"hpcmass-shards-{os.getuid()}"
+    top.mkdir()
+    os.chmod(top, 0o777)
+    with pytest.raises(StorageError, match="others may write it"):
+        Stage(tmp_path)
