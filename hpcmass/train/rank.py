@@ -173,8 +173,9 @@ class _Rank:
         wanted = [train] if valid is None else [train, valid]
         staged = stage(wanted, self.comm, target.scratch, limit)
         self.staged = staged
-        for note in staged.notes:
-            self._say(f"{self.job.name}: {note}")
+        if self.comm.rank == 0:  # a warning: into the log, also where there is no console
+            for note in staged.notes:
+                print(f"{self.job.name}: {note}", file=sys.stderr, flush=True)
         return staged.datasets[0], None if valid is None else staged.datasets[1]
 
     def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
