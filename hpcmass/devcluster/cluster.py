@@ -305,7 +305,7 @@ class Cluster:
         daemon.afterwards(self._state.settings)
 
     def _wait_for_nodes(self, names: list[str]) -> None:
-        patience_s = 90.0
+        patience_s = 240.0
 
         def here() -> bool:
             dead = [name for name in names if not self._state.alive(f"slurmd-{name}")]
@@ -327,8 +327,8 @@ class Cluster:
         try:
             # What the shell has set for Slurm's commands (SINFO_PARTITION, SQUEUE_STATES) must not filter this.
             env = daemons.environment(self._state.settings)
-            nodes = daemons.run(env, "sinfo", "-h", "-N", "-o", "%N %T", timeout_s=15)
-            jobs = daemons.run(env, "squeue", "-h", "-o", "%i", timeout_s=15)
+            nodes = daemons.run(env, "sinfo", "-h", "-N", "-o", "%N %T", timeout_s=30)
+            jobs = daemons.run(env, "squeue", "-h", "-o", "%i", timeout_s=30)
         except LaunchError:
             return {}, None
         if nodes.returncode != 0 or jobs.returncode != 0:
@@ -355,7 +355,7 @@ class Cluster:
             process.end(signal.SIGKILL)
         if not s.network:
             end_all_on(name, daemons.marks(s, f"slurmd-{name}"), s.slurm_conf)
-        elif process and not wait_for(lambda: not network.processes_of(s, name), 15):
+        elif process and not wait_for(lambda: not network.processes_of(s, name), 60):
             raise LaunchError(f"processes of {name} do not end", pids=network.processes_of(s, name))
 
     def _end_process(self, name: str) -> None:

@@ -87,7 +87,7 @@ class Daemon:
     ready: Callable[[Settings], bool] = lambda s: True
     before: Callable[[Settings], None] = lambda s: None
     afterwards: Callable[[Settings], None] = lambda s: None
-    patience_s: float = 60.0
+    patience_s: float = 180.0
 
     def start(self, s: Settings, name: str) -> Process:
         """Prepare and start it."""

@@ -58,7 +58,7 @@ class Process:
         finally:
             os.close(handle)
 
-    def end(self, number: int = signal.SIGTERM, patience_s: float = 15.0) -> None:
+    def end(self, number: int = signal.SIGTERM, patience_s: float = 60.0) -> None:
         """Signal it and wait until it is gone; after a while with SIGKILL."""
         self.send(number)
         if not wait_for(lambda: not self.alive, patience_s):
@@ -116,7 +116,7 @@ def wait_for(true: Callable[[], bool], patience_s: float) -> bool:
         time.sleep(POLL_S)
 
 
-def end_all_on(node: str, marks: Mapping[str, str], conf: Path, patience_s: float = 15.0) -> None:
+def end_all_on(node: str, marks: Mapping[str, str], conf: Path, patience_s: float = 60.0) -> None:
     """SIGKILL everything that runs on a node without namespaces: slurmd, its steps, and their children.
 
     Args:

@@ -62,7 +62,7 @@ def _daemons(s: Settings) -> list[str]:
         "ReturnToService=2",
         "SlurmctldTimeout=10",
         f"SlurmdTimeout={s.slurmd_timeout_s}",
-        "BatchStartTimeout=10",
+        "BatchStartTimeout=60",
         "InactiveLimit=0",
         "PropagateResourceLimits=NONE",
         # Nodes have the cores and the memory that stand here, whatever the machine has.

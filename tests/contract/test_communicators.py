@@ -134,6 +134,8 @@ def check(got: list[dict], backend: str) -> None:
         assert said["async"] == [[ranks * (ranks + 1) / 2] * 2] * 4
         assert said["errors"] == [f"rank 0 refuses told={rank != 0}", f"rank {last} refuses told={rank != 0}"]
         assert said["mpi"] or backend in ("single", "torch")
+        # Those that carry the work out and hold its tensors; another one, which sends, may be there for longer.
+        assert backend != "torch" or "pt_gloo_runloop" not in said["threads"], said["threads"]
         assert said["gradients"] == got[0]["gradients"], "ranks hold different gradients"
         for found in said["gradients"]:
             for part, wanted in zip(found, expected_gradients(), strict=True):

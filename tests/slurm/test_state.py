@@ -158,7 +158,7 @@ def test_a_run_from_queue_to_completion(cluster: Cluster, project: Path, slurm: 
     text = cli(project, "status", job_id)
     assert "RUNNING" in text
     assert f"on {found.nodes[0]}" in text
-    (run.path / "go").touch()
+    (project / "go").touch()  # beside the recipe, which is the project's
     assert cli(project, "wait", "whole", "--timeout", "10m").splitlines()[-1].startswith("whole: COMPLETED")
     (done,) = observe([run], slurm)
     assert done.phase is Phase.COMPLETED

@@ -21,7 +21,7 @@ from hpcmass.devcluster.nodes import PARTITIONS
 from hpcmass.devcluster.pmix import plugin_path
 from hpcmass.devcluster.processes import Process, end_all_on, spawn, wait_for
 from hpcmass.devcluster.render import cgroup_conf, gres_conf, hosts, site_toml, slurm_conf, slurmdbd_conf
-from hpcmass.devcluster.settings import FIRST_PORT, SLOTS, check_folder
+from hpcmass.devcluster.settings import FIRST_PORT, PORTS_EACH, SLOTS, check_folder
 from hpcmass.devcluster.state import State
 from hpcmass.errors import ConfigError, CorruptError, LaunchError, MissingDependency, NotFound
 
@@ -84,8 +84,9 @@ def test_folders_that_slurm_cannot_name_are_refused(name: str) -> None:
 
 @pytest.fixture
 def own_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters that start on this machine meanwhile take other names."""
+    """Clusters that start on this machine meanwhile take other names, and other ports."""
     monkeypatch.setattr(claims, "PREFIX", f"hpcmass-test-{os.getpid()}")
+    monkeypatch.setattr(claims, "FIRST_PORT", FIRST_PORT + (SLOTS + 50) * PORTS_EACH)
 
 
 @pytest.mark.usefixtures("own_places")
@@ -111,7 +112,7 @@ def test_a_slot_of_which_a_port_is_taken_is_passed_over() -> None:
     slot, held = claims.claim_slot(lambda slot: True)
     held.close()
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", FIRST_PORT + slot * 20 + 5))
+        listener.bind(("127.0.0.1", claims.FIRST_PORT + slot * PORTS_EACH + 5))
         listener.listen()
         other, held = claims.claim_slot(lambda slot: True)
         held.close()
