@@ -1,15 +1,16 @@
-"""`hpcmass data show|verify|explain`."""
+"""`hpcmass data show|verify|explain`, and what writes (`data_writing.py`)."""
 
 from __future__ import annotations
 
 import click
 
+from hpcmass.cli import data_writing
 from hpcmass.cli.console import day, dump, facts, size, table
 
 
 @click.group("data")
 def command() -> None:
-    """Show, verify or explain a dataset."""
+    """Show, verify or explain a dataset, add to it, or cut it anew."""
 
 
 @command.command("show")
@@ -86,3 +87,7 @@ def explain(dataset: str, batch_size: int, order: str, read: str, as_json: bool)
             dump({"dataset": str(path), **values})
         else:
             facts({"dataset": path, **sentences})
+
+
+for writes in (data_writing.append, data_writing.reshard, data_writing.commit):
+    command.add_command(writes)
