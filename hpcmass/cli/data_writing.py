@@ -45,8 +45,8 @@ def append(
 
     with Bar("appending", 0, "samples") as bar:
         manifest = append_files(
-            dataset, inputs, name=name, shards=shards, input_fields=input_fields, resize=resize, progress=bar.to,
-            note=_note,
+            dataset, inputs, name=name, shards=shards, input_fields=input_fields, resize=resize,
+            progress=bar.to, note=_note,
         )  # fmt: skip
     _show(dataset, manifest)
 
