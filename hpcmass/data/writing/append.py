@@ -17,7 +17,7 @@ from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.scatter import hash_files, tree_hash
 from hpcmass.data.sources import Progress, Source, SourceField, Unread, open_source
 from hpcmass.data.writing.commit import check_same_fields
-from hpcmass.data.writing.staging import completed
+from hpcmass.data.writing.staging import completed, sweep
 from hpcmass.data.writing.writer import SHARD_BYTES, ShardWriter
 from hpcmass.errors import AlreadyExists, DataError
 from hpcmass.files import canonical_json, sha256_bytes, storage_errors
@@ -75,6 +75,7 @@ def append(
         record = _source_record(readable)
         name = name or sha256_bytes(canonical_json(record))[:16]
         if completed(folder, name) is not None:
+            sweep(folder)
             raise AlreadyExists(
                 f"these samples were appended before (as {name!r})",
                 where=folder,

@@ -13,7 +13,7 @@ from hpcmass.data.manifest import Manifest, newest_manifest
 from hpcmass.data.reader import Dataset
 from hpcmass.data.sources import Progress
 from hpcmass.data.writing.append import even_sizes
-from hpcmass.data.writing.staging import Staging
+from hpcmass.data.writing.staging import Staging, sweep
 from hpcmass.data.writing.writer import ShardWriter
 from hpcmass.errors import AlreadyExists, CorruptError, DataError, NotFound
 
@@ -56,6 +56,7 @@ def reshard(
     if shards is not None and shard_samples is not None:
         raise DataError("the number of shards and their size cannot both be given")
     if newest_manifest(folder) is not None:
+        sweep(folder)
         raise AlreadyExists("holds a dataset already", where=folder, hint="name another folder", complete=True)
     fields = dataset.manifest.fields
     sizes = even_sizes(len(dataset), shards, fields) if shard_samples is None else shard_samples

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcmass.data.building import abandoned
 from hpcmass.data.manifest import (
     Field,
     Manifest,
@@ -36,6 +37,7 @@ MAX_NAME = 80  # with what is added to it a shard's file name is still one
 WRITTEN = "written"
 """The strategy of a cut that producers made themselves."""
 
+_TEMPORARY = re.compile(r"\.(manifest-\d+\.json)\..*\.tmp")
 _GONE = re.compile(r"\.(writing|append-.*)\.[0-9a-f]{16}\.gone")
 
 
@@ -232,6 +234,9 @@ def sweep(dataset: Path) -> None:
     """Remove what publications that were cut short left behind: their samples are in the manifest."""
     with contextlib.suppress(OSError, NotFound):
         names = sorted(os.listdir(dataset))
+        for manifest in {match[1] for name in names if (match := _TEMPORARY.fullmatch(name))}:
+            for temporary in abandoned(dataset / manifest, "tmp"):
+                temporary.unlink()
         for name in names:
             if _GONE.fullmatch(name):
                 shutil.rmtree(dataset / name, ignore_errors=True)

@@ -15,7 +15,7 @@ from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.writing.commit import check_same_fields, commit
 from hpcmass.data.writing.fields import as_rows, make_fields
 from hpcmass.data.writing.shardout import OpenShard
-from hpcmass.data.writing.staging import Staging, WritingPlan, completed
+from hpcmass.data.writing.staging import Staging, WritingPlan, completed, sweep
 from hpcmass.errors import AlreadyExists, DataError, LeaseHeld, NotFound, StorageError
 from hpcmass.files import canonical_json, make_dir, storage_errors
 
@@ -190,6 +190,7 @@ class ShardWriter:
         plain = [Field(one.name, one.dtype, one.shape, one.role) for one in manifest.fields]
         if plain != [Field(one.name, one.dtype, one.shape, one.role) for one in self.fields]:
             raise AlreadyExists("holds a dataset already, with other fields", where=self._out, complete=True)
+        sweep(self._out)  # what is left where the publication was cut short after the manifest
         self.manifest = manifest
         self._done = True
         return int(by_rank[self.rank])
