@@ -19,6 +19,7 @@ def command() -> None:
 def show(dataset: str, as_json: bool) -> None:
     """Show the fields, statistics, shards and origin of a dataset."""
     from hpcmass.workflow.sharding import datasets_below
+    from hpcmass.workflow.writing import earlier_states
 
     for path, manifest in datasets_below(dataset):
         if as_json:
@@ -32,7 +33,8 @@ def show(dataset: str, as_json: bool) -> None:
                 "samples": manifest.samples,
                 "shards": f"{len(manifest.shards)}, {size(sum(s.bytes for s in manifest.shards))}",
                 "created": day(manifest.created),
-                "cut": manifest.cut,
+                "cut": {key: said for key, said in manifest.cut.items() if key != "rank_samples"},
+                "before": earlier_states(manifest),
             }
         )
         table(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.data import Manifest, append, commit, open_dataset, reshard
+from hpcmass.data.writing.staging import parts_of
 from hpcmass.data.writing.writer import ShardWriter as PlainWriter
 from hpcmass.errors import DataError, NotFound
 from hpcmass.launch.ranks import detect_ranks
@@ -122,6 +123,17 @@ def commit_ranks(dataset: str | Path, name: str | None = None) -> Manifest:
             )
         name = begun[0] if begun else None
     return commit(folder, append=name)
+
+
+def earlier_states(manifest: Manifest) -> list[str] | None:
+    """The ids that a dataset had before something was appended, the last first, and its samples then."""
+    parts = parts_of(manifest)
+    said = []
+    samples = manifest.samples
+    for part in reversed(parts[1:]):
+        samples -= part["samples"]
+        said.append(f"{part['after'][:12]} ({samples} samples)")
+    return said or None
 
 
 def _shards(progress: Tell | None) -> Callable[[str, int, int], None]:

@@ -123,7 +123,9 @@ class ShardWriter:
                 | dict(classes or {}),
             )
             check_same_fields(self._out, there, asked)
-        return tuple(Field(one.name, one.dtype, one.shape, one.role, {}, one.classes) for one in there)
+        made = tuple(Field(one.name, one.dtype, one.shape, one.role, {}, one.classes) for one in there)
+        check_same_fields(self._out, there, made)  # refuses a form that this writer does not write
+        return made
 
     # -- beginning ------------------------------------------------------------------------------------
     def _begin(self) -> int:
