@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hpcmass.runs import report, should_stop
     from hpcmass.workflow.api import load, run_sweep, train_job
     from hpcmass.workflow.site import Site
+    from hpcmass.workflow.writing import ShardWriter
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _WHERE = {
     "HpcmassError": "hpcmass.errors",
     "Job": "hpcmass.config",
     "Project": "hpcmass.config",
+    "ShardWriter": "hpcmass.workflow.writing",
     "Site": "hpcmass.workflow.site",
     "load": "hpcmass.workflow.api",
     "open_dataset": "hpcmass.data",
@@ -36,6 +38,7 @@ __all__ = [
     "HpcmassError",
     "Job",
     "Project",
+    "ShardWriter",
     "Site",
     "__version__",
     "load",

@@ -1,15 +1,16 @@
-"""`hpcmass data show|verify|explain`."""
+"""`hpcmass data show|verify|explain`, and what writes (`data_writing.py`)."""
 
 from __future__ import annotations
 
 import click
 
+from hpcmass.cli import data_writing
 from hpcmass.cli.console import day, dump, facts, size, table
 
 
 @click.group("data")
 def command() -> None:
-    """Show, verify or explain a dataset."""
+    """Show, verify or explain a dataset, add to it, or cut it anew."""
 
 
 @command.command("show")
@@ -18,6 +19,7 @@ def command() -> None:
 def show(dataset: str, as_json: bool) -> None:
     """Show the fields, statistics, shards and origin of a dataset."""
     from hpcmass.workflow.sharding import datasets_below
+    from hpcmass.workflow.writing import earlier_states
 
     for path, manifest in datasets_below(dataset):
         if as_json:
@@ -31,7 +33,8 @@ def show(dataset: str, as_json: bool) -> None:
                 "samples": manifest.samples,
                 "shards": f"{len(manifest.shards)}, {size(sum(s.bytes for s in manifest.shards))}",
                 "created": day(manifest.created),
-                "cut": manifest.cut,
+                "cut": {key: said for key, said in manifest.cut.items() if key != "rank_samples"},
+                "before": earlier_states(manifest),
             }
         )
         table(
@@ -86,3 +89,7 @@ def explain(dataset: str, batch_size: int, order: str, read: str, as_json: bool)
             dump({"dataset": str(path), **values})
         else:
             facts({"dataset": path, **sentences})
+
+
+for writes in (data_writing.append, data_writing.reshard, data_writing.commit):
+    command.add_command(writes)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from hpcmass.data.sources import open_source
     from hpcmass.data.verify import VerifyReport, verify_dataset
     from hpcmass.data.write import shard
+    from hpcmass.data.writing.append import append
+    from hpcmass.data.writing.commit import commit
+    from hpcmass.data.writing.reshard import reshard
+    from hpcmass.data.writing.writer import ShardWriter
 
 _WHERE = {
     "Dataset": "reader",
@@ -31,7 +35,10 @@ _WHERE = {
     "STRATEGIES": "cut",
     "Samples": "reader",
     "ShardInfo": "manifest",
+    "ShardWriter": "writing.writer",
     "VerifyReport": "verify",
+    "append": "writing.append",
+    "commit": "writing.commit",
     "concat": "reader",
     "epoch_ids": "order",
     "make_mix": "orders",
@@ -40,6 +47,7 @@ _WHERE = {
     "open_source": "sources",
     "rank_slice": "order",
     "read_manifest": "manifest",
+    "reshard": "writing.reshard",
     "shard": "write",
     "split_folders": "manifest",
     "verify_dataset": "verify",
@@ -56,7 +64,10 @@ __all__ = [
     "Plan",
     "Samples",
     "ShardInfo",
+    "ShardWriter",
     "VerifyReport",
+    "append",
+    "commit",
     "concat",
     "epoch_ids",
     "make_mix",
@@ -65,6 +76,7 @@ __all__ = [
     "open_source",
     "rank_slice",
     "read_manifest",
+    "reshard",
     "shard",
     "split_folders",
     "verify_dataset",

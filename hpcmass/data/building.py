@@ -48,7 +48,7 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
     missing = [parent for parent in out.parents if not parent.exists()]
     with storage_errors(out.parent, "make the folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
+        _removeabandoned(out)
         folder = temporary_beside(out)
         folder.mkdir()
     try:
@@ -85,21 +85,21 @@ def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_abandoned(out: Path) -> None:
+def _removeabandoned(out: Path) -> None:
     """Remove temporary folders of processes on this host that were killed while they made `out`."""
     _put_back(out)
-    for folder in [*_abandoned(out, "tmp"), *(_abandoned(out, "old") if out.exists() else [])]:
+    for folder in [*abandoned(out, "tmp"), *(abandoned(out, "old") if out.exists() else [])]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_back(out: Path) -> None:
     """Give the old dataset its name again where an exchange was cut short between its two renamings."""
-    for aside in _abandoned(out, "old"):
+    for aside in abandoned(out, "old"):
         if not os.path.lexists(out):
             os.rename(aside, out)
 
 
-def _abandoned(out: Path, suffix: str) -> list[Path]:
+def abandoned(out: Path, suffix: str) -> list[Path]:
     """Folders beside `out` that processes on this host, killed since, had for it."""
     start = re.escape(f".{out.name[:80]}.{socket.gethostname()}-")
     pattern = re.compile(rf"{start}(\d+)-[0-9a-f]{{8}}\.{suffix}")

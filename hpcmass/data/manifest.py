@@ -125,6 +125,12 @@ def newest_manifest(folder: Path) -> Path | None:
     return folder / numbers[max(numbers)] if numbers else None
 
 
+def manifest_numbers(folder: Path) -> list[int]:
+    """Numbers of the manifests in a folder, lowest first."""
+    with storage_errors(folder, "list the folder"):
+        return sorted(int(match[1]) for name in os.listdir(folder) if (match := _FILE_NAME.fullmatch(name)))
+
+
 def split_folders(folder: Path) -> list[Path]:
     """The subfolders that are datasets (the splits of `folder`), sorted by name."""
     with storage_errors(folder, "list the folder"):
@@ -145,11 +151,15 @@ def write_manifest(folder: Path, manifest: Manifest, number: int = 1) -> Manifes
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the newest manifest of a dataset folder and check that it holds together.
+def read_manifest(folder: Path, id: str | None = None) -> Manifest:
+    """Read a manifest of a dataset folder and check that it holds together.
+
+    Args:
+        folder: The dataset.
+        id: The dataset's id at the time that is meant, or its first 8 digits or more; None: the newest.
 
     Raises:
-        NotFound: There is no such folder, or no manifest in it.
+        NotFound: There is no such folder, no manifest in it, or none with this id.
         DataError: The manifest has a newer format than this version knows.
         CorruptError: The manifest is damaged; the message names the key.
     """
@@ -168,7 +178,24 @@ def read_manifest(folder: Path) -> Manifest:
         raise NotFound(
             "is not a dataset (no manifest in it)", where=folder, hint="make one with `hpcmass shard`"
         )
+    if id is not None:
+        return _with_id(folder, id)
     return parse_manifest(read_json(path), path)
+
+
+def _with_id(folder: Path, id: str) -> Manifest:
+    for number in reversed(manifest_numbers(folder)):
+        path = manifest_path(folder, number)
+        value = read_json(path)
+        found = value.get("id") if isinstance(value, dict) else None
+        if isinstance(found, str) and len(id) >= 8 and found.startswith(id):
+            return parse_manifest(value, path)
+    raise NotFound(
+        f"has no manifest with the id {id[:12]}…",
+        where=folder,
+        hint="the data set was cut anew since: bring the old one back, or begin again with the new one",
+        id=id,
+    )
 
 
 def parse_manifest(value: Any, path: Path) -> Manifest:
@@ -273,5 +300,7 @@ def check_shards(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
             problems.append((shard.file, f"{word}: expected {shard.bytes} bytes, found {found}"))
     return problems
 
+
+parse_field, parse_shard = _parse_field, _parse_shard
 
 Arrays = dict[str, npt.NDArray[Any]]

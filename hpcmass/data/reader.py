@@ -220,20 +220,21 @@ class Dataset:
         return " + ".join(dict.fromkeys(str(folder) for folder in self.folders))
 
 
-def open_dataset(path: str | Path, *, verify: bool = False) -> Dataset:
+def open_dataset(path: str | Path, *, verify: bool = False, id: str | None = None) -> Dataset:
     """Open a dataset folder.
 
     Args:
         path: A folder with a manifest (of a dataset with splits: the folder of one split).
         verify: Compare the checksum of every shard too, which reads all of them.
+        id: The dataset as it was when it had this id (8 digits or more), whatever was appended since.
 
     Raises:
-        NotFound: There is no dataset.
+        NotFound: There is no dataset, or none with this id.
         CorruptError: A shard is missing, truncated or changed; the message names it.
         DataError: The dataset was made by a newer version.
     """
     folder = Path(os.path.abspath(path))
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, id)
     problems = check_shards(folder, manifest)
     if verify and not problems:
         problems = [(shard.file, what) for shard in manifest.shards if (what := check_sum(folder, shard))]

@@ -172,6 +172,69 @@ class FieldStats:
         return result
 
 
+def from_json(value: dict[str, Any]) -> FieldStats:
+    """Statistics out of a manifest, to be merged with others.
+
+    Counts, extremes, class counts and histogram come back as they were; the sum of squares to rounding.
+    """
+    if "class_counts" in value:
+        counts = np.array(value["class_counts"], np.int64)
+        seen = np.flatnonzero(counts)
+        numbers = np.arange(counts.size, dtype=np.float64)
+        mean = float(numbers @ counts / counts.sum()) if seen.size else 0.0
+        result = FieldStats(
+            count=int(counts.sum()), mean=mean, classes=counts[: seen[-1] + 1 if seen.size else 0]
+        )
+        if seen.size:
+            result.low, result.high = int(seen[0]), int(seen[-1])
+            result.squares = float((numbers - mean) ** 2 @ counts)
+            histogram = Histogram.of(seen.astype(np.float64), float(seen[0]), float(seen[-1]))
+            bins = np.floor(seen * math.ldexp(1.0, -histogram.exponent)).astype(np.int64) - histogram.first
+            histogram.counts = np.bincount(bins, counts[seen]).astype(np.int64)
+            result.histogram = histogram
+        return result
+    count, average, deviation = int(value["count"]), value.get("mean"), value.get("std")
+    result = FieldStats(count, value.get("nonfinite", 0), value.get("min"), value.get("max"))
+    unknown = math.nan if count else 0.0
+    result.mean = unknown if average is None else float(average)
+    result.squares = unknown if deviation is None else float(deviation) ** 2 * count
+    if "histogram" in value:
+        edges = value["histogram"]["edges"]
+        exponent = math.frexp(edges[1] - edges[0])[1] - 1
+        first = round(math.ldexp(edges[0], -exponent))
+        result.histogram = Histogram(exponent, first, np.array(value["histogram"]["counts"], np.int64))
+    return result
+
+
+def state_to_json(stats: FieldStats) -> dict[str, Any]:
+    """All that merging needs, exactly, as JSON values; `state_from_json` takes it back."""
+    return {
+        "count": stats.count,
+        "nonfinite": stats.nonfinite,
+        "low": stats.low,
+        "high": stats.high,
+        "mean": float(stats.mean).hex(),
+        "squares": float(stats.squares).hex(),
+        "histogram": [stats.histogram.exponent, stats.histogram.first, stats.histogram.counts.tolist()],
+        "classes": None if stats.classes is None else stats.classes.tolist(),
+    }
+
+
+def state_from_json(value: dict[str, Any]) -> FieldStats:
+    """What `state_to_json` was given."""
+    exponent, first, counts = value["histogram"]
+    return FieldStats(
+        count=int(value["count"]),
+        nonfinite=int(value["nonfinite"]),
+        low=value["low"],
+        high=value["high"],
+        mean=float.fromhex(value["mean"]),
+        squares=float.fromhex(value["squares"]),
+        histogram=Histogram(int(exponent), int(first), np.array(counts, np.int64)),
+        classes=None if value["classes"] is None else np.array(value["classes"], np.int64),
+    )
+
+
 def merge_json(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Statistics of two datasets read one after the other, from the manifests' values, no histogram."""
     count = first["count"] + second["count"]

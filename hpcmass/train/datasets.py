@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpcmass.config import Job, Project
@@ -13,19 +14,25 @@ AUTO_VERIFY_BYTES = 1 << 30
 _VERIFIED: set[tuple[str, str, tuple[tuple[int, int], ...]]] = set()
 
 
-def open_all(project: Project, names: str | list[str]) -> Dataset:
+def open_all(project: Project, names: str | list[str], pins: Mapping[str, str] | None = None) -> Dataset:
     """Open one dataset, or several read one after the other.
+
+    Args:
+        project: What the names are relative to.
+        names: Their folders.
+        pins: The id that each is to have, by name; others are opened as they are now.
 
     Raises:
         NotFound: A folder is no dataset.
         DataError: The datasets do not fit together.
     """
     paths = [names] if isinstance(names, str) else names
-    opened = [open_dataset(project.data_path(path)) for path in paths]
+    pins = pins or {}
+    opened = [open_dataset(project.data_path(path), id=pins.get(path)) for path in paths]
     return opened[0] if len(opened) == 1 else concat(opened)
 
 
-def verify_all(job: Job, project: Project) -> None:
+def verify_all(job: Job, project: Project, pins: Mapping[str, str] | None = None) -> None:
     """Check the shards of the training and validation data against their checksums, as `data.verify` says.
 
     What this process has found right it does not read again while the files keep their size and time, so the
@@ -40,17 +47,20 @@ def verify_all(job: Job, project: Project) -> None:
     for named in (job.data.train, job.data.valid):
         for path in [named] if isinstance(named, str) else named or []:
             folder = project.data_path(path)
-            manifest = open_dataset(folder).manifest
+            id = (pins or {}).get(path)
+            manifest = open_dataset(folder, id=id).manifest
             if job.data.verify == "auto" and sum(one.bytes for one in manifest.shards) > AUTO_VERIFY_BYTES:
                 continue
             stats = [(folder / one.file).stat() for one in manifest.shards]
             key = (str(folder.resolve()), manifest.id, tuple((s.st_size, s.st_mtime_ns) for s in stats))
             if key not in _VERIFIED:
-                open_dataset(folder, verify=True)
+                open_dataset(folder, verify=True, id=id)
                 _VERIFIED.add(key)
 
 
-def open_train(project: Project, names: str | list[str], run: Path) -> Dataset:
+def open_train(
+    project: Project, names: str | list[str], run: Path, pins: Mapping[str, str] | None = None
+) -> Dataset:
     """The training data of a run: all of it, or the shards that `shards.json` in its folder names.
 
     Raises:
@@ -58,7 +68,7 @@ def open_train(project: Project, names: str | list[str], run: Path) -> Dataset:
         DataError: The datasets do not fit together, or there is no such shard.
         CorruptError: `shards.json` is not what it should be.
     """
-    whole = open_all(project, names)
+    whole = open_all(project, names, pins)
     try:
         raw = read_json(run / "shards.json")
     except NotFound:

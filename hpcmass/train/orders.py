@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from hpcmass.train.begun import has_trained
 FILE = "order.json"
 
 
-def open_order(job: Job, project: Project, dataset: Dataset) -> Order:
+def open_order(job: Job, project: Project, dataset: Dataset, pins: Mapping[str, str] | None = None) -> Order:
     """The order in which a job's training data is read.
 
     Args:
         job: Its `data` and `train.global_batch` say which.
         project: What the data paths are relative to.
         dataset: The training data, as opened for the run.
+        pins: The ids by which its datasets were opened.
 
     Raises:
         ConfigError: The order does not fit the data; the message names the key.
@@ -36,7 +38,7 @@ def open_order(job: Job, project: Project, dataset: Dataset) -> Order:
             field=data.stratify,
         )  # fmt: skip
     names = data.train if isinstance(data.train, list) else [data.train or ""]
-    parts = {name: read_manifest(project.data_path(name)).samples for name in names}
+    parts = {name: read_manifest(project.data_path(name), (pins or {}).get(name)).samples for name in names}
     return make_mix(
         data.order, dataset, parts, data.mix, data.seed, batch=batch, epoch_samples=data.epoch_samples,
         block_bytes=block_bytes, window=window,

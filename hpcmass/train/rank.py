@@ -37,6 +37,7 @@ from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.orders import check_order, open_order, record_order
+from hpcmass.train.pins import Pins, record_pins, settle
 from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
@@ -115,6 +116,7 @@ class _Rank:
         self.console = console and comm.rank == 0
         self.lease: Lease | None = None
         self.order: Order | None = None
+        self.pins: Pins = {}
         self.attempt = 0
         self.hosts: list[str] = []
         self.staged: Staged | None = None
@@ -131,7 +133,8 @@ class _Rank:
         if found["done"]:
             self._say(f"{self.run.path} is completed already: nothing to do (--fresh begins again)")
             return self.run.status()
-        on_root(self.comm, lambda: verify_all(self.job, self.project))
+        self.pins = on_root(self.comm, lambda: settle(self.job, self.project, self.run, fresh=self.fresh))
+        on_root(self.comm, lambda: verify_all(self.job, self.project, self.pins))
         recipe, train, valid = everywhere(self.comm, self._open)
         if self.job.data.stage:
             train, valid = self._bring(train, valid)
@@ -161,9 +164,9 @@ class _Rank:
         data = self.job.data
         if data.train is None:
             raise ConfigError("is missing: there is nothing to train on", where="data.train")
-        train = open_train(self.project, data.train, self.run.path)
-        self.order = open_order(self.job, self.project, train)
-        return recipe, train, None if data.valid is None else open_all(self.project, data.valid)
+        train = open_train(self.project, data.train, self.run.path, self.pins)
+        self.order = open_order(self.job, self.project, train, self.pins)
+        return recipe, train, None if data.valid is None else open_all(self.project, data.valid, self.pins)
 
     def _bring(self, train: Dataset, valid: Dataset | None) -> tuple[Dataset, Dataset | None]:
         """Both on this node's own disk, where there is room."""
@@ -226,6 +229,7 @@ class _Rank:
         if not self.fresh:
             check_order(self.run, self.order)
         self.lease = opening.take(self.job, self.run, self.site, fresh=self.fresh)
+        record_pins(self.run.path, self.pins)
         record_order(self.run, self.order)
         return opening.next_attempt(self.run, self.comm.size, self.comm.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpcmass.catalogue import Version, lineage
@@ -14,6 +15,7 @@ from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.model import Model, load_bundle
+from hpcmass.train.pins import read_pins
 from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
 from hpcmass.workflow.registry import open_catalogue
 
@@ -130,7 +132,7 @@ def register_run(
     metrics = {
         key if key.startswith(splits) else f"valid_{key}": value for key, value in status.metrics.items()
     }
-    ids = dataset_ids(job, found)
+    ids = dataset_ids(job, found, read_pins(folder.path))
     if evaluation is not None:
         metrics |= evaluation.flat()
         ids.setdefault("evaluated", evaluation.dataset)
@@ -140,15 +142,23 @@ def register_run(
     )
 
 
-def dataset_ids(job: Job, project: Project) -> dict[str, str]:
-    """Ids of the datasets a job names, by split; several of one split are joined by `+`."""
+def dataset_ids(job: Job, project: Project, pins: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ids of the datasets a job names, by split; several of one split are joined by `+`.
+
+    Args:
+        job: The job.
+        project: What its data paths are relative to.
+        pins: Ids that a run read by, of datasets that may have grown since.
+    """
     found = {}
     for split in ("train", "valid", "test"):
         named = getattr(job.data, split)
         paths = [named] if isinstance(named, str) else named or []
         folders = [project.data_path(path) for path in paths]
         if folders and all(folder.exists() for folder in folders):
-            found[split] = "+".join(open_dataset(folder).id for folder in folders)
+            known = pins or {}
+            ids = (known.get(name) or open_dataset(at).id for name, at in zip(paths, folders, strict=True))
+            found[split] = "+".join(ids)
     return found
 
 

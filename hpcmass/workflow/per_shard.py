@@ -31,6 +31,7 @@ from hpcmass.train import opening
 from hpcmass.train.begun import MAY_DIFFER
 from hpcmass.train.datasets import open_all
 from hpcmass.train.model import load_bundle
+from hpcmass.train.pins import read_pins, record_pins, settle
 from hpcmass.workflow.pool import Pool, open_pool
 from hpcmass.workflow.sweeps import lay_down_run
 from hpcmass.workflow.targets import target_of
@@ -78,9 +79,11 @@ def train_per_shard(
         return run.status()
     if run.exists() and not fresh:
         _check_same(job, run)
-    train = open_all(project, job.data.train or [])
+    pins = settle(job, project, run, fresh=fresh)
+    train = open_all(project, job.data.train or [], pins)
     parts = _deal(job, run, train)
     lease = opening.take(job, run, site, fresh=fresh)
+    record_pins(run.path, pins)
     attempt = opening.next_attempt(run, 1, "per-shard")
     say = _Say(console)
     try:
@@ -196,6 +199,7 @@ def _lay_down(job: Job, site: Site, run: RunFolder, part: _Part) -> None:
     if part.shards is not None:
         text = f'{{"format": 1, "train": {part.shards}}}\n'
         claim(part.run.path / "shards.json", text)
+    record_pins(part.run.path, read_pins(run.path))
     named = job.model_copy(update={"name": f"{job.name}-{part.name}"})
     lay_down_run(named, site, part.run.path, ranks=part.ranks, recipe=run.path / "recipe.py")
 
@@ -249,7 +253,7 @@ def _finish(job: Job, project: Project, run: RunFolder, parts: Sequence[_Part], 
     assert job.per_shard is not None
     run.check_held()
     groups = [part for part in parts if part.shards is not None]
-    valid = None if job.data.valid is None else open_all(project, job.data.valid)
+    valid = None if job.data.valid is None else open_all(project, job.data.valid, read_pins(run.path))
     for how in job.per_shard.combine:
         _combine(how, groups, run.path / "combined" / how / "model", valid, job)
         say(f"combined by {how}")

@@ -26,6 +26,7 @@ from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import TrialSpec, read_trials
 from hpcmass.sweep.space import Space
+from hpcmass.train.pins import read_pins, record_pins, settle
 from hpcmass.train.script import fill_command
 from hpcmass.workflow.pool import Pool, open_pool
 from hpcmass.workflow.targets import trial_resources, trial_targets
@@ -84,7 +85,16 @@ def sweep(
         with open_pool(targets, parallel=parallel, folder=folder, threads=threads, item=item) as pool:
             yield _PoolSubmit(pool, project.root, ranks)
 
+    def begin() -> str:
+        said = lay_down(job, site, folder)
+        if job.recipe is not None:
+            with contextlib.suppress(NotFound):  # data that is not there the trials tell of
+                record_pins(folder, settle(job, project, RunFolder(folder)))
+        return said
+
     def prepare(trial: TrialSpec) -> None:
+        if pins := read_pins(folder):
+            record_pins(trial.path, pins)
         lay_down_run(
             job_with(job, trial.overrides).model_copy(update={"name": f"{job.name}-{trial.number:06d}"}),
             site,
@@ -96,7 +106,7 @@ def sweep(
     return run_study(
         job,
         folder,
-        begin=lambda: lay_down(job, site, folder),
+        begin=begin,
         workers=workers,
         prepare=prepare,
         on_event=on_event or (lambda _: None),

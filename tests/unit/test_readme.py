@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "docs/tutorial.md", "docs/from-torchrun.md"]
+DOCUMENTS = ["README.md", "docs/tutorial.md", "docs/from-torchrun.md", "docs/writing.md"]
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`]*)$")
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>\S[^>]*?)\s*-->")
 RUN_ELSEWHERE = re.compile(r"^\s*(git clone|make)\b")

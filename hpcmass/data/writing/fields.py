@@ -1,0 +1,121 @@
+"""What a producer says of its fields, and what it hands over, held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpcmass.data.manifest import Field
+from hpcmass.data.roles import resolve_roles
+from hpcmass.data.sources.base import SourceField
+from hpcmass.errors import DataError
+
+Rows = dict[str, npt.NDArray[Any]]
+
+
+def make_fields(
+    given: Mapping[str, Any],
+    *,
+    inputs: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    meta: Sequence[str] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[Field, ...]:
+    """Fields from what numpy takes for a type: `"float32"`, or `("uint8", (3, 32, 32))` with a shape.
+
+    Raises:
+        DataError: A type is none that can be stored, or a role or class name does not fit.
+        NameNotAllowed: A field's name may not be used.
+    """
+    found = []
+    for name, said in given.items():
+        if isinstance(said, (list, np.ndarray)):
+            raise DataError(f"field {name}: {said!r:.80} is no type", hint='write ("uint8", (3, 32, 32))')
+        try:
+            dtype = np.dtype(said)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"field {name}: numpy knows no type {said!r:.80} ({error})", hint='write ("uint8", (3, 32, 32))'
+            ) from error
+        base, shape = dtype.subdtype or (dtype, ())
+        if base.kind not in "biuf" or base.itemsize > 8 or min(shape, default=1) < 1:
+            raise DataError(
+                f"field {name}: {dtype} cannot be stored",
+                hint="integers, booleans and floats of up to 64 bits can, in shapes without a zero",
+            )
+        found.append(SourceField(name, base.newbyteorder("="), tuple(shape)))
+    fields = resolve_roles(found, inputs=inputs, targets=targets, meta=meta)
+    left = [name for name in given if name not in {one.name for one in fields}]
+    if left:
+        raise DataError(
+            f"the fields {', '.join(left)} have no role", hint="name them as inputs, targets or meta"
+        )
+    return tuple(_with_classes(one, classes) for one in fields) if classes else fields
+
+
+def _with_classes(one: Field, classes: Mapping[str, Sequence[str]]) -> Field:
+    if one.name not in classes:
+        return one
+    if one.shape != () or np.dtype(one.dtype).kind not in "iu":
+        raise DataError(f"field {one.name} has classes, and is {one.dtype} of shape {list(one.shape)}")
+    return replace(one, classes=[str(name) for name in classes[one.name]])
+
+
+def as_rows(fields: Sequence[Field], batch: Mapping[str, Any], where: Path) -> tuple[Rows, int]:
+    """A batch as arrays of the fields' types, and how many samples it has.
+
+    Raises:
+        DataError: A field is missing or too many, or its values do not fit type, shape or classes.
+    """
+    if batch.keys() != {one.name for one in fields}:
+        wanted = ", ".join(one.name for one in fields)
+        raise DataError(f"a sample has the fields {', '.join(map(str, batch))}, not {wanted}", where=where)
+    rows: Rows = {}
+    count = -1
+    for one in fields:
+        values = np.asarray(batch[one.name])
+        if values.ndim < 1 or values.shape[1:] != one.shape:
+            raise DataError(
+                f"field {one.name} has shape {list(values.shape)}, which is no number of samples "
+                f"of shape {list(one.shape)}",
+                where=where,
+                hint="`write` takes one sample, `write_batch` several along a first axis",
+            )
+        if count >= 0 and len(values) != count:
+            raise DataError(f"field {one.name} has {len(values)} samples, and another has {count}", where=where)
+        count = len(values)
+        rows[one.name] = _cast(one, values, where)
+    return rows, count
+
+
+def _cast(one: Field, values: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]:
+    """The values as the field's type, where none changes by more than a float's rounding."""
+    have, want = values.dtype, one.numpy_dtype
+    if have != want:
+        fits = np.can_cast(have, want, "safe")
+        if not fits and want.kind in "iu" and have.kind in "iu" and values.size:
+            limits = np.iinfo(want)
+            fits = int(values.min()) >= limits.min and int(values.max()) <= limits.max
+        elif not fits:
+            fits = not values.size or (want.kind == "f" and have.kind in "iuf")
+        if not fits:
+            raise DataError(
+                f"field {one.name} is {one.dtype}, and was given {have} values that do not fit", where=where
+            )
+        values = values.astype(want)
+    if one.classes is not None and values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= len(one.classes):
+            raise DataError(
+                f"field {one.name} has the classes 0 … {len(one.classes) - 1}, "
+                f"and was given {low if low < 0 else high}",
+                where=where,
+                hint="a data set with other classes is one of its own",
+                field=one.name,
+            )
+    return values

@@ -1,0 +1,115 @@
+"""`reshard`: a dataset's samples in shards of another size, in the same order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpcmass.data.manifest import Manifest, newest_manifest
+from hpcmass.data.reader import Dataset
+from hpcmass.data.sources import Progress
+from hpcmass.data.writing.append import even_sizes
+from hpcmass.data.writing.staging import Staging, sweep
+from hpcmass.data.writing.writer import ShardWriter
+from hpcmass.errors import AlreadyExists, CorruptError, DataError, NotFound
+
+_BLOCK_BYTES = 8 << 20
+
+
+def reshard(
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    shards: int | None = None,
+    shard_samples: int | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Write the samples of a dataset anew, in their order, into shards of another size.
+
+    Memory is bounded by a few blocks. Killed, the same call goes on where it was; a call with other sizes, or
+    after the dataset has changed, begins anew.
+
+    Args:
+        dataset: What is read.
+        out: Folder of the new dataset; not there yet, or empty.
+        shards: Number of shards; default: one for each 256 MiB.
+        shard_samples: Samples a shard instead; the last one has what is left.
+        progress: Called as progress("shard", samples done, samples).
+        note: Called with a sentence about what is resumed, or begun anew.
+
+    Returns:
+        The new dataset's manifest; its `source` names the id of the old one.
+
+    Raises:
+        AlreadyExists: `out` holds something.
+        DataError: There are fewer samples than shards, or both numbers are given.
+        CorruptError: A shard of the old dataset is missing or truncated.
+        LeaseHeld: Another process writes there.
+        StorageError: The file system refused; the same call goes on later.
+    """
+    folder = Path(os.path.abspath(out))
+    if shards is not None and shard_samples is not None:
+        raise DataError("the number of shards and their size cannot both be given")
+    if newest_manifest(folder) is not None:
+        sweep(folder)
+        raise AlreadyExists("holds a dataset already", where=folder, hint="name another folder", complete=True)
+    fields = dataset.manifest.fields
+    sizes = even_sizes(len(dataset), shards, fields) if shard_samples is None else shard_samples
+    try:
+        writer = _writer(dataset, folder, sizes)
+    except DataError as error:
+        if not error.data.get("differs"):
+            raise
+        _begin_anew(folder)
+        if note:
+            note("what was begun there with other arguments is given up: begins anew")
+        writer = _writer(dataset, folder, sizes)
+    with writer:
+        if writer.resumed_samples and note:
+            note(f"goes on where it was interrupted: {writer.resumed_samples} samples are there")
+        rows = max(1, _BLOCK_BYTES // dataset.row_bytes)
+        for start in range(writer.samples, len(dataset), rows):
+            stop = min(start + rows, len(dataset))
+            writer.write_batch(dataset.batch(np.arange(start, stop, dtype=np.int64)))
+            if progress:
+                progress("shard", stop, len(dataset))
+    assert writer.manifest is not None
+    return writer.manifest
+
+
+def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int]) -> ShardWriter:
+    manifest = dataset.manifest
+    roles = {
+        role: [one.name for one in manifest.fields if one.role == role] for role in ("input", "target", "meta")
+    }
+    return ShardWriter(
+        folder,
+        {one.name: (one.dtype, one.shape) for one in manifest.fields},
+        inputs=roles["input"],
+        targets=roles["target"],
+        meta=roles["meta"],
+        classes={one.name: one.classes for one in manifest.fields if one.classes},
+        shard_samples=sizes,
+        source={"kind": "reshard", "of": manifest.id, "split": manifest.split, "source": manifest.source},
+    )
+
+
+def _begin_anew(folder: Path) -> None:
+    """Give up what was begun, unless somebody is at it.
+
+    Raises:
+        LeaseHeld: Somebody is.
+    """
+    staging = Staging(folder, None)
+    with contextlib.suppress(NotFound, CorruptError):
+        for rank in range(staging.plan().ranks):
+            with contextlib.suppress(NotFound), staging.lease(rank):
+                continue
+    for path in folder.glob("shard-*.h5"):
+        path.unlink()  # those that a commit, cut short, had named already
+    staging.discard()
