@@ -152,6 +152,8 @@ def read_labels(dataset: Dataset, field: str) -> npt.NDArray[Any]:
         CorruptError: A shard is too short.
         StorageError: A shard cannot be read.
     """
+    if any(field in shard.chunks for shard in dataset.manifest.shards):
+        return dataset.whole(field)
     kind = dataset.fields[field].numpy_dtype
     out = np.empty(len(dataset), kind)
     at = 0
