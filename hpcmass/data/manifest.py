@@ -109,6 +109,11 @@ class Manifest:
     created: float
     id: str = ""
 
+    @property
+    def compressed(self) -> bool:
+        """Whether some shard has compressed chunks."""
+        return any(shard.chunks for shard in self.shards)
+
     def with_id(self) -> Manifest:
         """The same manifest with the id that its content has."""
         return replace(self, id=self.content_id())
@@ -127,7 +132,7 @@ class Manifest:
                 del entry["classes"]
             fields.append(entry)
         return {
-            "format": FORMAT if any(shard.chunks for shard in self.shards) else 1,
+            "format": FORMAT if self.compressed else 1,
             "id": self.id,
             "split": self.split,
             "samples": self.samples,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.memory import memory_left
-from hpcmass.data.reading.chunks import BothReader, ChunkReader, Maps
+from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
 from hpcmass.data.reading.packed import chunk_columns, compressed_fields, stored_bytes
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
@@ -169,7 +169,7 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         return make
     chunks = chunk_columns(dataset, packed, choice.pool_bytes if choice.way != "block" else 0)
     maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
-    return lambda: BothReader(make(), ChunkReader(chunks, maps), packed)
+    return BothMaker(make, chunks, maps)
 
 
 def kept_fields(dataset: Dataset) -> list[str]:

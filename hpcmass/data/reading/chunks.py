@@ -1,16 +1,16 @@
 """Rows out of compressed chunks: raw chunks by preadv or out of mapped shards, decoded on the reading thread.
 
-h5py's process-wide lock is taken only for what has no decoder here (lzf): HDF5 itself then reads and decodes.
+h5py's process-wide lock is taken only for what has no decoder of its own: see `Hdf5Decoder`.
 """
 
 from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -56,7 +56,6 @@ class ChunkReader:
         self._checked = 0.0
         self._scratch: Bytes = np.empty(0, np.uint8)
         self._plain: dict[str, PreadReader] = {}
-        self._hdf5: dict[Path, Any] = {}
 
     def read(self, ids: Ids, out: Arrays) -> None:
         """See `Reader`."""
@@ -79,8 +78,6 @@ class ChunkReader:
             self._watched.close()
         for plain in self._plain.values():
             plain.close()
-        while self._hdf5:
-            self._hdf5.popitem()[1].close()
 
     # -- which chunks -------------------------------------------------------------------------------------
     def _column(self, name: str, column: ChunkColumn, ids: Ids, out: Bytes) -> None:
@@ -173,10 +170,7 @@ class ChunkReader:
             found, left_out = self._raw(column, shard, numbers)
             for at, one, mask in zip(chosen.tolist(), found, left_out, strict=True):
                 raw[at], masks[at] = one, mask
-            if layout.decoder is None:
-                self._by_hdf5(column, shard, layout, numbers, out, chosen)
-        if layout.decoder is None:
-            return
+        assert layout.decoder is not None
         try:
             layout.decoder.decode(raw, masks, out)
         except BadChunk as bad:
@@ -215,24 +209,29 @@ class ChunkReader:
                 low = stop
         return raw
 
-    def _by_hdf5(
-        self, column: ChunkColumn, shard: int, layout: Layout, numbers: Ids, out: Bytes, places: Ids
-    ) -> None:
-        import h5py
 
-        extent, name = column.extents[shard], column.one.name
-        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
-            try:
-                file = self._hdf5.get(extent.path)
-                if file is None:
-                    if len(self._hdf5) >= 16:
-                        self._hdf5.popitem()[1].close()
-                    file = self._hdf5[extent.path] = h5py.File(extent.path, "r", locking=False)
-                values = file[name][number * layout.samples : (number + 1) * layout.samples]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise column.corrupt(shard, number, f"cannot be decoded ({error})") from error
-            flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            out[place, : len(flat)] = flat
+@dataclass(frozen=True)
+class BothMaker:
+    """Makes a `BothReader` for each thread.
+
+    Attributes:
+        plain: Makes the reader of what is not compressed, or held.
+        columns: What is decoded.
+        maps: Where the shards are mapped, if they are.
+    """
+
+    plain: Callable[[], Reader]
+    columns: Mapping[str, ChunkColumn]
+    maps: Maps | None
+
+    def __call__(self) -> BothReader:
+        """A reader for one thread."""
+        return BothReader(self.plain(), ChunkReader(self.columns, self.maps), list(self.columns))
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of the pools of decoded chunks, which all threads share."""
+        return sum(column.pool.bytes for column in self.columns.values() if column.pool is not None)
 
 
 class BothReader:

@@ -8,7 +8,10 @@ drops the lock; gzip by zlib, which does so too. What a chunk says of itself is 
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import struct
+import threading
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,13 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcmass.data.filters import BITSHUFFLE, GZIP, ZSTD, Compression
+from hpcmass.data.filters import BITSHUFFLE, GZIP, ZSTD, Compression, set_filters
+from hpcmass.data.manifest import Field
 
 Bytes = npt.NDArray[np.uint8]
 
 _HEAD = 12  # of a chunk of bitshuffle: bytes when decoded (8), bytes of a block (4), big endian
 _BLOCK_HEAD = 4  # of each of its blocks: compressed bytes
 _ELEMENTS = 8  # bitshuffle takes so many together
+
+_numbers = itertools.count()
 
 
 class BadChunk(Exception):
@@ -68,24 +74,27 @@ class BitshuffleDecoder(Decoder):
         super().__init__(chunk_bytes, itemsize)
         self._call = library.bshuf_decompress_lz4
         self._elements = chunk_bytes // itemsize
+        # Fewer elements than bitshuffle takes together are in no block.
+        self._least = _HEAD + (_BLOCK_HEAD if self._elements >= _ELEMENTS else 0)
 
     def decode(self, raw: Sequence[memoryview], masks: Sequence[int], out: Bytes) -> None:
         """See `Decoder`."""
         for number, (one, mask) in enumerate(zip(raw, masks, strict=True)):
-            if mask or len(one) < _HEAD + _BLOCK_HEAD:
+            if mask or len(one) < self._least:
                 raise BadChunk(number, f"has {len(one)} bytes and the filter mask {mask}")
-        heads = np.frombuffer(b"".join([one[: _HEAD + _BLOCK_HEAD] for one in raw]), ">u4").reshape(-1, 4)
+        heads = np.frombuffer(b"".join([one[:_HEAD] for one in raw]), ">u4").reshape(-1, 3)
         high, low = divmod(self.chunk_bytes, 1 << 32)
         wrong = np.flatnonzero((heads[:, 0] != high) | (heads[:, 1] != low))
         if len(wrong):
             raise BadChunk(int(wrong[0]), f"does not say that it holds {self.chunk_bytes} bytes")
         if self._elements % _ELEMENTS == 0 and (heads[:, 2] == self.chunk_bytes).all():
-            self._together(raw, heads[:, 3], out)
+            self._together(raw, out)
             return
         for number, one in enumerate(raw):
             self._alone(number, one, int(heads[number, 2]), out[number])
 
-    def _together(self, raw: Sequence[memoryview], said: npt.NDArray[Any], out: Bytes) -> None:
+    def _together(self, raw: Sequence[memoryview], out: Bytes) -> None:
+        said = np.frombuffer(b"".join([one[_HEAD : _HEAD + _BLOCK_HEAD] for one in raw]), ">u4")
         sizes = np.array([len(one) for one in raw], np.int64) - (_HEAD + _BLOCK_HEAD)
         wrong = np.flatnonzero(said != sizes)
         if len(wrong):
@@ -121,9 +130,13 @@ class BitshuffleDecoder(Decoder):
 class ShuffledDecoder(Decoder):
     """A byte codec behind HDF5's shuffle of bytes, which elements of one byte do without."""
 
+    def __init__(self, chunk_bytes: int, itemsize: int) -> None:
+        super().__init__(chunk_bytes, itemsize)
+        self._shuffled = itemsize > 1
+
     def decode(self, raw: Sequence[memoryview], masks: Sequence[int], out: Bytes) -> None:
         """See `Decoder`."""
-        shuffled = self.itemsize > 1
+        shuffled = self._shuffled
         for number, (one, mask) in enumerate(zip(raw, masks, strict=True)):
             if mask >> (1 + shuffled):
                 raise BadChunk(number, f"has the filter mask {mask}")
@@ -164,15 +177,55 @@ class ZstdDecoder(ShuffledDecoder):
         return plain[:got]
 
 
-def decoder_for(compression: Compression, chunk_bytes: int, itemsize: int) -> Decoder | None:
-    """What decodes such chunks, or None where only HDF5 itself can (lzf; a hdf5plugin built otherwise)."""
+class Hdf5Decoder(ShuffledDecoder):
+    """What has no decoder here: HDF5 itself decodes, one chunk at a time under h5py's lock.
+
+    The raw chunk becomes the only one of a file in memory, so the shard need not be opened once more. Shuffled
+    bytes are put in order here: HDF5 forgets the filter mask of a chunk that was put there directly.
+    """
+
+    def __init__(self, compression: Compression, chunk_bytes: int, itemsize: int) -> None:
+        super().__init__(chunk_bytes, itemsize)
+        self._shuffled = compression.shuffles and itemsize > 1
+        self._compression = compression
+        self._lock = threading.Lock()
+        self._set: Any = None
+
+    def _unpack(self, number: int, raw: memoryview) -> Any:
+        with self._lock:
+            chunk = self._set or self._make()
+            try:
+                chunk.id.write_direct_chunk((0, 0), bytes(raw))
+                return chunk[...].reshape(-1).view(np.uint8)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise BadChunk(number, f"cannot be decoded ({error})") from None
+
+    def _make(self) -> Any:
+        import h5py
+
+        # HDF5 takes two files of one name for the same, in memory too.
+        name = f"hpcmass-chunk-{os.getpid()}-{next(_numbers)}"
+        file = h5py.File(name, "w", driver="core", backing_store=False, rdcc_nbytes=0)
+        size = 1 if self._compression.shuffles else self.itemsize
+        one = Field("chunk", f"uint{8 * size}", (self.chunk_bytes // size,))
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((1, *one.shape))
+        set_filters(properties, one, self._compression, 1)
+        space = h5py.h5s.create_simple((1, *one.shape))
+        kind = h5py.h5t.py_create(one.numpy_dtype)
+        self._set = h5py.Dataset(h5py.h5d.create(file.id, b"chunk", kind, space, properties))
+        return self._set
+
+
+def decoder_for(compression: Compression, chunk_bytes: int, itemsize: int) -> Decoder:
+    """What decodes such chunks: HDF5 itself where nothing else can (lzf; a hdf5plugin built otherwise)."""
     if compression.kind == GZIP:
         return GzipDecoder(chunk_bytes, itemsize)
     if compression.kind == BITSHUFFLE and (library := _bitshuffle()) is not None:
         return BitshuffleDecoder(library, chunk_bytes, itemsize)
     if compression.kind == ZSTD and (library := _zstd()) is not None:
         return ZstdDecoder(library, chunk_bytes, itemsize)
-    return None
+    return Hdf5Decoder(compression, chunk_bytes, itemsize)
 
 
 @lru_cache
