@@ -21,6 +21,7 @@ from hpcmass.data.mapping import Extent, Rows, open_rows
 from hpcmass.data.order import Ids, epoch_ids
 from hpcmass.data.reading.choose import keep, kept_fields
 from hpcmass.data.reading.packed import ChunkRows, HeldRows, compressed_fields
+from hpcmass.data.reading.table import ChunkColumn
 from hpcmass.data.stats import merge_json
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import canonical_json, sha256_bytes, sha256_file
@@ -61,6 +62,7 @@ class Dataset:
         fields: The fields by name.
         row_bytes: Bytes of one sample, all fields together.
         held: Fields that a loader has read into memory as a whole; a process's own.
+        columns: Where the chunks of compressed fields lie, as far as it was read; a process's own.
     """
 
     def __init__(self, manifest: Manifest, folders: Sequence[Path]) -> None:
@@ -71,6 +73,7 @@ class Dataset:
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
         self.held: dict[str, npt.NDArray[Any]] = {}
+        self.columns: dict[str, ChunkColumn] = {}
 
     @property
     def id(self) -> str:

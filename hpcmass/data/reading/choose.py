@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
-from hpcmass.data.reading.packed import chunk_columns, compressed_fields, stored_bytes
+from hpcmass.data.reading.packed import chunk_columns, chunk_pools, compressed_fields, stored_bytes
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
 
@@ -167,9 +167,10 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         make = partial(PreadReader, columns, kept, advise=choice.way == "pread")
     if not packed:
         return make
-    chunks = chunk_columns(dataset, packed, choice.pool_bytes if choice.way != "block" else 0)
+    chunks = chunk_columns(dataset, packed)
+    pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
     maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
-    return BothMaker(make, chunks, maps)
+    return BothMaker(make, chunks, maps, pools)
 
 
 def kept_fields(dataset: Dataset) -> list[str]:

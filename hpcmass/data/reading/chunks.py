@@ -17,7 +17,7 @@ import numpy as np
 from hpcmass.data.mapping import Extent, Ids, open_checked
 from hpcmass.data.reading.decode import BadChunk, Bytes
 from hpcmass.data.reading.rows import FRESH_S, READ_BYTES, Arrays, Column, Files, PreadReader, Reader, Watched
-from hpcmass.data.reading.table import ChunkColumn, Layout
+from hpcmass.data.reading.table import ChunkColumn, ChunkPool, Layout
 
 _AT_ONCE_BYTES = 8 << 20  # decoded before they are picked from
 _GAP_BYTES = 16 << 10  # between two chunks that are read together: HDF5's own structures lie there
@@ -46,10 +46,16 @@ class ChunkReader:
     Args:
         columns: The fields by name.
         maps: Where the shards are mapped; None: they are read by preadv.
+        pools: Decoded chunks that are held, for some of the fields.
     """
 
-    def __init__(self, columns: Mapping[str, ChunkColumn], maps: Maps | None = None) -> None:
-        self._columns, self._maps = columns, maps
+    def __init__(
+        self,
+        columns: Mapping[str, ChunkColumn],
+        maps: Maps | None = None,
+        pools: Mapping[str, ChunkPool] | None = None,
+    ) -> None:
+        self._columns, self._maps, self._pools = columns, maps, pools or {}
         self._files = Files()
         extents = next(iter(columns.values())).extents if columns else []
         self._watched = Watched(extents) if maps else None
@@ -138,8 +144,8 @@ class ChunkReader:
     # -- decoded chunks -----------------------------------------------------------------------------------
     def _chunks(self, column: ChunkColumn, layout: Layout, keys: Ids, out: Bytes) -> None:
         """Chunks (distinct), decoded, in this order: out of the pool, or out of the shards."""
-        pool = column.pool
-        if pool is None or len(column.layouts) > 1:
+        pool = self._pools.get(column.one.name)
+        if pool is None:
             self._decode(column, layout, keys, out)
             return
         places = pool.find(keys)
@@ -218,20 +224,22 @@ class BothMaker:
         plain: Makes the reader of what is not compressed, or held.
         columns: What is decoded.
         maps: Where the shards are mapped, if they are.
+        pools: Decoded chunks that are held, which all threads share.
     """
 
     plain: Callable[[], Reader]
     columns: Mapping[str, ChunkColumn]
     maps: Maps | None
+    pools: Mapping[str, ChunkPool]
 
     def __call__(self) -> BothReader:
         """A reader for one thread."""
-        return BothReader(self.plain(), ChunkReader(self.columns, self.maps), list(self.columns))
+        return BothReader(self.plain(), ChunkReader(self.columns, self.maps, self.pools), list(self.columns))
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes of the pools of decoded chunks, which all threads share."""
-        return sum(column.pool.bytes for column in self.columns.values() if column.pool is not None)
+        """Bytes of the pools of decoded chunks."""
+        return sum(pool.bytes for pool in self.pools.values())
 
 
 class BothReader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,15 +33,24 @@ def stored_bytes(dataset: Dataset) -> int:
     return total
 
 
-def chunk_columns(dataset: Dataset, names: Sequence[str], pool_bytes: int = 0) -> dict[str, ChunkColumn]:
-    """The chunks of compressed fields, and pools of decoded ones within so many bytes, shared out by width."""
-    columns = {name: ChunkColumn(dataset.fields[name], dataset.extents(name)) for name in names}
-    width = sum(dataset.fields[name].row_bytes for name in names)
+def chunk_columns(dataset: Dataset, names: Sequence[str]) -> dict[str, ChunkColumn]:
+    """The chunks of compressed fields; what was read of their tables is kept by the dataset."""
+    for name in names:
+        if name not in dataset.columns:
+            dataset.columns[name] = ChunkColumn(dataset.fields[name], dataset.extents(name))
+    return {name: dataset.columns[name] for name in names}
+
+
+def chunk_pools(dataset: Dataset, columns: Mapping[str, ChunkColumn], pool_bytes: int) -> dict[str, ChunkPool]:
+    """Pools of decoded chunks within so many bytes, shared out by the fields' width."""
+    width = sum(dataset.fields[name].row_bytes for name in columns)
+    pools = {}
     for name, column in columns.items():
-        if pool_bytes and len(column.layouts) == 1:
-            share = pool_bytes * dataset.fields[name].row_bytes // width
-            column.pool = ChunkPool(int(column.last[-1]), column.layouts[0].chunk_bytes, share)
-    return columns
+        share = pool_bytes * dataset.fields[name].row_bytes // width
+        # Chunks of one size only: concatenated datasets may have several.
+        if len(column.layouts) == 1 and share >= column.layouts[0].chunk_bytes:
+            pools[name] = ChunkPool(int(column.last[-1]), column.layouts[0].chunk_bytes, share)
+    return pools
 
 
 class ChunkRows(Rows):

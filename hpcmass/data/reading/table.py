@@ -79,7 +79,6 @@ class ChunkColumn:
         counts = [-(-e.rows // e.chunks.samples) if e.chunks else 0 for e in extents]
         self.last = np.cumsum(counts)
         self.first = self.last - counts
-        self.pool: ChunkPool | None = None
         self._tables: list[Table | None] = [None] * len(self.extents)
 
     def table(self, shard: int, files: Files) -> Table:

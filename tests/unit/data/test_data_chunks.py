@@ -62,7 +62,7 @@ def same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
 def arrays(samples: int) -> dict[str, np.ndarray]:
     """A label, odd rows, rows of several a chunk, rows of several blocks a chunk, with something to compress."""
     random = np.random.default_rng(0)
-    steps = random.integers(-2, 3, (samples, 24_000)).cumsum(axis=1)
+    steps = random.integers(-2, 3, (samples, 17_000)).cumsum(axis=1)
     return {
         "label": np.arange(samples) % 5,
         "odd": random.integers(0, 9, (samples, 3)).astype(np.int16),
@@ -74,9 +74,9 @@ def arrays(samples: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same 90 samples in three shards, plain and in every compression."""
+    """The same 60 samples in three shards, plain and in every compression."""
     base = tmp_path_factory.mktemp("chunks")
-    np.savez(base / "a.npz", **arrays(90))
+    np.savez(base / "a.npz", **arrays(60))
     shard(base / "a.npz", base / "plain", shards=3, workers=1)
     for name in NAMES:
         shard(base / "a.npz", base / name, shards=3, workers=1, compression=name)
@@ -143,11 +143,11 @@ def test_what_is_written_is_read(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("order", ["global", "block", "sequential"])
+@pytest.mark.parametrize("order", ["global", "block"])
 def test_the_same_batches_as_h5py_in_the_same_order(base: Path, name: str, way: str, order: str) -> None:
     dataset = open_dataset(base / name)
     made = make_order(order, dataset, seed=3, batch=16)
-    plan = Plan(lambda a, b: made.ids(1, a, b), 0, 90, 16)
+    plan = Plan(lambda a, b: made.ids(1, a, b), 0, 60, 16)
     with Loader(dataset, plan, read=way, block=getattr(made, "block", None)) as loader:
         for ids, batch in loader:
             same(batch, plain(base / name, ids))
@@ -161,20 +161,20 @@ def test_plain_and_differently_compressed_shards_together(base: Path, way: str) 
     both = concat([open_dataset(base / name) for name in ("plain", *NAMES)])
     ids = np.random.default_rng(0).integers(0, len(both), 200)
     ((_, batch),) = Loader(both, [ids], read=way)
-    same(batch, plain(base / "plain", ids % 90))
+    same(batch, plain(base / "plain", ids % 60))
     same(both.batch(ids), batch)
 
 
 def test_parts_copies_and_labels(base: Path) -> None:
     dataset = open_dataset(base / "bitshuffle-lz4")
-    ids = np.array([7, 3, 3, 20])
+    ids = np.array([7, 3, 3, 19])
     part = dataset.subset_shards([1])
     same(part.batch(ids), dataset.batch(ids + dataset.shard_ranges()[1].start))
     same(pickle.loads(pickle.dumps(dataset)).batch(ids), dataset.batch(ids))
     labels = read_labels(open_dataset(base / "bitshuffle-lz4"), "label")
     assert labels.tolist() == read_labels(open_dataset(base / "plain"), "label").tolist()
     order = make_order("stratified", open_dataset(base / "zstd-2"), batch=10, field="label")
-    assert sorted(order.ids(0, 0, 90).tolist()) == list(range(90))
+    assert sorted(order.ids(0, 0, 60).tolist()) == list(range(60))
 
 
 # -- what is written ------------------------------------------------------------------------------------
@@ -193,10 +193,10 @@ def test_the_manifest_says_how_and_old_versions_refuse_it(base: Path, monkeypatc
     assert value["format"] == 2
     assert entry["offsets"] == {}
     chunks = entry["chunks"]["middle"]
-    assert (chunks["compression"], chunks["samples"]) == ("bitshuffle-lz4", 3)
+    assert (chunks["compression"], chunks["samples"]) == ("bitshuffle-lz4", 1)
     with h5py.File(base / "bitshuffle-lz4" / entry["file"]) as file:
         item = file["middle"]
-        assert item.chunks == (3, 300)
+        assert item.chunks == (1, 300)
         assert item.id.get_create_plist().get_filter(0)[0] == hdf5plugin.Bitshuffle().filter_id
         stored = sum(item.id.get_chunk_info(number).size for number in range(item.id.get_num_chunks()))
         assert chunks["bytes"] == stored < item.nbytes
@@ -310,7 +310,7 @@ def test_a_damaged_table_is_found_and_named(base: Path, tmp_path: Path, what: st
 def test_a_shard_cut_off_within_an_epoch(base: Path, tmp_path: Path, way: str) -> None:
     folder = copy(base, "bitshuffle-lz4", tmp_path)
     dataset = open_dataset(folder)
-    plan = Plan(lambda a, b: np.arange(a, b) % 90, 0, 9000, 8)
+    plan = Plan(lambda a, b: np.arange(a, b) % 60, 0, 9000, 8)
     path = folder / "shard-00001.h5"
     with Loader(dataset, plan, read=way, pool_bytes=1, unit_bytes=1) as loader:
         next(loader)
@@ -322,8 +322,15 @@ def test_a_shard_cut_off_within_an_epoch(base: Path, tmp_path: Path, way: str) -
     assert caught.value.where == str(path)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("field", ["middle", "uneven", "wide"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("bitshuffle-lz4", field) for field in ("middle", "uneven", "wide")),
+        ("gzip-1", "middle"),
+        ("zstd-2", "middle"),
+        ("lzf", "middle"),
+    ],
+)
 def test_no_damage_to_a_chunk_crashes_its_decoder(base: Path, name: str, field: str) -> None:
     # In a process of its own, which a read or write out of bounds would end with a signal.
     code = f"""
@@ -378,11 +385,21 @@ def test_no_lock_of_h5py_is_taken(base: Path, name: str, way: str) -> None:
     thread.start()
     try:
         assert taken.wait(120)
-        with Loader(dataset, [np.arange(90)[::-1]], read=way) as loader:
+        with Loader(dataset, [np.arange(60)[::-1]], read=way) as loader:
             next(loader)
     finally:
         give_back.set()
         thread.join()
+
+
+@pytest.mark.parametrize("name", ["bitshuffle-lz4", "zstd-2"])
+def test_without_the_libraries_hdf5_decodes(base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(decode, "_bitshuffle", lambda: None)
+    monkeypatch.setattr(decode, "_zstd", lambda: None)
+    dataset = open_dataset(base / name)
+    ids = np.arange(60)[::-2]
+    with Loader(dataset, [ids], read="pread") as loader:
+        same(next(loader).arrays, plain(base / "plain", ids))
 
 
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -404,7 +421,7 @@ def test_chunks_in_the_pool_are_decoded_once(base: Path, monkeypatch: pytest.Mon
     chunks = sum(-(-s.samples // s.chunks[name].samples) for s in dataset.manifest.shards for name in wide)
     dataset.whole("label"), dataset.whole("odd")
     decoded = count_decoded(monkeypatch)
-    plan = [epoch_ids("global", 90, 0, epoch, low, low + 10) for epoch in range(3) for low in range(0, 90, 10)]
+    plan = [epoch_ids("global", 60, 0, epoch, low, low + 10) for epoch in range(3) for low in range(0, 60, 10)]
     with Loader(dataset, plan, read=way, unit_bytes=1, threads=1) as loader:
         for ids, batch in loader:
             same(batch, plain(base / "plain", ids))
@@ -446,12 +463,12 @@ def test_on_the_command_line(base: Path, tmp_path: Path, capsys: pytest.CaptureF
     for way in WAYS:
         assert run(["data", "explain", str(out), "--read", way]) == 0
         said = " ".join(capsys.readouterr().out.split())
-        assert "chunks of 4 samples (384000 bytes) of wide, zstd-3" in said
+        assert "chunks of 4 samples (272000 bytes) of wide, zstd-3" in said
         assert ("limited by memory" in said) == (way == "memory")
 
 
 def test_a_dataset_is_the_same_value(base: Path) -> None:
     dataset = open_dataset(base / "gzip-1")
     assert isinstance(dataset, Dataset)
-    assert dataset[3]["wide"].shape == (24_000,)
-    assert [len(part["label"]) for part in dataset.batches(40)] == [40, 40, 10]
+    assert dataset[3]["wide"].shape == (17_000,)
+    assert [len(part["label"]) for part in dataset.batches(40)] == [40, 20]
