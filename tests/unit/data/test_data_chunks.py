@@ -435,6 +435,13 @@ def test_chunks_in_the_pool_are_decoded_once(base: Path, monkeypatch: pytest.Mon
     assert sum(decoded) > chunks
 
 
+def test_a_block_has_several_chunks(base: Path, tmp_path: Path) -> None:
+    shard(base / "a.npz", tmp_path / "out", shards=1, workers=1, compression="gzip-1", chunk_samples=4)
+    order = make_order("block", open_dataset(tmp_path / "out"), batch=8)
+    assert getattr(order, "block", 0) >= 15  # 60 samples in blocks of 16 at least, made equal
+    assert getattr(make_order("block", open_dataset(base / "gzip-1"), batch=8), "block", 0) < 15
+
+
 def test_the_choice_for_compressed_data() -> None:
     local, shared = FileSystem("xfs", True), FileSystem("lustre", False)
     small = choose(Facts((local,), 20, 100, None, False, 1, 10))
