@@ -108,11 +108,16 @@ class ChunkReader:
             self._plain[name].read(ids, {name: out})
             return
         local = ids - column.before[shards]
-        keys, inverse = np.unique(column.first[shards] + local // layout.samples, return_inverse=True)
+        wanted: Ids = column.first[shards] + local // layout.samples
+        keys, inverse = np.unique(wanted, return_inverse=True)
+        many = max(1, _AT_ONCE_BYTES // layout.chunk_bytes)
+        if layout.samples == 1 and len(keys) == len(ids):  # chunks and rows are one and the same
+            for low in range(0, len(ids), many):
+                self._chunks(column, layout, wanted[low : low + many], out[low : low + many])
+            return
         inverse = inverse.reshape(-1)
         rows = inverse * layout.samples + local % layout.samples
-        many = max(1, _AT_ONCE_BYTES // layout.chunk_bytes)
-        if len(keys) <= many or (layout.samples == 1 and len(keys) == len(ids)):
+        if len(keys) <= many:
             self._pick(column, layout, keys, rows, out)
             return
         order = np.argsort(inverse, kind="stable")
@@ -126,10 +131,7 @@ class ChunkReader:
                 out[chosen] = part
 
     def _pick(self, column: ChunkColumn, layout: Layout, keys: Ids, rows: Ids, out: Bytes) -> None:
-        """Rows of some chunks; straight to their places where chunks and rows are one and the same."""
-        if layout.samples == 1 and len(keys) == len(rows):
-            self._chunks(column, layout, keys[rows], out)
-            return
+        """Rows of some chunks; decoded straight to their places where they are all rows in order."""
         whole = len(rows) == len(keys) * layout.samples and bool((np.diff(rows) == 1).all())
         if whole:
             self._chunks(column, layout, keys, out.reshape(len(keys), layout.chunk_bytes))
