@@ -369,6 +369,39 @@ def test_no_damage_to_a_chunk_crashes_its_decoder(base: Path, name: str, field: 
     assert done.returncode == 0, done.stderr
 
 
+def changed(good: bytes, at: int, value: int, size: int) -> bytes:
+    return good[:at] + value.to_bytes(size, "big") + good[at + size :]
+
+
+@pytest.mark.parametrize("field", ["middle", "uneven", "wide"])
+def test_what_a_chunk_says_of_its_sizes_is_checked_before_it_is_decoded(base: Path, field: str) -> None:
+    dataset = open_dataset(base / "bitshuffle-lz4")
+    one, info = dataset.fields[field], dataset.manifest.shards[0].chunks[field]
+    kind, itemsize = parse_compression(info.compression), one.numpy_dtype.itemsize
+    decoder = decode.decoder_for(kind, info.samples * one.row_bytes, itemsize)
+    path, offset, size = chunk_place(base / "bitshuffle-lz4", field, 0)
+    good = path.read_bytes()[offset : offset + size]
+    out = np.empty((1, decoder.chunk_bytes), np.uint8)
+    decoder.decode([memoryview(good)], [0], out)
+    assert isinstance(decoder, decode.BitshuffleDecoder)
+
+    def called(*arguments: object) -> int:
+        raise AssertionError("C was called")
+
+    decoder._call = called
+    block = int.from_bytes(good[12:16], "big")
+    wrong = [
+        changed(good, 0, decoder.chunk_bytes + itemsize, 8), changed(good, 0, 1 << 63, 8), changed(good, 8, 0, 4),
+        changed(good, 8, 3 * itemsize, 4), changed(good, 12, block + 1, 4), changed(good, 12, block - 1, 4),
+        changed(good, 12, (1 << 32) - 1, 4), good[:-1], good[:12], good[:3], b"", good + b"x",
+    ]  # fmt: skip
+    for raw in wrong:
+        with pytest.raises(decode.BadChunk):
+            decoder.decode([memoryview(raw)], [0], out)
+    with pytest.raises(decode.BadChunk):
+        decoder.decode([memoryview(good)], [1], out)
+
+
 # -- how it is read -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["bitshuffle-lz4", "gzip-1", "zstd-2"])
 @pytest.mark.parametrize("way", WAYS)
