@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from hpcmass.cli import data_writing
 from hpcmass.cli.console import day, dump, facts, size, table
+
+if TYPE_CHECKING:
+    from hpcmass.data import Field, Manifest
 
 
 @click.group("data")
@@ -37,13 +42,29 @@ def show(dataset: str, as_json: bool) -> None:
                 "before": earlier_states(manifest),
             }
         )
+        stored = {f.name: _stored(manifest, f) for f in manifest.fields} if manifest.compressed else {}
         table(
             [
-                (f.name, f.role, f.dtype, "x".join(map(str, f.shape)) or "scalar", *_statistics(f))
+                (
+                    *(f.name, f.role, f.dtype, "x".join(map(str, f.shape)) or "scalar", *_statistics(f)),
+                    *([stored[f.name]] if stored else []),
+                )
                 for f in manifest.fields
             ],
-            ["field", "role", "dtype", "shape", "min", "max", "mean", "std", "classes"],
+            [
+                *["field", "role", "dtype", "shape", "min", "max", "mean", "std", "classes"],
+                *(["stored"] if stored else []),
+            ],
         )
+
+
+def _stored(manifest: Manifest, field: Field) -> str:
+    """How a field is compressed, such as `gzip-4, 10 a chunk, 3.1 to 1`."""
+    chunks = [shard.chunks[field.name] for shard in manifest.shards if field.name in shard.chunks]
+    if not chunks:
+        return "plain"
+    ratio = field.row_bytes * manifest.samples / max(1, sum(one.bytes for one in chunks))
+    return f"{chunks[0].compression}, {chunks[0].samples} a chunk, {ratio:.1f} to 1"
 
 
 def _statistics(field: object) -> tuple[object, ...]:

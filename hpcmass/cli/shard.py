@@ -52,6 +52,13 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option("--split", "splits", callback=_splits, metavar="NAME=SHARE,...", help="Splits and their shares.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--workers", type=click.IntRange(1), help="Processes [default: the cores].")
+@click.option(
+    "--compression", metavar="NAME", help="bitshuffle-lz4, gzip-4, lzf or zstd-3 [default: none, the quickest]."
+)
+@click.option(
+    "--chunk-samples", type=click.IntRange(1),
+    help="Samples a compressed chunk [default: by their size].",
+)  # fmt: skip
 @click.option("--input", "input_fields", callback=_names, metavar="FIELD,...", help="Fields that are inputs.")
 @click.option(
     "--target", "target_fields", callback=_names, metavar="FIELD,...", help="Fields that are targets."

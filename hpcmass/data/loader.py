@@ -29,6 +29,7 @@ from hpcmass.data.reading.choose import (
     kept_fields,
     reader_maker,
 )
+from hpcmass.data.reading.chunks import BothMaker
 from hpcmass.data.reading.crew import Crew, Memory, Unit
 from hpcmass.data.reading.memory import Pool, Ring
 from hpcmass.data.reading.rows import BLOCK_BYTES
@@ -158,6 +159,7 @@ class Loader(Iterator[Loaded]):
         self._crew: Crew | None = None
         self._ring: Ring | None = None
         self._pool: Pool | None = None
+        self._decoded_bytes = 0  # of chunks that the threads hold
         self._closed = False
 
     # -- what is there to see ---------------------------------------------------------------------------
@@ -171,8 +173,9 @@ class Loader(Iterator[Loaded]):
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of all buffers and of the pool so far (not of fields held whole)."""
-        return (self._ring.bytes if self._ring else 0) + (self._pool.bytes if self._pool else 0)
+        """Bytes of all buffers and of the pools so far (not of fields held whole)."""
+        pool = self._pool.bytes if self._pool else 0
+        return (self._ring.bytes if self._ring else 0) + pool + self._decoded_bytes
 
     # -- the iterator -----------------------------------------------------------------------------------
     def __iter__(self) -> Loader:
@@ -230,6 +233,7 @@ class Loader(Iterator[Loaded]):
         for waiting in (self._pending, self._planned, self._used):
             waiting.clear()
         make = reader_maker(dataset, choice)
+        self._decoded_bytes = make.pool_bytes if isinstance(make, BothMaker) else 0
         threads = threads or choice.threads
         self._depth = depth or threads + 1
         self._ring = Ring(dataset.fields, self._depth + 1, self._allocate)

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from hpcmass.errors import CorruptError, DataError, NameNotAllowed, NotFound
 from hpcmass.files import canonical_json, check_name, publish_json, read_json, sha256_bytes, storage_errors
 
-FORMAT = 1
+FORMAT = 2  # of manifests with compressed shards; those without are of format 1, as ever
+INDEX_ENTRY_BYTES = 20  # a chunk in a shard's table of them
+INDEX_GROUP = "_chunks"  # in a shard: no field can have this name
 ROLES = ("input", "target", "meta")
 
 _FILE_NAME = re.compile(r"manifest-(\d{6,})\.json")
@@ -56,14 +58,42 @@ class Field:
 
 
 @dataclass(frozen=True)
+class ChunkInfo:
+    """One field of one shard in compressed chunks.
+
+    Attributes:
+        compression: Its name, such as `bitshuffle-lz4`; see `hpcmass.data.filters`.
+        samples: Samples a chunk; the last one may hold fewer.
+        bytes: Bytes of all its chunks together, compressed.
+        index: Byte offset of the table of its chunks (`filters.INDEX_DTYPE`).
+    """
+
+    compression: str
+    samples: int
+    bytes: int
+    index: int
+
+
+@dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its file, and where in the file the rows of each field begin (byte offsets)."""
+    """One shard: its file, and where in the file the rows of each field begin (byte offsets).
+
+    A field is either in `offsets` (contiguous rows) or in `chunks` (compressed).
+    """
 
     file: str
     samples: int
     bytes: int
     sha256: str
     offsets: dict[str, int]
+    chunks: dict[str, ChunkInfo] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The shard as JSON values; `chunks` only where there are some."""
+        entry = asdict(self)
+        if not self.chunks:
+            del entry["chunks"]
+        return entry
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,11 @@ class Manifest:
     source: dict[str, Any]
     created: float
     id: str = ""
+
+    @property
+    def compressed(self) -> bool:
+        """Whether some shard has compressed chunks."""
+        return any(shard.chunks for shard in self.shards)
 
     def with_id(self) -> Manifest:
         """The same manifest with the id that its content has."""
@@ -97,13 +132,13 @@ class Manifest:
                 del entry["classes"]
             fields.append(entry)
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.compressed else 1,
             "id": self.id,
             "split": self.split,
             "samples": self.samples,
             "created": self.created,
             "fields": fields,
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [shard.to_json() for shard in self.shards],
             "cut": self.cut,
             "source": self.source,
         }
@@ -256,7 +291,12 @@ def _parse_shard(entry: dict[str, Any]) -> ShardInfo:
         bytes=int(entry["bytes"]),
         sha256=str(entry["sha256"]),
         offsets={str(name): int(offset) for name, offset in entry["offsets"].items()},
+        chunks={str(name): _parse_chunks(value) for name, value in entry.get("chunks", {}).items()},
     )
+
+
+def _parse_chunks(entry: dict[str, Any]) -> ChunkInfo:
+    return ChunkInfo(str(entry["compression"]), int(entry["samples"]), int(entry["bytes"]), int(entry["index"]))
 
 
 def _check(manifest: Manifest, path: Path) -> None:
@@ -266,6 +306,9 @@ def _check(manifest: Manifest, path: Path) -> None:
     for shard in manifest.shards:
         for one in manifest.fields:
             offset = shard.offsets.get(one.name)
+            if one.name in shard.chunks and offset is None:
+                _check_chunks(shard, one.name, path)
+                continue
             if shard.samples < 1 or offset is None or offset < 0:
                 raise CorruptError(f"{shard.file}: no place of field {one.name}", where=path)
             if offset + shard.samples * one.row_bytes > shard.bytes:
@@ -277,6 +320,14 @@ def _check(manifest: Manifest, path: Path) -> None:
             expected=manifest.id,
             found=manifest.content_id(),
         )
+
+
+def _check_chunks(shard: ShardInfo, name: str, path: Path) -> None:
+    info = shard.chunks[name]
+    if shard.samples < 1 or info.samples < 1 or info.index < 0:
+        raise CorruptError(f"{shard.file}: no place of field {name}", where=path)
+    if info.index + -(-shard.samples // info.samples) * INDEX_ENTRY_BYTES > shard.bytes:
+        raise CorruptError(f"{shard.file}: the chunks of field {name} reach past the file's end", where=path)
 
 
 def check_shards(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcmass.data.manifest import ChunkInfo
 from hpcmass.errors import CorruptError
 from hpcmass.files import storage_errors
 
@@ -33,12 +34,16 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows of one field in one shard: the file, its size, the byte of the first row, their number."""
+    """Rows of one field in one shard: the file, its size, the byte of the first row, their number.
+
+    Where `chunks` is given the rows are compressed, and `offset` is 0.
+    """
 
     path: Path
     file_bytes: int
     offset: int
     rows: int
+    chunks: ChunkInfo | None = None
 
 
 def open_rows(extents: Sequence[Extent], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Rows:

@@ -63,6 +63,7 @@ def make_order(
                 where="data.order", hint='use "global": batches drawn at random are near the proportions',
             )  # fmt: skip
         return StratifiedOrder(read_labels(dataset, name), seed, batch=batch, field=name)
+    block_bytes = _block_bytes(dataset, block_bytes)
     return _simple(kind, len(dataset), _row_bytes(dataset), seed, None, batch, block_bytes, window, lanes)
 
 
@@ -114,6 +115,7 @@ def make_mix(
                 hint="give it a larger weight, or set data.epoch_samples",
             )  # fmt: skip
     row_bytes = _row_bytes(dataset)
+    block_bytes = _block_bytes(dataset, block_bytes)
     children = [
         _simple(kind, n, row_bytes, seed, f"{seed}/mix/{number}", batch, block_bytes, window * LANES, 1)
         for number, n in enumerate(parts.values())
@@ -152,6 +154,8 @@ def read_labels(dataset: Dataset, field: str) -> npt.NDArray[Any]:
         CorruptError: A shard is too short.
         StorageError: A shard cannot be read.
     """
+    if any(field in shard.chunks for shard in dataset.manifest.shards):
+        return dataset.whole(field)
     kind = dataset.fields[field].numpy_dtype
     out = np.empty(len(dataset), kind)
     at = 0
@@ -189,6 +193,17 @@ def _simple(
 def _row_bytes(dataset: Dataset) -> int:
     """Bytes of a sample in its widest field: what one read of contiguous rows moves a sample."""
     return max(one.row_bytes for one in dataset.fields.values())
+
+
+def _block_bytes(dataset: Dataset, asked: int) -> int:
+    """Bytes of a block: what was asked for, and four chunks where several samples share a compressed one.
+
+    A chunk at the edge of two blocks is decoded for each of them.
+    """
+    widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
+    chunks = [shard.chunks[widest.name] for shard in dataset.manifest.shards if widest.name in shard.chunks]
+    samples = max((one.samples for one in chunks), default=1)
+    return asked if samples == 1 else max(asked, 4 * samples * widest.row_bytes)
 
 
 def _class_field(dataset: Dataset, field: str | None) -> str:

@@ -1,7 +1,8 @@
 """Reading a dataset: samples and batches as numpy arrays, in any order, from any process.
 
 A `Dataset` is a value: it can be pickled to a worker process or carried over a fork; each process maps
-the shards when it first reads. Only numpy is needed: rows are found at the byte offsets in the manifest.
+the shards when it first reads. Only numpy is needed: rows are found at the byte offsets in the manifest
+(compressed ones with the libraries of hdf5plugin).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import numpy.typing as npt
 from hpcmass.data.manifest import Field, Manifest, ShardInfo, check_shards, read_manifest
 from hpcmass.data.mapping import Extent, Rows, open_rows
 from hpcmass.data.order import Ids, epoch_ids
+from hpcmass.data.reading.choose import keep, kept_fields
+from hpcmass.data.reading.packed import ChunkRows, HeldRows, compressed_fields
+from hpcmass.data.reading.table import ChunkColumn
 from hpcmass.data.stats import merge_json
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import canonical_json, sha256_bytes, sha256_file
@@ -58,6 +62,7 @@ class Dataset:
         fields: The fields by name.
         row_bytes: Bytes of one sample, all fields together.
         held: Fields that a loader has read into memory as a whole; a process's own.
+        columns: Where the chunks of compressed fields lie, as far as it was read; a process's own.
     """
 
     def __init__(self, manifest: Manifest, folders: Sequence[Path]) -> None:
@@ -68,6 +73,7 @@ class Dataset:
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
         self.held: dict[str, npt.NDArray[Any]] = {}
+        self.columns: dict[str, ChunkColumn] = {}
 
     @property
     def id(self) -> str:
@@ -192,17 +198,38 @@ class Dataset:
     def extents(self, name: str) -> list[Extent]:
         """Where the rows of a field lie, shard by shard."""
         return [
-            Extent(folder / shard.file, shard.bytes, shard.offsets[name], shard.samples)
+            Extent(
+                folder / shard.file,
+                shard.bytes,
+                shard.offsets.get(name, 0),
+                shard.samples,
+                shard.chunks.get(name),
+            )
             for folder, shard in zip(self.folders, self.manifest.shards, strict=True)
         ]
 
     def rows(self, name: str) -> Rows:
-        """The rows of a field, mapped."""
+        """The rows of a field, mapped; compressed ones are decoded, narrow ones once and for all."""
         rows = self._rows.get(name)
         if rows is None:
             one = self.fields[name]
-            rows = self._rows[name] = open_rows(self.extents(name), one.numpy_dtype, one.shape)
+            if name not in compressed_fields(self):
+                rows = open_rows(self.extents(name), one.numpy_dtype, one.shape)
+            elif name in self.held or name in kept_fields(self):
+                rows = HeldRows(self.whole(name))
+            else:
+                rows = ChunkRows(self, name)
+            self._rows[name] = rows
         return rows
+
+    def whole(self, name: str) -> npt.NDArray[Any]:
+        """All of a field, (n, *field.shape), read into memory and held there.
+
+        Raises:
+            CorruptError: A shard is damaged.
+            StorageError: A shard cannot be read.
+        """
+        return keep(self, [name])[name]
 
     def checked(self, ids: npt.ArrayLike) -> Ids:
         """Sample numbers as an int64 array.

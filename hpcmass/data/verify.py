@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcmass.data.compress import check_chunks
 from hpcmass.data.manifest import (
     Manifest,
     ShardInfo,
@@ -108,8 +109,13 @@ def _check_shard(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[Pro
     try:
         with h5py.File(path, "r", locking=False) as file:
             for one in manifest.fields:
-                what = _check_set(file.get(one.name), one.numpy_dtype, (shard.samples, *one.shape))
-                if what is None and file[one.name].id.get_offset() != shard.offsets[one.name]:
+                chunks = shard.chunks.get(one.name)
+                what = _check_set(
+                    file.get(one.name), one.numpy_dtype, (shard.samples, *one.shape), chunks is not None
+                )
+                if what is None and chunks is not None:
+                    what = check_chunks(file, one, shard)
+                elif what is None and file[one.name].id.get_offset() != shard.offsets[one.name]:
                     what = f"begins at byte {file[one.name].id.get_offset()}, not {shard.offsets[one.name]}"
                 if what:
                     problems.append(Problem(path, f"data set {one.name}: {what}"))
@@ -118,12 +124,12 @@ def _check_shard(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[Pro
     return problems
 
 
-def _check_set(item: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str | None:
+def _check_set(item: Any, dtype: np.dtype[Any], shape: tuple[int, ...], chunked: bool) -> str | None:
     if not isinstance(item, h5py.Dataset):
         return "is not there"
     if item.dtype != dtype or item.shape != shape:
         return f"is {item.dtype} {item.shape}, not {dtype} {shape}"
-    if item.chunks is not None or item.id.get_offset() is None:
+    if not chunked and (item.chunks is not None or item.id.get_offset() is None):
         return "is not contiguous"
     return None
 

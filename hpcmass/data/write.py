@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from hpcmass.data.building import building, check_free
+from hpcmass.data.compress import compress_shard
 from hpcmass.data.cut import STRATEGIES, Codes, Cut, fractions_of, plan_cut
-from hpcmass.data.manifest import Field, Manifest, ShardInfo, write_manifest
+from hpcmass.data.filters import Packing, check_packing
+from hpcmass.data.manifest import ChunkInfo, Field, Manifest, ShardInfo, write_manifest
 from hpcmass.data.pool import ProcessPool
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
 from hpcmass.data.scatter import (
@@ -59,6 +61,8 @@ def shard(
     stack: Sequence[str] = (),
     resize: tuple[int, int] | None = None,
     workers: int | None = None,
+    compression: str | None = None,
+    chunk_samples: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Manifest]:
@@ -78,6 +82,8 @@ def shard(
         stack: Table columns that become one vector field `x`, an input; columns named nowhere are left out.
         resize: (height, width) that images are scaled to.
         workers: Processes; None: one a core, 4 at most, and 1 for small sources.
+        compression: `bitshuffle-lz4`, `gzip-4`, `lzf`, `zstd-3` …; see `hpcmass.data.filters`; None: none.
+        chunk_samples: Samples a compressed chunk; None: what suits the fields.
         overwrite: Exchange a dataset that is there already, once the new one is complete.
         progress: Called as progress(stage, done, total).
 
@@ -94,6 +100,7 @@ def shard(
         raise DataError(f"unknown strategy {strategy!r}", hint=f"choose from {', '.join(STRATEGIES)}")
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers are not possible")
+    packing = check_packing(compression, chunk_samples)
     check_free(out, overwrite)
     with building(out, overwrite) as folder, contextlib.ExitStack() as open_files:
         scratch = folder / ".scratch"
@@ -115,7 +122,7 @@ def shard(
             "by": label,
             "splits": dict(splits) if splits else None,
         }
-        manifests = _write(plan, folder, cut_record, _workers(workers, plan), progress)
+        manifests = _write(plan, folder, cut_record, _workers(workers, plan), packing, progress)
         shutil.rmtree(scratch)
     return manifests
 
@@ -224,7 +231,12 @@ def _workers(workers: int | None, plan: _Plan) -> int:
 
 
 def _write(
-    plan: _Plan, folder: Path, cut_record: dict[str, Any], workers: int, progress: Progress | None
+    plan: _Plan,
+    folder: Path,
+    cut_record: dict[str, Any],
+    workers: int,
+    packing: Packing | None,
+    progress: Progress | None,
 ) -> list[Manifest]:
     """Write shards and manifests into the folder."""
     _check_space(folder, plan)
@@ -233,6 +245,13 @@ def _write(
     with ProcessPool(workers, scatter) as pool:
         stats = _scatter_all(plan, scatter, pool, progress)
         scatter.close()
+        chunks: list[dict[str, ChunkInfo]] = [{} for _ in sizes]
+        if packing is not None:
+            parts = zip(scatter.paths, plan.cut.parts, scatter.offsets, strict=True)
+            tasks = ((path, plan.fields, part.samples, at, packing) for path, part, at in parts)
+            chunks = list(pool.map(compress_shard, tasks))
+            sizes = [path.stat().st_size for path in scatter.paths]
+            total = sum(sizes)
         tell = _adder("checksum", total, progress)
         sums = []
         for size, digest in pool.map(finish_shard, ((path,) for path in scatter.paths)):
@@ -244,7 +263,12 @@ def _write(
     for number, split in enumerate(plan.splits):
         infos = tuple(
             ShardInfo(
-                scatter.paths[index].name, part.samples, sizes[index], sums[index], scatter.offsets[index]
+                scatter.paths[index].name,
+                part.samples,
+                sizes[index],
+                sums[index],
+                {} if chunks[index] else scatter.offsets[index],
+                chunks[index],
             )
             for index, part in enumerate(plan.cut.parts)
             if part.split == split

@@ -35,7 +35,8 @@ def shard(
         input_fields: Fields that are inputs. Several columns of a table are stacked to one vector field `x`.
         target_fields: Fields that are targets.
         meta_fields: Fields that only go along.
-        options: `strategy`, `shards`, `splits`, `by`, `seed`, `workers`, `resize`; see `hpcmass.data.shard`.
+        options: `strategy`, `shards`, `splits`, `by`, `seed`, `workers`, `resize`, `compression`,
+            `chunk_samples`; see `hpcmass.data.shard`.
 
     Returns:
         Folder and manifest of each split.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.memory import memory_left
+from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
+from hpcmass.data.reading.packed import chunk_columns, chunk_pools, compressed_fields, stored_bytes
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
 
@@ -25,6 +29,7 @@ KEPT_BYTES = 64 << 20  # fields of narrow rows that are held in memory rather th
 _KEPT_ROW_BYTES = 64
 POOL_BYTES = 256 << 20
 _UNIT_BYTES = 4 << 20
+_MAPPED_SHARDS = 256  # compressed ones, each of which costs an open file while it is mapped
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Facts:
         resident: Share of the pages that the page cache holds, if known and asked.
         blocks: Whether the order takes blocks of neighbouring samples together.
         cores: Processors of the node; there may be as many ranks.
+        stored_bytes: Bytes of the compressed chunks and of the plain rows; None: nothing is compressed.
     """
 
     systems: tuple[FileSystem, ...]
@@ -46,6 +52,7 @@ class Facts:
     resident: float | None
     blocks: bool
     cores: int = 1
+    stored_bytes: int | None = None
 
     @property
     def small(self) -> bool:
@@ -55,7 +62,8 @@ class Facts:
     @property
     def fits(self) -> bool:
         """Whether the page cache can hold all of it."""
-        return self.memory_bytes is None or self.data_bytes <= 0.8 * self.memory_bytes
+        stored = self.data_bytes if self.stored_bytes is None else self.stored_bytes
+        return self.memory_bytes is None or stored <= 0.8 * self.memory_bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class Choice:
         why: One sentence.
         threads: Reading threads.
         unit_bytes: Bytes that a thread reads at once.
-        pool_bytes: What blocks that are held for batches to come may take together; 0: there are none.
+        pool_bytes: What blocks that are held for batches to come may take together, or decoded chunks of
+            compressed shards; 0: there are none.
     """
 
     way: Way
@@ -91,7 +100,8 @@ def facts_of(dataset: Dataset, *, blocks: bool = False, ask_cache: bool = False)
     if ask_cache:
         widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
         resident = resident_share(dataset.extents(widest.name))
-    return Facts(systems, total, memory_left(), resident, blocks, os.cpu_count() or 1)
+    stored = stored_bytes(dataset) if compressed_fields(dataset) else None
+    return Facts(systems, total, memory_left(), resident, blocks, os.cpu_count() or 1, stored)
 
 
 def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int = POOL_BYTES) -> Choice:
@@ -104,24 +114,34 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
         raise DataError(f"there is no way of reading {asked!r}", hint=f"choose from {', '.join(WAYS)}")
     names = ", ".join(system.name for system in facts.systems)
     local = all(system.local for system in facts.systems)
+    packed = facts.stored_bytes is not None
     if asked != "auto":
         way, why = asked, "it was asked for"
     elif facts.small:
         way = "memory"
         why = "it is so small that each rank can hold it, in large pages, where rows are gathered soonest"
+        if packed:
+            why = "it is so small that each rank can hold it decoded: every chunk is decoded once"
     elif not local:
         way = "block" if facts.blocks else "pread"
         why = f"{names} may be shared: a shard that changes must be an error, which it cannot be when mapped"
+    elif packed and facts.blocks:
+        way, why = "block", "it is compressed: the chunks of a block are decoded once for all samples in it"
     elif facts.fits:
         way, why = "map", f"{names} belongs to this node, and its memory can hold the data"
     else:
         way = "block" if facts.blocks else "pread"
         why = f"the data is larger than the memory at hand, though {names} belongs to this node"
-    if way == "map" or way == "memory":
-        return Choice("map" if way == "map" else "memory", why, max(1, min(2, cores)), _UNIT_BYTES)
+    if way == "memory":
+        return Choice("memory", why, max(1, min(2, cores)), _UNIT_BYTES)
+    if way == "map":
+        # Decoding is work for processors, of which more are of use than for copying.
+        return Choice(
+            "map", why, max(1, min(4 if packed else 2, cores)), _UNIT_BYTES, pool_bytes if packed else 0
+        )
     if way == "block":
         return Choice("block", why, 4, _UNIT_BYTES, pool_bytes)
-    return Choice("pread", why, 4, _UNIT_BYTES)
+    return Choice("pread", why, 4, _UNIT_BYTES, pool_bytes if packed else 0)
 
 
 def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
@@ -131,13 +151,26 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         CorruptError: A shard has another size than the manifest says.
         StorageError: A shard cannot be read.
     """
+    packed = compressed_fields(dataset)
+    plain = [name for name in dataset.fields if name not in packed]
+    narrow = list(dataset.fields) if choice.way == "memory" else kept_fields(dataset)
     if choice.way == "map":
-        rows = {name: dataset.rows(name) for name in dataset.fields}
-        extents = dataset.extents(next(iter(dataset.fields)))
-        return lambda: MapReader(rows, extents)
-    columns = {name: Column(dataset.extents(name), one.row_bytes) for name, one in dataset.fields.items()}
-    kept = _keep(dataset, columns, list(dataset.fields) if choice.way == "memory" else kept_fields(dataset))
-    return lambda: PreadReader(columns, kept, advise=choice.way == "pread")
+        narrow = [name for name in narrow if name in packed]
+    kept = keep(dataset, narrow)
+    packed = [name for name in packed if name not in kept]
+    make: Callable[[], Reader]
+    if choice.way == "map":
+        rows = {name: dataset.rows(name) for name in [*plain, *kept]}
+        make = partial(MapReader, rows, dataset.extents(next(iter(dataset.fields))))
+    else:
+        columns = {name: Column(dataset.extents(name), dataset.fields[name].row_bytes) for name in plain}
+        make = partial(PreadReader, columns, kept, advise=choice.way == "pread")
+    if not packed:
+        return make
+    chunks = chunk_columns(dataset, packed)
+    pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
+    maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
+    return BothMaker(make, chunks, maps, pools)
 
 
 def kept_fields(dataset: Dataset) -> list[str]:
@@ -151,19 +184,51 @@ def kept_fields(dataset: Dataset) -> list[str]:
     return kept
 
 
-def _keep(dataset: Dataset, columns: dict[str, Column], names: list[str]) -> dict[str, npt.NDArray[Any]]:
-    """Whole fields in memory; a dataset's next reader finds them there."""
-    reader = PreadReader(columns, {}, gap_bytes=BLOCK_BYTES)
-    try:
-        for name in names:
-            if name not in dataset.held:
-                one = dataset.fields[name]
-                whole = np.empty((len(dataset), *one.shape), one.numpy_dtype)
-                many = max(1, READ_BYTES // max(1, one.row_bytes))
-                for low in range(0, len(dataset), many):
-                    ids = np.arange(low, min(low + many, len(dataset)), dtype=np.int64)
-                    reader.read(ids, {name: whole[low : low + len(ids)]})
-                dataset.held[name] = whole
-    finally:
-        reader.close()
+def keep(dataset: Dataset, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Whole fields in memory; a dataset's next reader finds them there.
+
+    Raises:
+        CorruptError: A shard is damaged, or has another size than the manifest says.
+        StorageError: A shard cannot be read.
+    """
+    packed = set(compressed_fields(dataset))
+    for name in names:
+        if name in dataset.held:
+            continue
+        one = dataset.fields[name]
+        whole = np.empty((len(dataset), *one.shape), one.numpy_dtype)
+        many = max(1, READ_BYTES // max(1, one.row_bytes))
+        make: Callable[[], Reader]
+        if name in packed:
+            # Whole chunks, in the first shard at least.
+            steps = [extent.chunks.samples for extent in dataset.extents(name) if extent.chunks]
+            many = -(-many // max(steps)) * max(steps)
+            make = partial(ChunkReader, chunk_columns(dataset, [name]))
+        else:
+            columns = {name: Column(dataset.extents(name), one.row_bytes)}
+            make = partial(PreadReader, columns, {}, gap_bytes=BLOCK_BYTES)
+        _fill(make, name, whole, many, threads=4 if name in packed else 1)
+        dataset.held[name] = whole
     return {name: dataset.held[name] for name in names}
+
+
+def _fill(make: Callable[[], Reader], name: str, whole: npt.NDArray[Any], many: int, *, threads: int) -> None:
+    """Read a whole field, `many` rows at a time; by several threads where there is something to decode."""
+    starts = list(range(0, len(whole), many))
+
+    def some(first: int) -> None:
+        reader = make()
+        try:
+            for low in starts[first::threads]:
+                ids = np.arange(low, min(low + many, len(whole)), dtype=np.int64)
+                reader.read(ids, {name: whole[low : low + len(ids)]})
+        finally:
+            reader.close()
+
+    threads = min(threads, len(starts), os.cpu_count() or 1)
+    if threads <= 1:
+        threads = 1
+        some(0)
+        return
+    with ThreadPoolExecutor(threads, "hpcmass-read") as crew:
+        list(crew.map(some, range(threads)))

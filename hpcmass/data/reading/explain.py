@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +16,10 @@ from hpcmass.data.order import Ids, Order
 from hpcmass.data.orders import make_order
 from hpcmass.data.reader import Dataset
 from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
+from hpcmass.data.reading.packed import compressed_fields, stored_bytes
 
 _PROBES = 24
+_DECODED = 5
 # Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
 # wait for memory, and preadv has its price a row.
 _OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8), "memory": (0.75, 0.95)}
@@ -30,7 +34,7 @@ class Explained:
         facts: Where the dataset lies, and how much of it the page cache held beforehand.
         choice: The way of reading.
         kept: Fields that are held in memory as a whole.
-        memory_rate: Samples a second if all of it were in memory.
+        memory_rate: Samples a second if all of it were in memory (compressed: as fast as it is decoded).
         storage_rate: Samples a second if none of it were, from a few reads; None where all of it was.
         expected: Samples a second, from the two and the share that was in memory.
         measured: Samples a second of the loader, over `measured_samples`.
@@ -70,7 +74,13 @@ def explain(
     facts = facts_of(dataset, blocks=block is not None, ask_cache=True)
     loader = Loader(dataset, _plan(made, batch_size), read=read, block=block)
     choice = loader.choice
+    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
+    packed = compressed_fields(dataset)
+    if choice.way == "map":
+        kept = [name for name in kept_fields(dataset) if name in packed]
     memory = _memory_rate(dataset, batch_size, choice)
+    if not set(packed) <= set(kept):
+        memory = min(memory, _decode_rate(dataset, choice, batch_size, block or default_block(dataset)))
     storage = (
         None
         if facts.resident == 1.0 or choice.way == "memory"
@@ -86,7 +96,6 @@ def explain(
             if time.perf_counter() - began > seconds:
                 break
         took = time.perf_counter() - began
-    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
     return Explained(facts, choice, kept, memory, storage, expected, count / took, count, most)
 
 
@@ -111,6 +120,43 @@ def _memory_rate(dataset: Dataset, batch_size: int, choice: Choice) -> float:
     widest = max(one.row_bytes for one in dataset.fields.values())
     share = _OF_MEMCPY[choice.way][widest >= _WIDE_ROW_BYTES]
     return best * share * min(choice.threads, 2) / max(1, dataset.row_bytes)
+
+
+def _decode_rate(dataset: Dataset, choice: Choice, batch_size: int, block: int) -> float:
+    """Samples a second that the threads decode: of some batches, or whole blocks, read a second time."""
+    reader = reader_maker(dataset, replace(choice, pool_bytes=0))()
+    random, rates = np.random.default_rng(1), []
+    try:
+        for _ in range(_DECODED):
+            if choice.way == "block":
+                start = int(random.integers(0, max(1, len(dataset) - block + 1)))
+                ids = np.arange(start, min(start + block, len(dataset)), dtype=np.int64)
+            else:
+                ids = random.integers(0, len(dataset), min(batch_size, len(dataset)))
+            out = {
+                name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()
+            }
+            reader.read(ids, out)
+            began = time.perf_counter()
+            reader.read(ids, out)
+            rates.append(len(ids) / max(time.perf_counter() - began, 1e-9))
+    finally:
+        reader.close()
+    return statistics.median(rates) * min(choice.threads, os.cpu_count() or 1)
+
+
+def _layout(dataset: Dataset) -> str:
+    """How the rows lie: contiguous, or in chunks, of which kind and how far they are compressed."""
+    shards, packed = dataset.manifest.shards, compressed_fields(dataset)
+    if not packed:
+        return "contiguous rows"
+    chunks = {name: [shard.chunks[name] for shard in shards if name in shard.chunks] for name in packed}
+    kinds = ", ".join(sorted({one.compression for found in chunks.values() for one in found}))
+    widest = max(packed, key=lambda name: dataset.fields[name].row_bytes)
+    many = max(one.samples for one in chunks[widest])
+    size = many * dataset.fields[widest].row_bytes
+    ratio = dataset.row_bytes * len(dataset) / max(1, stored_bytes(dataset))
+    return f"chunks of {many} samples ({size} bytes) of {widest}, {kinds}, to 1/{ratio:.2f} of the bytes"
 
 
 def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
@@ -141,10 +187,13 @@ def sentences(found: Explained, dataset: Dataset, batch_size: int) -> dict[str, 
     memory = "unknown" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e9:.1f} GB"
     cached = "the file system does not say" if facts.resident is None else f"{facts.resident:.0%} of the pages"
     held = f", {', '.join(found.kept)} held whole" if found.kept else ""
-    pool = f"; a pool of {choice.pool_bytes / 1e6:.0f} MB of blocks" if choice.pool_bytes else ""
-    limit = "memory" if found.storage_rate is None or found.storage_rate > found.memory_rate else "the storage"
+    what = "blocks" if choice.way == "block" else "decoded chunks"
+    pool = f"; a pool of {choice.pool_bytes / 1e6:.0f} MB of {what}" if choice.pool_bytes else ""
+    limit = "memory" if set(compressed_fields(dataset)) <= set(found.kept) else "decoding"
+    if found.storage_rate is not None and found.storage_rate <= found.memory_rate:
+        limit = "the storage"
     return {
-        "layout": f"contiguous rows, {row} bytes a sample, {len(dataset.manifest.shards)} shards",
+        "layout": f"{_layout(dataset)}, {row} bytes a sample, {len(dataset.manifest.shards)} shards",
         "file system": systems,
         "memory": f"{memory} at hand for {facts.data_bytes / 1e9:.3f} GB of data",
         "page cache": f"{cached} before this",

@@ -31,7 +31,7 @@ _STAGED_ROW_BYTES = 1024  # narrower rows are read with what lies between and th
 _OPEN_FILES = 128
 _WATCHED = 16
 _LOOK_S = 1.0
-_FRESH_S = 2e-3  # a look so short ago counts as one just before
+FRESH_S = 2e-3  # a look so short ago counts as one just before
 _ADVISED_ROW_BYTES = 32 << 10
 
 
@@ -101,6 +101,55 @@ class Watched:
         self._handles = [None] * len(self._extents)
 
 
+class Files:
+    """Open shards, whose sizes are looked at again now and then: a reader's own."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, tuple[int, float]] = OrderedDict()  # handle, when it was looked at
+
+    def handle(self, extent: Extent) -> int:
+        """A descriptor of the shard, as long as no other shard is asked for.
+
+        Raises:
+            CorruptError: It has another size than it should have, or was removed.
+            StorageError: It cannot be opened.
+        """
+        now = time.monotonic()
+        handle, checked = self._open.get(extent.path, (-1, now))
+        if handle < 0:
+            handle = open_checked(extent)
+            self._open[extent.path] = handle, now
+            if len(self._open) > _OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1][0])
+        elif now - checked > _LOOK_S:
+            still_whole(handle, extent)
+            self._open[extent.path] = handle, now
+        return handle
+
+    def fill(self, extent: Extent, parts: Sequence[memoryview], offset: int) -> None:
+        """Read the bytes from `offset` on into the parts, one after the other.
+
+        Raises:
+            CorruptError: The shard ends before.
+            StorageError: It cannot be read.
+        """
+        handle = self.handle(extent)
+        left = sum(map(len, parts))
+        try:
+            got = os.preadv(handle, parts, offset)
+        except OSError:
+            got = 0  # named below
+        if got == left:
+            return
+        with storage_errors(extent.path, "read the shard"):
+            fill_slowly(handle, parts, offset, extent)
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            os.close(self._open.popitem()[1][0])
+
+
 class MapReader:
     """Rows copied out of mapped shards, one `np.take` a field, which drops the interpreter's lock.
 
@@ -115,7 +164,7 @@ class MapReader:
 
     def read(self, ids: Ids, out: Arrays) -> None:
         """See `Reader`."""
-        if time.monotonic() - self._checked > _FRESH_S:
+        if time.monotonic() - self._checked > FRESH_S:
             self._watched.check()
         for name, array in out.items():
             self._rows[name].gather_into(ids, array)
@@ -162,7 +211,7 @@ class PreadReader:
         advise: bool = False,
     ) -> None:
         self._columns, self._kept, self._gap, self._advise = columns, kept, gap_bytes, advise
-        self._files: OrderedDict[Path, tuple[int, float]] = OrderedDict()  # handle, when it was looked at
+        self._files = Files()
         self._scratch = bytearray(0)
 
     def read(self, ids: Ids, out: Arrays) -> None:
@@ -189,9 +238,7 @@ class PreadReader:
 
     def close(self) -> None:
         """See `Reader`."""
-        for handle, _ in self._files.values():
-            os.close(handle)
-        self._files.clear()
+        self._files.close()
 
     def _direct(self, column: Column, wanted: Ids, shards: Ids, order: Ids, out: npt.NDArray[np.uint8]) -> None:
         """Wide rows: every row is a part of a vectored read."""
@@ -204,7 +251,7 @@ class PreadReader:
             for low, high, _ in runs:
                 begin = int(places[low])
                 length = int(places[high - 1]) + size - begin
-                handle = self._file(column, int(files[low]))
+                handle = self._files.handle(column.extents[int(files[low])])
                 os.posix_fadvise(handle, begin, length, os.POSIX_FADV_WILLNEED)
         view = out.reshape(-1).data
         at, to = places.tolist(), (targets * size).tolist()
@@ -218,7 +265,7 @@ class PreadReader:
                         parts.append(self._waste(at[number] - end))
                     parts.append(view[to[number] : to[number] + size])
                     end = at[number] + size
-            self._fill(column, int(files[low]), parts, at[low])
+            self._files.fill(column.extents[int(files[low])], parts, at[low])
         if len(first) < len(wanted):
             self._repeat(wanted, order, out)
 
@@ -242,7 +289,7 @@ class PreadReader:
         for low, high in zip(begins, [*begins[1:], len(at)], strict=True):
             length = at[high - 1] + size - at[low]
             staged = self._waste(length)
-            self._fill(column, int(shards[low]), [staged], at[low])
+            self._files.fill(column.extents[int(shards[low])], [staged], at[low])
             rows = np.frombuffer(staged, np.uint8).reshape(-1, size)
             out[order[low:high]] = rows[(places[low:high] - at[low]) // size]
 
@@ -258,32 +305,6 @@ class PreadReader:
         if len(self._scratch) < length:
             self._scratch = bytearray(length)
         return memoryview(self._scratch)[:length]
-
-    def _file(self, column: Column, shard: int) -> int:
-        extent, now = column.extents[shard], time.monotonic()
-        handle, checked = self._files.get(extent.path, (-1, now))
-        if handle < 0:
-            handle = open_checked(extent)
-            self._files[extent.path] = handle, now
-            if len(self._files) > _OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1][0])
-        elif now - checked > _LOOK_S:
-            still_whole(handle, extent)
-            self._files[extent.path] = handle, now
-        return handle
-
-    def _fill(self, column: Column, shard: int, parts: list[memoryview], offset: int) -> None:
-        handle = self._file(column, shard)
-        left = sum(map(len, parts))
-        try:
-            got = os.preadv(handle, parts, offset)
-        except OSError:
-            got = 0  # named below
-        if got == left:
-            return
-        path = column.extents[shard].path
-        with storage_errors(path, "read the shard"):
-            fill_slowly(handle, parts, offset, column.extents[shard])
 
 
 def fill_slowly(handle: int, parts: Sequence[memoryview], offset: int, extent: Extent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from hpcmass.data.filters import register
 from hpcmass.data.sources.base import Arrays, SourceField, check_dtype, check_lengths, pick
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
@@ -90,10 +92,24 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None) -> Hdf5Source:
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
         dtype = check_dtype(item.dtype, item.name, path)
+        _check_filters(item, path)
         fields.append(SourceField(check_name(name, "field"), dtype, tuple(item.shape[1:])))
         sets[name] = item.name
     n = check_lengths({one.name: int(found[one.name].shape[0]) for one in fields}, path)
     return Hdf5Source(path, tuple(fields), sets, n)
+
+
+def _check_filters(item: h5py.Dataset, path: Path) -> None:
+    properties = item.id.get_create_plist()
+    for number in range(properties.get_nfilters()):
+        identity, _, _, name = properties.get_filter(number)
+        if not h5py.h5z.filter_avail(identity):
+            known = name.decode(errors="replace") or "without a name"
+            raise DataError(
+                f"data set {item.name} went through the HDF5 filter {identity} ({known}), which is not here",
+                where=path,
+                hint="pip install hdf5plugin, or the plugin that has it",
+            )
 
 
 def _opened(path: Path) -> Any:
@@ -101,6 +117,8 @@ def _opened(path: Path) -> Any:
     if key not in _open_files:
         for stale in [one for one in _open_files if one[1] == key[1]]:
             _open_files.pop(stale).close()
+        with contextlib.suppress(DataError):  # what is missing is told by `_check_filters`
+            register()
         with storage_errors(path, "read the file"):
             open(path, "rb").close()  # a plain error for a missing or unreadable file
         try:
