@@ -70,7 +70,7 @@ def resolve_roles(
             shown = ", ".join(repr(word) for word in one.classes[:3])
             raise DataError(
                 f"column {one.name} holds text ({shown}{', …' * (len(one.classes) > 3)}), which is no input",
-                hint="mend the rows that should be numbers; or say that it is a category (--category), the target or "
+                hint="mend the rows that should be numbers; or make it a category (--category), the target or "
                 "meta; or name the inputs",
                 column=one.name,
             )

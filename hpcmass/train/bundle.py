@@ -134,8 +134,12 @@ def _parse(folder: Path, raw: Any) -> Bundle:
         members=members,
         combine=combine,
         framework={str(key): str(value) for key, value in raw["framework"].items()},
-        data={str(key): dict(value) for key, value in raw["data"].items()} if "data" in raw else None,
+        data={str(one["name"]): _without_name(one) for one in raw["data"]} if "data" in raw else None,
     )
+
+
+def _without_name(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "name"}
 
 
 def _inside(folder: Path, name: str) -> Path:

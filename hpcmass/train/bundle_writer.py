@@ -103,7 +103,8 @@ def write_weights(
 
     meta: dict[str, Any] = {"kind": "torch", "recipe": RECIPE, "params": dict(params), "weights": WEIGHTS}
     if data is not None:
-        meta["data"] = data
+        # A list: the order of the fields counts, and the keys of model.json are sorted.
+        meta["data"] = [{"name": name, **facts} for name, facts in data.items()]
     return _write(folder, meta, signature, {"torch": torch.__version__}, fill)
 
 

@@ -16,18 +16,8 @@ from pathlib import Path
 from hpcmass.errors import MissingDependency
 
 WEATHER = ["temp", "humid", "wind_speed", "precip", "visib"]
-INPUTS = [
-    "dep_delay",
-    "departs",
-    "hours",
-    "distance",
-    *WEATHER,
-    "month",
-    "weekday",
-    "carrier",
-    "origin",
-    "dest",
-]
+CATEGORIES = ["weekday", "carrier", "origin", "dest"]
+COLUMNS = ["arr_delay", "dep_delay", "departs", "hours", "distance", *WEATHER, "month", *CATEGORIES, "day"]
 
 
 def package_folder() -> Path:
@@ -61,7 +51,7 @@ def write_table(out: Path, rows: int | None = None) -> Path:
     table = table.assign(departs=leaves.round(3), hours=((lands - leaves) % 24).round(3),
                          weekday=date.dt.day_name(), day=date.dt.day_of_year)  # fmt: skip
     part = out.with_name(f".{os.getpid()}-{out.name}")  # Whoever is killed here leaves no half a table.
-    table[["arr_delay", *INPUTS, "day"]].to_csv(part, index=False)
+    table[COLUMNS].to_csv(part, index=False)
     part.replace(out)
     return out
 

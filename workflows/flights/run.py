@@ -17,7 +17,7 @@ from typing import Any
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 import numpy as np
-from prepare import INPUTS, package_folder, write_table
+from prepare import CATEGORIES, package_folder, write_table
 
 import hpcmass
 from hpcmass.cli import console
@@ -28,8 +28,7 @@ from hpcmass.workflow import api
 HERE = Path(__file__).resolve().parent
 # All flights of a day go into one split: a bad day's flights are late together.
 CUT = {"strategy": "grouped", "by": "day", "splits": {"train": 0.8, "valid": 0.1, "test": 0.1}, "shards": 4,
-       "input_fields": INPUTS, "target_fields": ["arr_delay"], "meta_fields": ["day"],
-       "stack": False}  # fmt: skip
+       "target_fields": ["arr_delay"], "meta_fields": ["day"], "categories": CATEGORIES}  # fmt: skip
 QUICK_ROWS, QUICK = 20_000, ["train.epochs=10", "train.global_batch=256"]
 
 
