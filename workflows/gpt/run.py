@@ -21,6 +21,7 @@ from typing import Any
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 import numpy as np
+import torch
 from prepare import VOCABULARY, write_blocks
 
 import hpcmass
@@ -33,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 # Stretches of the text: what is tested is nowhere beside what was trained on.
 CUT = {"strategy": "contiguous", "splits": {"train": 0.8, "valid": 0.1, "test": 0.1}, "shards": 2}
 QUICK_TEXT = {"context": 64, "characters": 100_000}
-QUICK = ["params.layers=2", "params.width=64", "params.dropout=0.0", "train.epochs=4", "train.global_batch=8",
+QUICK = ["params.layers=2", "params.width=64", "params.dropout=0.0", "train.epochs=4", "train.lr=4e-3",
          "resources.threads_per_rank=1"]  # fmt: skip
 
 
@@ -137,6 +138,7 @@ def main() -> None:
     print(evaluation.headline("test"))
     version = api.keep_run(run, project, evaluation=evaluation, why="workflows/gpt/run.py")
     print(f"\n[4/4] {version.ref} is {version.name}@production; what it writes:\n")
+    torch.set_num_threads(1)  # one block at a time: a second thread would only wait
     print(write_on(hpcmass.load(f"{version.name}@production", project=project), "The ", 400))
     print(f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {console.relative(project.root)}/")
 
