@@ -16,13 +16,17 @@ def build_model(params: dict[str, Any], data: dict[str, dict[str, Any]]) -> nn.M
 
 
 class Autoencoder(nn.Module):
-    """Departures from a learned mean map, through convolutions, to `latent` numbers and back."""
+    """Departures from the mean map, through convolutions, to `latent` numbers and back.
+
+    The mean map is that of all maps seen so far in training; a rank's own, as the statistics of batch norm are.
+    """
 
     def __init__(self, shape: list[int], mean: float, latent: int, width: int) -> None:
         super().__init__()
         self.height, self.breadth = shape
         rows, columns = -(-self.height // 8), -(-self.breadth // 8)  # after three strides of 2
-        self.mean = nn.Parameter(torch.full((1, self.height, self.breadth), mean))
+        self.register_buffer("mean", torch.full((1, self.height, self.breadth), mean))
+        self.register_buffer("seen", torch.tensor(0.0))
         pad = (0, 8 * columns - self.breadth, 0, 8 * rows - self.height)
         self.encode = nn.Sequential(
             nn.ZeroPad2d(pad),
@@ -40,7 +44,10 @@ class Autoencoder(nn.Module):
 
     def forward(self, kelvin: Tensor) -> Tensor:
         """(n, height, width) in kelvin to the same."""
-        code = self.encode((kelvin[:, None] - self.mean.detach()) / KELVIN)
+        if self.training:
+            self.seen += len(kelvin)
+            self.mean += (kelvin - self.mean).sum(dim=0) / self.seen
+        code = self.encode((kelvin[:, None] - self.mean) / KELVIN)
         departure = self.decode(code)[:, 0, : self.height, : self.breadth]
         return self.mean + KELVIN * departure
 
@@ -54,11 +61,3 @@ def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Mean squared and absolute error of each map, in K² and K."""
     off = (outputs - targets).flatten(1)
     return {"mse": off.square().mean(dim=1), "mae": off.abs().mean(dim=1)}
-
-
-def optimizer(model: nn.Module, params: dict[str, Any], lr: float) -> torch.optim.Optimizer:
-    """AdamW; the mean map, in kelvin, takes steps of its own size."""
-    mean = [value for name, value in model.named_parameters() if name == "mean"]
-    others = [value for name, value in model.named_parameters() if name != "mean"]
-    groups = [{"params": others}, {"params": mean, "lr": 100 * lr, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=0.01)

@@ -1,6 +1,6 @@
 """An autoencoder on scientific HDF5, from the NetCDF-4 files to a version in the catalogue.
 
-    python workflows/air-temperature/run.py [FOLDER] [--ranks 2] [--quick]
+    python workflows/air-temperature/run.py [FOLDER] [--quick]
 
 Run again, it resumes what is there; README.md beside this file shows the same as commands.
 """
@@ -87,14 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("air-temperature"),
                         help="the project [%(default)s]")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=1, help="ranks of the training [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="a smaller model, and fewer epochs")
     arguments, began = parser.parse_args(), time.monotonic()
     project = api.make_project(arguments.folder)
     print("[1/4] two NetCDF-4 files into HDF5 shards")
     shard_maps(project)
     print("\n[2/4] the autoencoder, on scenario A1B", flush=True)
-    run, status = hpcmass.train_job(HERE / "job.toml", project=project, ranks=arguments.ranks,
+    run, status = hpcmass.train_job(HERE / "job.toml", project=project,
                                     sets=QUICK if arguments.quick else ())  # fmt: skip
     if status.state.value != "COMPLETED":
         sys.exit(f"the run ended as {status.state.value}: {status.reason}\n  see: hpcmass why {run.path}")

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 # Stretches of the text: what is tested is nowhere beside what was trained on.
 CUT = {"strategy": "contiguous", "splits": {"train": 0.8, "valid": 0.1, "test": 0.1}, "shards": 2}
 QUICK_TEXT = {"context": 64, "characters": 100_000}
-QUICK = ["params.layers=2", "params.width=64", "params.dropout=0.0", "train.epochs=4", "train.lr=4e-3",
+QUICK = ["params.layers=2", "params.width=64", "params.dropout=0.0", "train.epochs=3", "train.lr=4e-3",
          "resources.threads_per_rank=1"]  # fmt: skip
 
 
