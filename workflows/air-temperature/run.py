@@ -32,7 +32,7 @@ CUTS = {
     "a1b": ("A1B", {"splits": {"train": 0.85, "valid": 0.15}, "shards": 2}),
     "e1": ("E1", {"splits": {"past": 140 / 240, "future": 100 / 240}, "strategy": "contiguous", "shards": 1}),
 }
-QUICK = ["params.width=8", "train.epochs=40"]
+QUICK = ["params.width=8", "train.epochs=30"]
 
 
 def shard_maps(project: Project) -> None:

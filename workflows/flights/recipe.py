@@ -71,8 +71,8 @@ def build_trees(params: dict[str, Any], columns: list[dict[str, Any]]) -> Any:
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Huber's loss: squares up to half an hour, so that a few lost days do not rule."""
-    return functional.huber_loss(outputs, targets, delta=30.0) / 900.0
+    """Huber's loss: squares up to ten minutes, so that a few lost days do not rule."""
+    return functional.huber_loss(outputs, targets, delta=10.0) / 100.0
 
 
 def metrics(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 # All flights of a day go into one split: a bad day's flights are late together.
 CUT = {"strategy": "grouped", "by": "day", "splits": {"train": 0.8, "valid": 0.1, "test": 0.1}, "shards": 4,
        "target_fields": ["arr_delay"], "meta_fields": ["day"], "categories": CATEGORIES}  # fmt: skip
-QUICK_ROWS, QUICK = 20_000, ["train.epochs=6", "train.global_batch=256"]
+QUICK_ROWS, QUICK = 40_000, ["train.epochs=4", "train.global_batch=256"]
 
 
 def arguments_of(about: str | None, folder: str) -> argparse.Namespace:

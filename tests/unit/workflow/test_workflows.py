@@ -49,8 +49,8 @@ def test_flights(tmp_path: Path) -> None:
     output = run("flights/run.py", tmp_path / "p")
     minutes, r2 = row(output, "the network")
     assert minutes < 0.95 * row(output, "arrives as late as it left")[0]
-    assert minutes < row(output, "ridge regression")[0] < row(output, "always the mean delay")[0]
-    assert r2 > 0.7
+    assert minutes < 1.03 * row(output, "ridge regression")[0] < 0.6 * row(output, "always the mean delay")[0]
+    assert r2 > 0.75
     train, test = (
         hpcmass.open_dataset(tmp_path / "p" / "data" / "flights" / split) for split in ("train", "test")
     )
@@ -98,7 +98,7 @@ def test_air_temperature(tmp_path: Path) -> None:
     error, _ = row(output, "the autoencoder, 8 numbers a map")
     climatology, pca = (row(output, name)[0] for name in ("the mean map", "PCA, 8 numbers a map"))
     assert error < 0.5 * climatology
-    assert pca < error < 2 * pca
+    assert error < 1.5 * pca
     assert (tmp_path / "p" / "air-temperature.png").stat().st_size > 10_000
     future = hpcmass.open_dataset(tmp_path / "p" / "data" / "e1" / "future")
     assert (len(future), future.inputs, future.targets) == (100, ["air_temperature"], [])
