@@ -21,8 +21,9 @@ from hpcmass.runs import RunFolder
 from hpcmass.sweep import StudyResult, study_table
 from hpcmass.workflow import api
 
+NAME = "trees-and-nets"
 QUICK = ["sweep.trials=4", "sweep.sampler='random'", "train.epochs=4", "train.global_batch=256",
-         "sweep.space.rounds.low=40", "sweep.space.rounds.high=60"]  # fmt: skip
+         "sweep.space.learning_rate.low=0.1", "sweep.space.rounds.low=50", "sweep.space.rounds.high=80"]  # fmt: skip
 
 
 def search(project: Project, quick: bool) -> StudyResult:
@@ -65,7 +66,9 @@ def main() -> None:
     measured = {family: api.evaluate_model(run.path, test, project) for family, run in best.items()}
     compare(project, measured)
     winner = next(iter(best))
-    version = api.keep_run(best[winner], project, evaluation=measured[winner], why="the best of the study")
+    version = api.keep_run(
+        best[winner], project, name=NAME, evaluation=measured[winner], why="the best of the study"
+    )
     print(f"\n[4/4] the winner on the validation days, {winner}: {version.ref}, {version.name}@production")
     predict(project, version.name)
     print(f"\ndone in {time.monotonic() - began:.0f} s; everything lies in {console.relative(project.root)}/")
