@@ -22,8 +22,10 @@ from hpcmass.sweep import StudyResult, study_table
 from hpcmass.workflow import api
 
 NAME = "trees-and-nets"
-QUICK = ["sweep.trials=4", "sweep.sampler='random'", "train.epochs=4", "train.global_batch=256",
-         "sweep.space.learning_rate.low=0.1", "sweep.space.rounds.low=50", "sweep.space.rounds.high=80"]  # fmt: skip
+QUICK = [
+    "sweep.trials=4", "sweep.sampler='random'", "train.epochs=4", "train.global_batch=256",
+    "sweep.space.learning_rate.low=0.1", "sweep.space.rounds.low=50", "sweep.space.rounds.high=80",
+]  # fmt: skip
 
 
 def search(project: Project, quick: bool) -> StudyResult:
