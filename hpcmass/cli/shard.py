@@ -63,6 +63,13 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option(
     "--target", "target_fields", callback=_names, metavar="FIELD,...", help="Fields that are targets."
 )
+@click.option(
+    "--category",
+    "categories",
+    callback=_names,
+    metavar="FIELD,...",
+    help="Inputs of words: each is a field of class numbers.",
+)
 @click.option("--meta", "meta_fields", callback=_names, metavar="FIELD,...", help="Fields that only go along.")
 @click.option(
     "--resize", callback=_size, metavar="HxW", help="Images: bring all to this height and width (pixels)."

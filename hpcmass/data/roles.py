@@ -18,13 +18,14 @@ def resolve_roles(
     inputs: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     meta: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
     by: str | None = None,
 ) -> tuple[Field, ...]:
     """Give every field that is kept its role.
 
     Fields that are named get the role they are named for. Of the others, one called label, target, y or
     class is the target if no target was named; the rest are inputs if no input was named, and left out
-    otherwise. `by` is kept as meta if nothing else says what it is.
+    otherwise. `by` is kept as meta if nothing else says what it is. `categories` are inputs that may hold text.
 
     Returns:
         The kept fields, in the order of the source.
@@ -36,7 +37,7 @@ def resolve_roles(
     """
     known = [one.name for one in fields]
     roles: dict[str, str] = {}
-    for role, names in (("input", inputs), ("target", targets), ("meta", meta)):
+    for role, names in (("input", inputs), ("input", categories), ("target", targets), ("meta", meta)):
         for name in names or ():
             if name not in known:
                 raise DataError(f"there is no field {name!r}", hint=f"there are: {', '.join(known)}")
@@ -65,11 +66,12 @@ def resolve_roles(
     if "input" not in roles.values():
         raise DataError("no field is an input", hint=f"name one of: {', '.join(known)}")
     for one in fields:
-        if roles.get(one.name) == "input" and one.classes is not None:
+        if roles.get(one.name) == "input" and one.classes is not None and one.name not in (categories or ()):
             shown = ", ".join(repr(word) for word in one.classes[:3])
             raise DataError(
                 f"column {one.name} holds text ({shown}{', …' * (len(one.classes) > 3)}), which is no input",
-                hint="mend the rows that should be numbers; or make it the target or meta, or name the inputs",
+                hint="mend the rows that should be numbers; or make it a category (--category), the target or "
+                "meta; or name the inputs",
                 column=one.name,
             )
     return tuple(

@@ -58,6 +58,7 @@ def shard(
     inputs: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     meta: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
     stack: Sequence[str] = (),
     resize: tuple[int, int] | None = None,
     workers: int | None = None,
@@ -79,6 +80,7 @@ def shard(
         inputs: Fields with the role input; fields named nowhere are then left out.
         targets: Fields with the role target; default: a field called label, target, y or class.
         meta: Fields with the role meta.
+        categories: Inputs that may hold text: its words become class numbers.
         stack: Table columns that become one vector field `x`, an input; columns named nowhere are left out.
         resize: (height, width) that images are scaled to.
         workers: Processes; None: one a core, 4 at most, and 1 for small sources.
@@ -105,14 +107,16 @@ def shard(
     with building(out, overwrite) as folder, contextlib.ExitStack() as open_files:
         scratch = folder / ".scratch"
         scratch.mkdir()
-        opened = _open(source, inputs, targets, meta, by, stack, resize)
+        opened = _open(source, inputs, targets, [*(meta or ()), *(categories or ())], by, stack, resize)
         if hasattr(opened, "close"):
             open_files.callback(opened.close)
         # Only sources that must be copied first have `spill`.
         readable: Source = opened.spill(scratch, progress) if hasattr(opened, "spill") else opened
         if stack:
             inputs = list(dict.fromkeys(["x", *(inputs or ())]))
-        fields = resolve_roles(readable.fields, inputs=inputs, targets=targets, meta=meta, by=by)
+        fields = resolve_roles(
+            readable.fields, inputs=inputs, targets=targets, meta=meta, categories=categories, by=by
+        )
         readable = readable.select([one.name for one in fields])
         label = _label_field(strategy, by, fields)
         plan = _plan(readable, fields, strategy, shards, splits, seed, label)

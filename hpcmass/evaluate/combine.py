@@ -88,6 +88,12 @@ def same_recipe(bundles: Sequence[Bundle], *, params: bool) -> None:
     for other in bundles[1:]:
         if first.recipe_file.read_bytes() != other.recipe_file.read_bytes():
             raise RecipeError("the models come from different recipes", where=other.folder)
+        if params and first.data != other.data:
+            raise RecipeError(
+                "the models were built from different facts about their data",
+                where=other.folder,
+                hint="combine them by vote or stack",
+            )
         if params and first.params != other.params:
             raise RecipeError(
                 f"the models were built from different params: {first.params} and {other.params}",
@@ -127,7 +133,8 @@ def _average(bundles: Sequence[Bundle], out: Path, shares: Sequence[float]) -> P
             total.add_(state[name].to(total.dtype), alpha=share)
     state = {name: mean[name].to(value.dtype) if name in mean else value for name, value in first.items()}
     source = bundles[0].recipe_file.read_text(encoding="utf-8")
-    return write_weights(out, state, source, bundles[0].params, bundles[0].signature)
+    first_one = bundles[0]
+    return write_weights(out, state, source, first_one.params, first_one.signature, first_one.data)
 
 
 def _structure(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

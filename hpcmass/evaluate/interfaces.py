@@ -59,6 +59,9 @@ class Model(Protocol):
     def __call__(self, inputs: Any, /) -> Any:
         """Probabilities (n, classes) of a classification, values (n, ...) of a regression."""
 
+    def score(self, batch: Mapping[str, Array], /) -> dict[str, Array]:
+        """The recipe's metrics of n samples, each (n,); asked of a model of task `other`."""
+
 
 def take_inputs(batch: Mapping[str, Array], signature: SignatureLike) -> Inputs:
     """The part of a batch that a model takes.

@@ -51,11 +51,11 @@ class Evaluation:
     """What was measured of a model on a dataset.
 
     Attributes:
-        task: `classification` or `regression`.
+        task: `classification`, `regression` or `other`.
         n: Samples.
-        metrics: `accuracy`, `log_loss`, `macro_f1`; or `mse`, `mae`, `r2`.
-        confusion: Counts (classes, classes), row the true class; None for a regression.
-        per_class: One entry a class; empty for a regression.
+        metrics: `accuracy`, `log_loss`, `macro_f1`; or `mse`, `mae`, `r2`; or those of the recipe.
+        confusion: Counts (classes, classes), row the true class; None but for a classification.
+        per_class: One entry a class; empty but for a classification.
         classes: Names of the classes.
         dataset: Id of the dataset.
     """
@@ -70,13 +70,19 @@ class Evaluation:
 
     @property
     def main(self) -> str:
-        """The metric that a headline shows: `accuracy`, or `r2`, or `mse` where R² is undefined."""
+        """The metric that a headline shows: `accuracy`, or `r2`, or `mse` where R² is undefined.
+
+        Of a recipe's own metrics it is the first that is not the loss.
+        """
+        if self.task == "other":
+            return next((name for name in self.metrics if name != "loss"), "loss")
         return next(name for name in ("accuracy", "r2", "mse") if name in self.metrics)
 
     def headline(self, split: str = "test") -> str:
         """One line, such as `test accuracy 0.972 [0.954, 0.983] (n=500)`."""
         name = self.main
-        shown = self.metrics[name].fixed() if name != "mse" else str(self.metrics[name])
+        metric = self.metrics[name]
+        shown = str(metric) if name == "mse" or self.task == "other" else metric.fixed()
         return f"{split} {name} {shown} (n={self.n})"
 
     def tables(self) -> list[Table]:
@@ -166,6 +172,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on every sample of a dataset, once, in batches.
 
+    A model that is neither a classification nor a regression of one target (an autoencoder, a language model,
+    several targets) is measured by its recipe's `metrics`.
+
     Args:
         model: A loaded model.
         dataset: With the model's input fields and one target field.
@@ -177,25 +186,44 @@ def evaluate(
         DataError: The dataset does not fit the model, or the model gives what is no probability.
     """
     signature = model.signature
-    if signature.task not in ("classification", "regression"):
-        raise DataError(
-            f"a model of task {signature.task!r} cannot be evaluated",
-            hint="evaluation needs one target: integers (classes) or floats",
-        )
     if len(dataset) == 0:
         raise DataError("the dataset has no samples to evaluate on")
+    if signature.task not in ("classification", "regression"):
+        return _own_metrics(model, dataset, batch_size, target)
     targets = list(signature.targets or dataset.targets) if target is None else [target]
     if len(targets) != 1 or targets[0] not in dataset.fields:
         known = ", ".join(dataset.fields)
         raise DataError(f"evaluation needs one target field, not {targets}", hint=f"the dataset has: {known}")
-    missing = [spec.name for spec in signature.inputs if spec.name not in dataset.fields]
-    if missing:
-        raise DataError(
-            f"the dataset lacks the model's input {missing[0]!r}", hint=f"it has: {', '.join(dataset.fields)}"
-        )
+    _check_fields([spec.name for spec in signature.inputs], "input", dataset)
     if signature.task == "classification":
         return _classification(model, dataset, batch_size, targets[0])
     return _regression(model, dataset, batch_size, targets[0])
+
+
+def _check_fields(names: Sequence[str], what: str, dataset: DatasetLike) -> None:
+    for name in names:
+        if name not in dataset.fields:
+            raise DataError(
+                f"the dataset lacks the model's {what} {name!r}", hint=f"it has: {', '.join(dataset.fields)}"
+            )
+
+
+def _own_metrics(model: Model, dataset: DatasetLike, batch_size: int, target: str | None) -> Evaluation:
+    """The recipe's metrics, with the normal interval of a mean over samples."""
+    if target is not None:
+        raise DataError(f"the recipe's metrics go by the model's own targets, not by {target!r}")
+    _check_fields([spec.name for spec in model.signature.inputs], "input", dataset)
+    _check_fields(model.signature.targets, "target", dataset)
+    sums: dict[str, tuple[float, float]] = {}
+    start = 0
+    for batch in dataset.batches(batch_size):
+        ids = np.arange(start, start := start + len(next(iter(batch.values()))))
+        for name, values in model.score({**batch, "sample_id": ids}).items():
+            values = _finite(np.asarray(values, np.float64))
+            total, squares = sums.get(name, (0.0, 0.0))
+            sums[name] = total + float(values.sum()), squares + float((values**2).sum())
+    metrics = {name: mean_metric(*found, len(dataset)) for name, found in sums.items()}
+    return Evaluation("other", len(dataset), metrics, dataset=dataset.id)
 
 
 def _classification(model: Model, dataset: DatasetLike, batch_size: int, target: str) -> Evaluation:

@@ -39,6 +39,7 @@ class Bundle:
         folder: Where it lies.
         members: The member bundles of an ensemble.
         framework: Versions of the packages that wrote it.
+        data: The facts about the training data that `build_model` was given, where the recipe takes them.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Bundle:
     members: tuple[Path, ...] = ()
     combine: str | None = None
     framework: dict[str, str] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] | None = None
 
     @property
     def recipe_file(self) -> Path:
@@ -132,7 +134,12 @@ def _parse(folder: Path, raw: Any) -> Bundle:
         members=members,
         combine=combine,
         framework={str(key): str(value) for key, value in raw["framework"].items()},
+        data={str(one["name"]): _without_name(one) for one in raw["data"]} if "data" in raw else None,
     )
+
+
+def _without_name(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "name"}
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -30,8 +30,9 @@ from hpcmass.train.bundle import (
     read_bundle,
     same_signature,
 )
+from hpcmass.train.facts import facts_of
 from hpcmass.train.interfaces import DatasetLike
-from hpcmass.train.recipe import Recipe
+from hpcmass.train.recipe import Facts, Recipe
 from hpcmass.train.signature import Signature, make_signature
 from hpcmass.train.skops_files import dump_estimator, skops_version
 
@@ -65,7 +66,8 @@ def write_torch_bundle(
         StorageError: The file system refused; nothing is left behind.
     """
     signature = make_signature(dataset, sample_output, inputs, targets)
-    return write_weights(folder, model_state(model), recipe.source, params, signature)
+    data = facts_of(dataset, inputs, targets) if recipe.takes_data else None
+    return write_weights(folder, model_state(model), recipe.source, params, signature, data)
 
 
 def model_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -86,7 +88,12 @@ def model_state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def write_weights(
-    folder: Path, state: dict[str, Tensor], recipe_source: str, params: Mapping[str, Any], signature: Signature
+    folder: Path,
+    state: dict[str, Tensor],
+    recipe_source: str,
+    params: Mapping[str, Any],
+    signature: Signature,
+    data: Facts | None = None,
 ) -> Path:
     """Write a torch bundle from its parts; as `write_torch_bundle`."""
 
@@ -94,7 +101,10 @@ def write_weights(
         save_file(state, str(temporary / WEIGHTS))
         (temporary / RECIPE).write_text(recipe_source, encoding="utf-8", newline="")
 
-    meta = {"kind": "torch", "recipe": RECIPE, "params": dict(params), "weights": WEIGHTS}
+    meta: dict[str, Any] = {"kind": "torch", "recipe": RECIPE, "params": dict(params), "weights": WEIGHTS}
+    if data is not None:
+        # A list: the order of the fields counts, and the keys of model.json are sorted.
+        meta["data"] = [{"name": name, **facts} for name, facts in data.items()]
     return _write(folder, meta, signature, {"torch": torch.__version__}, fill)
 
 

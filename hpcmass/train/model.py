@@ -19,6 +19,7 @@ from hpcmass.train.skops_files import load_estimator
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[dict[str, Array]], Any]
+Score = Callable[[dict[str, Array]], dict[str, Array]]
 BATCH = 256
 
 
@@ -35,12 +36,13 @@ class Model:
         core: The torch module, the estimator, or the list of member models.
     """
 
-    def __init__(self, bundle: Bundle, core: Any, run: Run) -> None:
+    def __init__(self, bundle: Bundle, core: Any, run: Run, score: Score | None = None) -> None:
         self.bundle = bundle
         self.signature: Signature = bundle.signature
         self.kind = bundle.kind
         self.core = core
         self._run = run
+        self._score = score
 
     @property
     def task(self) -> str:
@@ -94,6 +96,20 @@ class Model:
             raise DataError(f"the model has no classes (its task is {self.task})", hint="use predict")
         found: Array = np.take(self.classes, self.predict(inputs, batch_size=batch_size))
         return found
+
+    def score(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """The recipe's metrics of n samples, each (n,) float64; without a recipe's own the default ones.
+
+        Args:
+            batch: Arrays by field name: the model's inputs and targets (further fields may be there).
+
+        Raises:
+            DataError: The model is of several, or a field is missing.
+            RecipeError: The recipe's code raised.
+        """
+        if self._score is None:
+            raise DataError(f"a model of kind {self.kind!r} has no metrics of its own")
+        return self._score({name: np.array(values) for name, values in batch.items()})
 
     def __repr__(self) -> str:
         classes = f", {len(self.classes)} classes" if self.classes else ""
@@ -206,7 +222,7 @@ def _other_versions(bundle: Bundle) -> str | None:
 
 def _load_torch(bundle: Bundle, recipe: Recipe) -> Model:
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn for nothing
-        module = recipe.build_model(bundle.params)
+        module = recipe.build_model(bundle.params, bundle.data)
     if not isinstance(module, torch.nn.Module):
         raise CorruptError("builds no torch module", where=bundle.recipe_file)
     state = read_weights(bundle)
@@ -224,7 +240,13 @@ def _load_torch(bundle: Bundle, recipe: Recipe) -> Model:
             batch = prepare(arrays, recipe, names, (), train=False)
             return _numpy(forward(module, recipe, batch.inputs), softmax)
 
-    return Model(bundle, module, run)
+    def score(arrays: dict[str, Array]) -> dict[str, Array]:
+        with torch.inference_mode():
+            batch = prepare(arrays, recipe, names, bundle.signature.targets, train=False)
+            found = recipe.metrics(forward(module, recipe, batch.inputs), batch.targets)
+        return {name: values.double().numpy() for name, values in found.items()}
+
+    return Model(bundle, module, run, score)
 
 
 def _numpy(outputs: Any, softmax: bool) -> Any:

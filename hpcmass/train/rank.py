@@ -32,6 +32,7 @@ from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.compiled import compiled
 from hpcmass.train.datasets import open_all, open_train, verify_all
 from hpcmass.train.estimator import fit_estimator
+from hpcmass.train.facts import facts_of
 from hpcmass.train.inputs import forward, prepare, select_fields
 from hpcmass.train.lazy import materialise
 from hpcmass.train.loop import Loop
@@ -140,7 +141,7 @@ class _Rank:
             train, valid = self._bring(train, valid)
         self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
-        model = everywhere(self.comm, lambda: self._build(recipe))
+        model = everywhere(self.comm, lambda: self._build(recipe, train))
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
@@ -191,12 +192,14 @@ class _Rank:
                 raise ConfigError(f"the validation dataset has no field {name!r}", where="data.valid")
         return fields
 
-    def _build(self, recipe: Recipe) -> Any:
+    def _build(self, recipe: Recipe, train: Dataset) -> Any:
         seed = self.job.train.seed
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        return recipe.build_model(dict(self.job.params))
+        return recipe.build_model(
+            dict(self.job.params), facts_of(train, self.job.data.inputs, self.job.data.targets)
+        )
 
     def _task(
         self, recipe: Recipe, model: torch.nn.Module, train: Dataset, valid: Dataset | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import itertools
 import sys
 import traceback
@@ -24,6 +25,9 @@ from torch import Tensor
 from hpcmass.errors import HpcmassError, NotFound, RecipeError
 from hpcmass.files import storage_errors
 from hpcmass.train.defaults import Targets, default_loss, default_metrics, default_transform, samples_of
+
+Facts = dict[str, dict[str, Any]]
+"""By field: `role`, `dtype`, `shape`, `classes`, and of the manifest: `mean`, `std`, `min`, `max`."""
 
 Transform = Callable[[dict[str, Tensor], bool, Sequence[str]], dict[str, Tensor]]
 
@@ -41,7 +45,9 @@ class Recipe:
         source: Its text.
         sha256: SHA-256 of its bytes.
         module: The executed module.
-        build_model: `params -> torch.nn.Module | estimator`, checked.
+        build_model: `(params, data) -> torch.nn.Module | estimator`, checked; `data` are the facts about the
+            training data (`hpcmass.train.facts`), or None where `takes_data` is false.
+        takes_data: Whether the recipe's `build_model` has a parameter `data`.
         loss: `(outputs, targets) -> scalar Tensor`, the mean over the samples.
         metrics: `(outputs, targets) -> {name: Tensor of n values}`; always has `loss`.
         optimizer: `(model, params, lr) -> Optimizer`, or None: the job file's choice.
@@ -52,7 +58,8 @@ class Recipe:
     source: str
     sha256: str
     module: ModuleType
-    build_model: Callable[[dict[str, Any]], Any]
+    build_model: Callable[..., Any]
+    takes_data: bool
     loss: Callable[[Any, Targets], Tensor]
     metrics: Callable[[Any, Targets], dict[str, Tensor]]
     optimizer: Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer] | None
@@ -172,13 +179,15 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recip
             where=path,
             hint="def build_model(params): return a torch.nn.Module or a scikit-learn estimator",
         )
+    takes_data = _takes_data(found["build_model"])
     loss = _wrap_loss(path, found["loss"] or default_loss)
     return Recipe(
         path=path,
         source=source,
         sha256=sha256,
         module=module,
-        build_model=_wrap_build(path, found["build_model"]),
+        build_model=_wrap_build(path, found["build_model"], takes_data),
+        takes_data=takes_data,
         loss=loss,
         metrics=_wrap_metrics(path, found["metrics"], loss, own_loss=found["loss"] is not None),
         optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
@@ -194,10 +203,20 @@ def is_estimator(model: object) -> bool:
     )
 
 
-def _wrap_build(path: Path, function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    def build_model(params: dict[str, Any]) -> Any:
+def _takes_data(function: Callable[..., Any]) -> bool:
+    try:
+        return "data" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a callable that does not tell
+        return False
+
+
+def _wrap_build(path: Path, function: Callable[..., Any], takes_data: bool) -> Callable[..., Any]:
+    def build_model(params: dict[str, Any], data: Facts | None = None) -> Any:
+        if takes_data and data is None:
+            raise RecipeError("build_model needs the facts about the training data", where=path)
+        more = {"data": copy.deepcopy(data)} if takes_data else {}
         with recipe_errors(path, "build_model"):
-            model = function(copy.deepcopy(dict(params)))
+            model = function(copy.deepcopy(dict(params)), **more)
         if not isinstance(model, torch.nn.Module) and not is_estimator(model):
             raise RecipeError(
                 f"build_model returned {_describe(model)}, neither a torch.nn.Module nor an estimator",

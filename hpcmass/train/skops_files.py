@@ -39,6 +39,10 @@ _TRUSTED = re.compile(
             "sklearn.ensemble._gb_losses.[A-Za-z]+",
             "sklearn.gaussian_process.kernels.[A-Z][A-Za-z]+",
             "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
+            # What boosted trees with categorical features pass the other ones through; skops lists the function
+            # inside of a partial too, so that this allows no other function.
+            "functools.partial",
+            "sklearn.utils.validation.check_array",
         )
     )
 )

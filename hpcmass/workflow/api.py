@@ -13,12 +13,13 @@ from hpcmass.config import Job, Site, as_job, load_site
 from hpcmass.runs import RunFolder, Status
 from hpcmass.workflow.models import (
     evaluate_model,
+    keep_run,
     load,
     picture_of,
     predict,
     register_run,
 )
-from hpcmass.workflow.projects import ProjectRef, open_project, project_of
+from hpcmass.workflow.projects import ProjectRef, make_project, open_project, project_of
 from hpcmass.workflow.registry import open_catalogue, set_alias, verify_catalogue
 from hpcmass.workflow.sharding import shard
 from hpcmass.workflow.training import train as train_or_start
@@ -101,7 +102,9 @@ def run_sweep(
 
 __all__ = [
     "evaluate_model",
+    "keep_run",
     "load",
+    "make_project",
     "open_catalogue",
     "open_project",
     "picture_of",

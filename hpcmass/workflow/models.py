@@ -142,6 +142,30 @@ def register_run(
     )
 
 
+def keep_run(
+    run: RunFolder,
+    project: ProjectRef = None,
+    *,
+    name: str | None = None,
+    evaluation: Evaluation | None = None,
+    alias: str = "production",
+    why: str = "",
+) -> Version:
+    """Make a run's model a version, unless it is the newest one already, and move an alias to it.
+
+    What a script calls that may be run again. Arguments and errors are those of `register_run`.
+    """
+    found = project_of(project)
+    catalogue = open_catalogue(found)
+    called = name or read_run_job(run.job_file).name
+    version = catalogue.get(called) if called in catalogue.models() else None
+    if version is None or version.lineage.get("run") != str(run.path):
+        version = register_run(run, found, name=called, evaluation=evaluation)
+    if catalogue.aliases(called).get(alias) != version.version:
+        catalogue.alias(called, alias, version.version, why=why)
+    return version
+
+
 def dataset_ids(job: Job, project: Project, pins: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ids of the datasets a job names, by split; several of one split are joined by `+`.
 
@@ -170,6 +194,7 @@ def _folder_of(job: Job) -> Path | None:
 __all__ = [
     "dataset_ids",
     "evaluate_model",
+    "keep_run",
     "load",
     "picture_of",
     "predict",

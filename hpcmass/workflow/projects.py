@@ -28,6 +28,14 @@ def open_project(root: Path | str | None = None, *, beside: Path | str | None = 
         raise
 
 
+def make_project(root: Path | str, name: str | None = None) -> Project:
+    """The project at `root`, made where there is none yet; `name` is the new one's, default the folder's."""
+    try:
+        return Project(Path(root))
+    except NotFound:
+        return Project.create(Path(root), name)
+
+
 def project_of(project: ProjectRef) -> Project:
     """The project itself, the one at a folder, or the one found from the working folder."""
     return project if isinstance(project, Project) else open_project(project)

@@ -24,6 +24,7 @@ def shard(
     input_fields: Sequence[str] | None = None,
     target_fields: Sequence[str] | None = None,
     meta_fields: Sequence[str] | None = None,
+    categories: Sequence[str] | None = None,
     **options: Any,
 ) -> list[tuple[Path, Manifest]]:
     """Cut files into shards.
@@ -35,6 +36,7 @@ def shard(
         input_fields: Fields that are inputs. Several columns of a table are stacked to one vector field `x`.
         target_fields: Fields that are targets.
         meta_fields: Fields that only go along.
+        categories: Inputs that may hold words, which become class numbers; never part of `x`.
         options: `strategy`, `shards`, `splits`, `by`, `seed`, `workers`, `resize`, `compression`,
             `chunk_samples`; see `hpcmass.data.shard`.
 
@@ -59,6 +61,7 @@ def shard(
         stack=tuple(input_fields or ()) if stacked else (),
         targets=target_fields,
         meta=meta_fields,
+        categories=categories,
         progress=tell,
         **options,
     )
@@ -120,7 +123,7 @@ def check_job(job_file: str | Path, sets: Sequence[str], project: Project | None
     job = load_job(job_file, sets)
     notes = []
     if job.recipe is not None:
-        _check_recipe(job)
+        _check_recipe(job, project)
         notes.append(f"recipe: {job.recipe}")
     for split in ("train", "valid", "test"):
         named = getattr(job.data, split)
@@ -138,16 +141,27 @@ def check_job(job_file: str | Path, sets: Sequence[str], project: Project | None
     return job, notes
 
 
-def _check_recipe(job: Job) -> None:
-    """Load the recipe, try the optimizer; without a sweep, whose values are still missing, build the model."""
+def _check_recipe(job: Job, project: Project | None) -> None:
+    """Load the recipe, try the optimizer, build the model where neither a sweep nor data are missing for it."""
+    from hpcmass.train.datasets import open_all
+    from hpcmass.train.facts import facts_of
     from hpcmass.train.optim import check_optimizer
     from hpcmass.train.recipe import load_recipe
 
     assert job.recipe is not None
     recipe = load_recipe(Path(job.recipe))
     check_optimizer(recipe, job)
-    if job.sweep is None:
+    if job.sweep is not None:
+        return
+    if not recipe.takes_data:
         recipe.build_model(dict(job.params))
+    elif project is not None and job.data.train is not None and _all_there(job.data.train, project):
+        train = open_all(project, job.data.train)
+        recipe.build_model(dict(job.params), facts_of(train, job.data.inputs, job.data.targets))
+
+
+def _all_there(named: str | list[str], project: Project) -> bool:
+    return all(project.data_path(one).is_dir() for one in ([named] if isinstance(named, str) else named))
 
 
 def _check_dataset(job: Job, split: str, path: str, project: Project, job_file: str | Path) -> str:

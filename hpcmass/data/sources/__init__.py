@@ -67,7 +67,7 @@ def open_source(
         raise DataError("columns can be stacked in tables only", where=path)
     if resize is not None and (kind != "images" or min(resize) < 1):
         raise DataError("only images can be scaled, to a height and width of 1 at least", where=path)
-    if optional and kind not in ("csv", "parquet"):
+    if optional and kind not in ("csv", "parquet", "hdf5"):
         fields = None  # nothing but headers is read of what is not wanted
     if kind == "npy":
         for other in plain:
@@ -79,7 +79,7 @@ def open_source(
     if kind == "npz":
         return _module("arrays").open_npz(path, fields)  # type: ignore[no-any-return]
     if kind == "hdf5":
-        return _module("hdf5").open_hdf5(path, fields)  # type: ignore[no-any-return]
+        return _module("hdf5").open_hdf5(path, fields, optional)  # type: ignore[no-any-return]
     if kind == "images":
         return _module("images", "images").open_images(path, fields, resize)  # type: ignore[no-any-return]
     table = _module("table", "tables")

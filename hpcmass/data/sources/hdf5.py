@@ -60,12 +60,14 @@ class Hdf5Source:
         return blocks
 
 
-def open_hdf5(path: Path, names: Sequence[str] | None = None) -> Hdf5Source:
+def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence[str] = ()) -> Hdf5Source:
     """Samples from an HDF5 file.
 
     Args:
         path: The file.
         names: Fields to take (`group.set` or `group/set`); None: every data set.
+        optional: Names (in lower case) that are taken beside `names` where they are found; not the coordinates
+            of an axis (a NetCDF file's `y`).
 
     Raises:
         DataError: The sets differ in their first axis, or one is not made of numbers.
@@ -80,6 +82,9 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None) -> Hdf5Source:
 
     file.visititems(visit)
     wanted = list(found) if names is None else [name.strip("/").replace("/", ".") for name in names]
+    if names is not None:
+        beside = (name for name in found if name.lower() in optional and name not in wanted)
+        wanted += [name for name in beside if not h5py.h5ds.is_scale(found[name].id)]
     fields, sets = [], {}
     for name in wanted:
         if name not in found:

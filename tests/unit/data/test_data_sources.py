@@ -126,6 +126,39 @@ def test_hdf5_with_groups_chunks_and_compression(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "two").id == dataset.id
 
 
+def test_of_an_hdf5_file_only_what_is_named_has_to_fit(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file["t"] = np.arange(40, dtype=np.float32).reshape(10, 4)
+        file["y"] = np.arange(4)
+        file["y"].make_scale()
+        file["latitude"] = np.zeros(3)
+    (manifest,) = shard(tmp_path / "a.nc", tmp_path / "one", inputs=["t"], workers=1)
+    assert [(one.name, one.role) for one in manifest.fields] == [("t", "input")]
+    with h5py.File(tmp_path / "a.nc", "a") as file:
+        file["label"] = np.arange(10)
+    (manifest,) = shard(tmp_path / "a.nc", tmp_path / "two", inputs=["t"], workers=1)
+    assert [(one.name, one.role) for one in manifest.fields] == [("t", "input"), ("label", "target")]
+
+
+def test_columns_of_words_are_inputs_where_they_are_categories(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("city,heat,y\nOslo,1.5,0\nRome,30,1\nOslo,2,0\nAthens,33,1\n")
+    with pytest.raises(DataError, match="--category"):
+        shard(tmp_path / "a.csv", tmp_path / "out", workers=1)
+    for named in ({}, {"inputs": ["heat"]}):
+        (manifest,) = shard(
+            tmp_path / "a.csv", tmp_path / f"out{len(named)}", categories=["city"], **named, workers=1
+        )
+        fields = {one.name: one for one in manifest.fields}
+        assert {name: one.role for name, one in fields.items()} == {
+            "city": "input",
+            "heat": "input",
+            "y": "target",
+        }
+        assert fields["city"].classes == ["Athens", "Oslo", "Rome"]
+    got = everything(open_dataset(tmp_path / "out0"))
+    assert got["city"][np.argsort(got["heat"])].tolist() == [1, 1, 2, 0]
+
+
 def test_hdf5_that_cannot_be_sharded(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.arange(5)

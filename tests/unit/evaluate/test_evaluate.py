@@ -120,8 +120,8 @@ def test_data_that_does_not_fit(make, table, linear):
     with pytest.raises(DataError, match="class -1"):
         evaluate(linear, make.dataset({"x": table["x"], "label": table["label"] - 1}, ["label"]))
     linear.signature.task = "other"
-    with pytest.raises(DataError, match="task 'other'"):
-        evaluate(linear, make.dataset(table, ["label"]))
+    with pytest.raises(DataError, match="not by 'label'"):
+        evaluate(linear, make.dataset(table, ["label"]), target="label")
 
 
 def test_the_target_that_a_model_was_trained_on(make, table, linear):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import pickle
 import threading
 import zipfile
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import FunctionTransformer
 
 from hpcmass.config.job import Job
 from hpcmass.errors import CorruptError, HpcmassError, RecipeError
@@ -20,6 +23,7 @@ from hpcmass.runs import RunFolder
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.model import load_bundle
 from hpcmass.train.recipe import load_recipe
+from hpcmass.train.skops_files import check_storable
 
 
 class Alone:
@@ -86,6 +90,7 @@ CLASSIFIERS = [
 REGRESSORS = [
     "RandomForestRegressor(10)",
     "HistGradientBoostingRegressor(max_iter=10)",
+    "HistGradientBoostingRegressor(max_iter=10, categorical_features=[2])",
     "GradientBoostingRegressor(n_estimators=10, loss='huber')",
     "LinearRegression()",
     "Ridge()",
@@ -363,6 +368,14 @@ def test_a_pickle_in_place_of_the_estimator_is_never_unpickled(forest: Path, tmp
     with pytest.raises(CorruptError):
         load_bundle(forest)
     assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    "function", [os.system, eval, np.load, functools.partial(functools.partial, os.system)]
+)
+def test_a_partial_allows_no_function_of_its_own(function: Any) -> None:
+    with pytest.raises(RecipeError, match="does not allow"):
+        check_storable(FunctionTransformer(functools.partial(function, "echo")))
 
 
 def rewrite(file: Path, parts: dict[str, bytes]) -> None:
