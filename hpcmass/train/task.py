@@ -47,6 +47,7 @@ class Position:
         kept_step: Its step.
         scaler: State of fp16's loss scale.
         skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
+        window_losses: Of a reproducible run, `window_loss` by micro-batch.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class Position:
     kept_step: int = -1
     scaler: dict[str, Any] | None = None
     skipped: int = 0
+    window_losses: list[float] | None = None
 
 
 @dataclass(frozen=True)
