@@ -117,6 +117,15 @@ class EarlyStopTable(Table):
     min_delta: float = Field(0.0, ge=0.0)
 
 
+# What a reproducible run cannot have, by key: the value that it may have, and why.
+_BREAKS: dict[str, tuple[Any, str]] = {
+    "mode": ("data-parallel", "an average or a vote over shards is another model for each number of shards"),
+    "accumulation": (1, "it cuts each rank's share; set train.micro_batches, which cuts the global batch"),
+    "compression": ("none", "it rounds each rank's sum, and other ranks have other sums"),
+    "compile": (False, "it makes other code for the shapes that a rank happens to see first"),
+}
+
+
 class TrainTable(Table):
     """`[train]`: how one model is trained."""
 
@@ -150,6 +159,14 @@ class TrainTable(Table):
         "none", description="type in which gradients are sent between ranks"
     )
     compile: bool = Field(False, description="torch.compile the model for training")
+    reproducible: bool = Field(
+        False, description="weights are the same bit for bit on any number of ranks of one CPU model"
+    )
+    micro_batches: int | None = Field(
+        None, ge=1, validate_default=True,
+        description="reproducible: fixed parts of a global batch, of which ranks take whole ones; "
+        "default: 12 from 96 samples on, else 4",
+    )  # fmt: skip
     profile_steps: int = Field(0, ge=0, description="steps to trace with torch's profiler; 0: none")
     fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
     evaluate_every_epochs: int = Field(1, ge=1)
@@ -180,6 +197,29 @@ class TrainTable(Table):
         if value and info.data.get("last_batch") == "pad":
             raise ValueError('is last_batch = "drop", and last_batch is "pad": keep one of them')
         return value
+
+    @field_validator("reproducible")
+    @classmethod
+    def _can_be_kept(cls, value: bool, info: ValidationInfo) -> bool:
+        if value:
+            for key, (free, why) in _BREAKS.items():
+                if info.data.get(key, free) != free:
+                    raise ValueError(f"cannot be kept with train.{key} = {info.data[key]!r}: {why}")
+        return value
+
+    @field_validator("micro_batches")
+    @classmethod
+    def _of_reproducible(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("global_batch")
+        if not info.data.get("reproducible"):
+            if value is not None and "reproducible" in info.data:
+                raise ValueError("is for train.reproducible = true; else use train.accumulation")
+            return value
+        if batch is None:
+            return value
+        if value is not None and value > batch:
+            raise ValueError(f"is {value}, and train.global_batch has {batch} samples only")
+        return value or (12 if batch >= 96 else min(4, batch))
 
     @property
     def last(self) -> str:
@@ -322,6 +362,8 @@ class Job(Table):
             raise ValueError("'data.train' is missing: a recipe needs a dataset to train on")
         if self.train.keep_best and self.recipe is not None and self.data.valid is None:
             raise ValueError("train.keep_best needs data.valid: without validation no checkpoint is the best")
+        if self.train.reproducible and self.recipe is None:
+            raise ValueError("train.reproducible is for recipes: nothing is known of what 'command' computes")
         if self.train.mode == "per-shard" and self.per_shard is None:
             raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
         if self.train.mode == "per-shard" and self.data.mix is not None:

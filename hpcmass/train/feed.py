@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from hpcmass.data.loader import Loader, Memory, Plan
+from hpcmass.data.loader import Loader, Memory
 from hpcmass.data.order import Ids
 from hpcmass.data.reader import Dataset
 from hpcmass.train.interfaces import DatasetLike
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
+_IDS_AT_ONCE = 1 << 14
+
+
+class Cut(NamedTuple):
+    """A micro-batch of a global batch.
+
+    Attributes:
+        number: Which one: of the rank, or in a reproducible run of the global batch.
+        low: Its first sample, in the global batch.
+        high: Its end there.
+        width: Samples that it is padded to.
+    """
+
+    number: int
+    low: int
+    high: int
+    width: int
+
+    def padded(self, ids: Ids) -> Ids:
+        """Its sample numbers, repeated where it is padded."""
+        return ids if len(ids) == self.width else np.resize(ids, self.width)
 
 
 class ReadAhead:
@@ -89,10 +110,7 @@ def steps_ahead(
     usable: int,
     total_steps: int,
     batch: int,
-    rank: int,
-    size: int,
-    parts: int,
-    pad: bool = False,
+    cut: Callable[[int], Sequence[Cut]],
 ) -> Iterator[Ids]:
     """Sample numbers of a rank's micro-batches from where a run is to its end, beyond the ends of epochs.
 
@@ -102,22 +120,23 @@ def steps_ahead(
         usable: Samples of an epoch.
         total_steps: Steps of the run.
         batch: Samples of a global batch.
-        rank: This rank.
-        size: Number of ranks.
-        parts: Micro-batches a rank's share is cut into.
-        pad: Whether an epoch's last batch is padded to a whole one, by repeating its samples.
+        cut: This rank's micro-batches of a global batch of so many samples.
     """
     step, epoch, samples = at()
+    many = max(1, _IDS_AT_ONCE // batch)
     while step < total_steps:
         if samples >= usable:
             epoch, samples = epoch + 1, 0
-        stop = min(usable, samples + batch * (total_steps - step))
-
-        def ids(low: int, high: int, epoch: int = epoch) -> Ids:
-            return order(epoch, low, high)
-
-        yield from Plan(ids, samples, stop, batch, rank, size, parts, pad)
-        step, samples = step + -(-(stop - samples) // batch), stop
+        stop = min(usable, samples + batch * min(many, total_steps - step))
+        # Numbers are cheap only in bulk; a slice of many positions is bulk by itself.
+        known = order(epoch, samples, stop) if many > 1 else None
+        for first in range(samples, stop, batch):
+            for micro in cut(min(batch, stop - first)):
+                low, high = first + micro.low, first + micro.high
+                ids = order(epoch, low, high) if known is None else known[low - samples : high - samples]
+                yield micro.padded(ids)
+            step += 1
+        samples = stop
 
 
 def pinned(size: int) -> Memory:

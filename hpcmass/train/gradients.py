@@ -13,15 +13,17 @@ from torch import Tensor
 
 from hpcmass.data.order import Ids, rank_slice
 from hpcmass.errors import RecipeError
-from hpcmass.train.comm.base import Communicator
+from hpcmass.train.comm.base import Communicator, Values
 from hpcmass.train.compiled import compiled
-from hpcmass.train.feed import ReadAhead, steps_ahead
+from hpcmass.train.feed import Cut, ReadAhead, steps_ahead
 from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
 from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace
 from hpcmass.train.precision import WIRE_TYPES, Precision
 from hpcmass.train.reducer import GradientReducer
 from hpcmass.train.soundness import LossWatch
 from hpcmass.train.task import Plan, Position, Task
+
+NOTHING: Values = np.zeros(0)
 
 
 class Gradients:
@@ -54,55 +56,66 @@ class Gradients:
         self.spoilt: tuple[Ids, float] | None = None
         self._pace = pace
         self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
-        self._reducer = GradientReducer(task.model.parameters(), comm, wire=WIRE_TYPES[job.compression])
+        self._losses = 0.0  # of this rank's samples, since `collect`
+        self._reducer = self._make_reducer()
         self._data = self._read_ahead()
+
+    def _make_reducer(self) -> Any:
+        wire = WIRE_TYPES[self._job.compression]
+        return GradientReducer(self._task.model.parameters(), self._comm, wire=wire)
 
     @property
     def flags(self) -> Tensor:
         """Numbers that ride along: see `GradientReducer.flags`."""
-        return self._reducer.flags
+        flags: Tensor = self._reducer.flags
+        return flags
 
-    def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> float:
+    def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> None:
         """Gradients of this rank's samples, weighed by their share of the global batch.
 
         Args:
             at: Where the run is; the step's samples begin there.
             stop: Position in the epoch at which they end.
             set_flags: Called once, before anything is sent, with whether this rank's losses are sound.
-
-        Returns:
-            The sum of the losses of this rank's samples.
         """
-        job, rank, size = self._job, self._comm.rank, self._comm.size
-        low, high = rank_slice(at.samples, stop, rank, size)
-        ids = self._task.order.ids(at.epoch, low, high)
-        seed_step(job.seed, at.step, rank)
+        n = stop - at.samples
+        seed_step(self._job.seed, at.step, self._comm.rank)
         self._reducer.zero()
-        width = job.global_batch if job.last == "pad" else stop - at.samples
-        share = rank_slice(0, width, rank, size)
-        cuts = [rank_slice(0, len(ids), part, job.accumulation) for part in range(job.accumulation)]
-        micros = [ids[begin:end] for begin, end in cuts if end > begin]
-        padded = (
-            rank_slice(0, share[1] - share[0], part, job.accumulation) for part in range(job.accumulation)
-        )
-        widths = [end - begin for begin, end in padded]
         total, self.spoilt = 0.0, None
-        for number, micro in enumerate(micros):
-            loss = self._loss(micro, self._read(micro, widths[number]))
-            value = float(loss.detach())
-            if not math.isfinite(value) and self.spoilt is None:
-                self.spoilt = micro, value
-            total += value * len(micro)
-            if number == len(micros) - 1:
-                mean = total / len(ids)
-                if self.spoilt is None and not self.soundness.sound(mean, at.first_loss):
-                    self.spoilt = ids, mean
+        micros = self._micros(at, n)
+        for cut, ids in micros:
+            loss = self._loss(ids, self._read(cut.padded(ids)))
+            total += self._judged(loss, ids)
+            if cut is micros[-1][0]:
+                self._judge_step(total, np.concatenate([ids for _, ids in micros]), at)
                 set_flags(self.spoilt is None)
                 self._reducer.start()
-            self._backward(loss, len(micro) / (stop - at.samples))
+            self._backward(loss, len(ids) / n)
         if not micros:
             set_flags(True)
-        return total
+        self._losses += total
+
+    def _cut(self, n: int) -> list[Cut]:
+        """This rank's micro-batches of a global batch of `n` samples; those without a sample are left out."""
+        job, rank, size = self._job, self._comm.rank, self._comm.size
+        low, high = rank_slice(0, n, rank, size)
+        widest = rank_slice(0, job.global_batch if job.last == "pad" else n, rank, size)
+        made = []
+        for part in range(job.accumulation):
+            begin, end = rank_slice(low, high, part, job.accumulation)
+            first, last = rank_slice(*widest, part, job.accumulation)
+            if end > begin:
+                made.append(Cut(part, begin, end, last - first))
+        return made
+
+    def _micros(self, at: Position, n: int) -> list[tuple[Cut, Ids]]:
+        """This rank's micro-batches of the next `n` samples, with their sample numbers."""
+        cuts = self._cut(n)
+        if not cuts:
+            return []
+        low = cuts[0].low
+        ids = self._task.order.ids(at.epoch, at.samples + low, at.samples + cuts[-1].high)
+        return [(cut, ids[cut.low - low : cut.high - low]) for cut in cuts]
 
     def reduce(self) -> None:
         """Sum gradients and flags over the ranks, and wait for it. Collective.
@@ -113,19 +126,37 @@ class Gradients:
         self._reducer.finish()
         self._pace.lap(REDUCTION)
 
+    def collect(self, at: Position, more: Values = NOTHING) -> Values:
+        """Bring the ranks' sums of losses together in the window. Collective.
+
+        Args:
+            at: Where the run is.
+            more: Numbers to be summed over the ranks in the same message.
+
+        Returns:
+            Their sums.
+        """
+        values = self._comm.allreduce_values(np.concatenate([[self._losses], more]))
+        at.window_loss += float(values[0])
+        self._losses = 0.0
+        return values[1:]
+
+    def validation(self) -> dict[str, Any]:
+        """How `validate` goes through the samples."""
+        return {"batch": max(1, -(-self._job.global_batch // self._comm.size))}
+
     def close(self) -> None:
         """End the reading threads, and let go of the gradients."""
         self._data.close()
         self._reducer.close()
 
-    def _read(self, micro: Ids, width: int) -> Prepared:
-        """A micro-batch, ready for the model; padded to `width` by repeating its samples.
+    def _read(self, shown: Ids) -> Prepared:
+        """A micro-batch, ready for the model; some samples may be there twice, to pad it.
 
         Raises:
             RecipeError: `transform` made another number of samples of it.
         """
         task = self._task
-        shown = np.resize(micro, width)
         arrays = {**self._data.batch(shown), "sample_id": shown}
         ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self._comm.device)
         if ready.n != len(shown):
@@ -145,6 +176,18 @@ class Gradients:
                 outputs, targets = (without_padding(v, len(micro), ready.n) for v in (outputs, targets))
             return recipe.loss(outputs, targets)
 
+    def _judged(self, loss: Tensor, micro: Ids) -> float:
+        """The sum of a micro-batch's losses; the first that is not finite is remembered."""
+        value = float(loss.detach())
+        if not math.isfinite(value) and self.spoilt is None:
+            self.spoilt = micro, value
+        return value * len(micro)
+
+    def _judge_step(self, total: float, ids: Ids, at: Position) -> None:
+        """Whether this rank's loss of the whole step is sound, where those of its micro-batches are finite."""
+        if self.spoilt is None and not self.soundness.sound(total / len(ids), at.first_loss):
+            self.spoilt = ids, total / len(ids)
+
     def _backward(self, loss: Tensor, weight: float) -> None:
         with self._task.recipe.errors("the backward pass"):
             self.precision.scaled(loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -160,15 +203,17 @@ class Gradients:
 
         plan = steps_ahead(
             task.order.ids, begin,
-            usable=self._plan.usable, total_steps=self._plan.total_steps, batch=job.global_batch,
-            rank=self._comm.rank, size=self._comm.size, parts=job.accumulation, pad=job.last == "pad",
+            usable=self._plan.usable, total_steps=self._plan.total_steps, batch=job.global_batch, cut=self._cut,
         )  # fmt: skip
         block = getattr(task.order, "block", None)
         return ReadAhead(task.train, plan, read=data.read, block=block, device=self._comm.device)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed the generators that dropout and augmentation draw from, as a function of (seed, step, rank)."""
+    """Seed the generators that dropout and augmentation draw from, as a function of (seed, step, rank).
+
+    In a reproducible run a micro-batch's number stands in place of the rank.
+    """
     words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
     torch.manual_seed(int(words[0] >> np.uint64(1)))
     random.seed(int(words[1]))

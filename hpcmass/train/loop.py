@@ -25,6 +25,7 @@ from hpcmass.train.comm.base import Communicator
 from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
+from hpcmass.train.ordered import OrderedGradients
 from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
@@ -54,7 +55,6 @@ class Loop:
         self.job = task.job.train
         self.plan = Plan.of(task.job, task.order.n)
         self.at = Position()
-        self._local_loss = 0.0
         self._window_started = time.perf_counter()
         self._window_timed = 0
         self._step_s = 0.0  # of a slow step: the slowest, forgotten by a tenth a step
@@ -65,7 +65,8 @@ class Loop:
         say = reporter.say if reporter is not None else lambda _: None
         self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
-        self.gradients = Gradients(task, comm, self.plan, lambda: self.at, self._pace)
+        kind = OrderedGradients if self.job.reproducible else Gradients
+        self.gradients = kind(task, comm, self.plan, lambda: self.at, self._pace)
         self._precision = self.gradients.precision
         self._profiler = Profiler(self.job.profile_steps, run.path, comm, say)
 
@@ -133,7 +134,7 @@ class Loop:
         at, task, began = self.at, self.task, time.perf_counter()
         start, stop = at.samples, min(at.samples + self.job.global_batch, self.plan.usable)
         self._pace.begin(at.step + 1)
-        loss_sum = self.gradients.compute(at, stop, self._set_flags)
+        self.gradients.compute(at, stop, self._set_flags)
         self.gradients.reduce()
         asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags.tolist())
         if lost:
@@ -149,7 +150,6 @@ class Loop:
         at.step, at.samples = at.step + 1, stop
         at.window_samples += stop - start
         self._window_timed += stop - start
-        self._local_loss += loss_sum
         self.watch.advance(at.step)
         self._profiler.step()
         self._pace.lap(COMPUTE)
@@ -206,24 +206,16 @@ class Loop:
         )
 
     # -- records --------------------------------------------------------------------------------------
-    def _collect(self) -> None:
-        """Bring the ranks' sums of losses together in the window."""
-        self.at.window_loss += float(self.comm.allreduce_values(np.array([self._local_loss]))[0])
-        self._local_loss = 0.0
-
-    def _collect_with_pace(self) -> Row:
-        """The same, with the `Pace.row` of every rank: shape (ranks, `WIDTH`)."""
+    def _paces(self) -> Row:
+        """Collect the losses, and with them every rank's `Pace.row`: shape (ranks, `WIDTH`). Collective."""
         if self.at.step == self.plan.total_steps:
             self._pace.end()
-        values = np.zeros(1 + self.comm.size * WIDTH)
-        values[0], self._local_loss = self._local_loss, 0.0
-        values[1:].reshape(self.comm.size, WIDTH)[self.comm.rank] = self._pace.row()
-        values = self.comm.allreduce_values(values)
-        self.at.window_loss += float(values[0])
-        return values[1:].reshape(self.comm.size, WIDTH)
+        rows = np.zeros((self.comm.size, WIDTH))
+        rows[self.comm.rank] = self._pace.row()
+        return self.gradients.collect(self.at, rows.ravel()).reshape(rows.shape)
 
     def _log(self, rate: float) -> None:
-        rows = self._collect_with_pace()
+        rows = self._paces()
         at, now = self.at, time.perf_counter()
         values = {
             "loss": at.window_loss / at.window_samples,
@@ -234,6 +226,7 @@ class Loop:
             values |= {"loss_scale": self._precision.scale, "skipped_steps": at.skipped}
         if at.first_loss is None:
             at.first_loss = values["loss"]
+        at.window_losses = None
         at.window_loss, at.window_samples, self._window_timed, self._window_started = 0.0, 0, 0, now
         at.skipped = 0
         if self.reporter is not None:
@@ -253,10 +246,9 @@ class Loop:
         if task.valid is None:
             return
         self._share_buffers()
-        batch = max(1, -(-self.job.global_batch // self.comm.size))
         metrics = validate(
-            task.model, task.recipe, task.valid, task.fields, self.comm, batch=batch,
-            autocast=self._precision.autocast(), read=task.job.data.read,
+            task.model, task.recipe, task.valid, task.fields, self.comm,
+            autocast=self._precision.autocast(), read=task.job.data.read, **self.gradients.validation(),
         )  # fmt: skip
         on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)
@@ -305,7 +297,7 @@ class Loop:
 
     def _checkpoint(self, *, wait: bool) -> None:
         """Keep where the run is; committed on return if `wait`, else soon. Collective."""
-        self._collect()
+        self.gradients.collect(self.at)
         self._share_buffers()
         at, best = self.at, None
         if at.kept_best is not None:

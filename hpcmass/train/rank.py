@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +23,7 @@ from hpcmass.errors import ConfigError, HpcmassError, RankFailed
 from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
-from hpcmass.train import checkpoint, initial, opening
+from hpcmass.train import checkpoint, initial, opening, reproducible
 from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
@@ -39,6 +38,7 @@ from hpcmass.train.loop import Loop
 from hpcmass.train.optim import Schedule, make_optimizer
 from hpcmass.train.orders import check_order, open_order, record_order
 from hpcmass.train.pins import Pins, record_pins, settle
+from hpcmass.train.process import process_state
 from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
@@ -85,11 +85,13 @@ def train_rank(
         startup = Startup()
         startup.mark("imports")
         ranks = detect_ranks(os.environ)
-        with _process_state(job, ranks):
+        with process_state(job, ranks):
             allow_timeline(job.train.profile_steps)
             comm = open_communicator(comm_name or job.train.backend, ranks)
             startup.mark("rendezvous")
             try:
+                if job.train.reproducible:
+                    everywhere(comm, lambda: reproducible.check_ranks(job, comm))
                 rank = _Rank(job, run, project, comm, startup, console=console, fresh=fresh, site=site)
                 return rank.train()
             except BaseException as error:
@@ -121,6 +123,8 @@ class _Rank:
         self.attempt = 0
         self.hosts: list[str] = []
         self.staged: Staged | None = None
+        self.settled: dict[str, Any] | None = None
+        self.unlike: list[str] = []
 
     def train(self) -> Status:
         try:
@@ -142,6 +146,10 @@ class _Rank:
         self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe, train))
+        if self.job.train.reproducible:
+            everywhere(self.comm, lambda: reproducible.check_model(model))
+            self.settled = reproducible.settled(self.job)
+            self.unlike = reproducible.unlike(self.comm, self.settled["cpu"])
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
@@ -231,9 +239,13 @@ class _Rank:
         assert self.order is not None
         if not self.fresh:
             check_order(self.run, self.order)
+            if self.settled is not None:
+                self.unlike += reproducible.check_settled(self.run, self.settled)
         self.lease = opening.take(self.job, self.run, self.site, fresh=self.fresh)
         record_pins(self.run.path, self.pins)
         record_order(self.run, self.order)
+        if self.settled is not None:
+            reproducible.record_settled(self.run, self.settled)
         return opening.next_attempt(self.run, self.comm.size, self.comm.name)
 
     def _watched(
@@ -307,6 +319,8 @@ class _Rank:
             self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
         else:
             self._say(f"{self.job.name}: training on {many}")
+        for warning in self.unlike:
+            self._say(f"{self.job.name}: warning: {warning}")
         train = self.job.train
         if train.lr_factor != 1.0:
             self._say(
@@ -319,6 +333,9 @@ class _Rank:
         train, comm = self.job.train, self.comm
         how = {"backend": comm.name, "ranks": comm.size, "reduction": comm.reduction, "lr": train.scaled_lr}
         how |= {name: getattr(train, name) for name in ("lr_scaling", "precision", "compression", "compile")}
+        if self.settled is not None:
+            how["reproducible"] = {**self.settled, "warnings": self.unlike}
+            how["reduction"] = "in the order of micro-batches"
         self.run.append({**self.startup.record(self.attempt), "training": how})
 
     def _bundle(self, task: Task) -> None:
@@ -404,22 +421,3 @@ def _end_all(comm: Communicator, error: BaseException) -> NoReturn:
         text = "".join(traceback.format_exception(error))
         print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     comm.abort(str(error), 2)
-
-
-@contextlib.contextmanager
-def _process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
-    """Set the number of threads, and put it and the random states back afterwards."""
-    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    asked = job.resources.threads_per_rank
-    if asked is None and not os.environ.get("OMP_NUM_THREADS"):
-        # Not more than this process may use: a cpuset or a launcher's binding may leave it a part of the node.
-        asked = max(1, min(usable_cores(), (os.cpu_count() or 1) // ranks.local_size))
-    if asked is not None:
-        torch.set_num_threads(asked)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -48,6 +48,7 @@ class Position:
         scaler: State of fp16's loss scale.
         skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
         first_loss: The loss of the first `train` record.
+        window_losses: Of a reproducible run, `window_loss` by micro-batch.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class Position:
     scaler: dict[str, Any] | None = None
     skipped: int = 0
     first_loss: float | None = None
+    window_losses: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def validate(
     batch: int,
     autocast: Any,
     read: str = "auto",
+    seed: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Mean of every metric over all samples, the same on all ranks. Collective.
 
@@ -39,9 +41,15 @@ def validate(
         batch: Samples at once on one rank; the means do not depend on it.
         autocast: Context of the forward pass.
         read: The way of reading, `data.read` of the job.
+        seed: Of a reproducible run: called before each batch with its number. Then batches are the same and
+            are summed in one order, and the means are the same bit for bit, on any number of ranks.
     """
     start, stop = rank_slice(0, len(dataset), comm.rank, comm.size)
+    if seed is not None:  # whole batches, which are the same on any number of ranks
+        first, last = rank_slice(0, -(-len(dataset) // batch), comm.rank, comm.size)
+        start, stop = first * batch, min(last * batch, len(dataset))
     sums: dict[str, float] = defaultdict(float)
+    by_batch: dict[str, dict[int, float]] = defaultdict(dict)
     was_training = model.training
     model.eval()
     try:
@@ -49,16 +57,33 @@ def validate(
         with torch.no_grad(), ReadAhead(dataset, plan, read=read, device=comm.device) as data:
             for low in range(start, stop, batch):
                 ids = np.arange(low, min(low + batch, stop), dtype=np.int64)
+                if seed is not None:
+                    seed(low // batch)
                 arrays = {**data.batch(ids), "sample_id": ids}
                 ready = prepare(arrays, recipe, *fields, train=False, device=comm.device)
                 with autocast:
                     outputs = forward(model, recipe, ready.inputs)
                     values = recipe.metrics(outputs, ready.targets)
                 for name, value in values.items():
-                    sums[name] += float(value.double().sum())
+                    by_batch[name][low // batch] = float(value.double().sum())
+                    sums[name] += by_batch[name][low // batch]
     finally:
         model.train(was_training)
     # A rank without a sample does not know the names.
     names = sorted({name for said in comm.share_objects(sorted(sums)) for name in said})
-    totals = comm.allreduce_values(np.array([sums[name] for name in names]))
+    if seed is not None:
+        for name in names:
+            sums[name] = _in_order(by_batch[name], -(-len(dataset) // batch), comm)
+    totals = np.array([sums[name] for name in names])
+    totals = comm.allreduce_values(totals) if seed is None else totals
     return {name: float(total) / len(dataset) for name, total in zip(names, totals, strict=True)}
+
+
+def _in_order(mine: Mapping[int, float], many: int, comm: Communicator) -> float:
+    """The sum over all batches, of which each rank has some; a sum with zeros alone is exact in any order."""
+    values = np.zeros(many)
+    values[list(mine)] = list(mine.values())
+    total = 0.0
+    for value in comm.allreduce_values(values).tolist():
+        total += value
+    return total

@@ -93,6 +93,33 @@ def buffers(comm) -> dict[str, list]:
     return found
 
 
+def combined(comm) -> list[str]:
+    """Digests of sums of all ranks' rows in a given order: what was expected, and what came."""
+    found = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for n in (1, 100_003):
+            rows = 2
+            table = comm.buffer(rows * n, dtype).view(rows, n)
+            steps = [(of // 2, of) for of in range(comm.size * rows - 1, 0, -1)]
+            for turn in range(2):
+
+                def row(number: int, n: int = n, turn: int = turn, dtype=dtype) -> torch.Tensor:
+                    seed = torch.Generator().manual_seed(100 * turn + number)
+                    return torch.randn(n, generator=seed).mul(10.0 ** (number % 5)).to(dtype)
+
+                for number in range(rows):
+                    table[number] = row(comm.rank * rows + number)
+                comm.combine_([table], steps)
+                expected = [row(number) for number in range(comm.size * rows)]
+                for to, of in steps:
+                    expected[to].add_(expected[of])
+                found += [
+                    hashlib.sha256(one.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+                    for one in (expected[0], table[0])
+                ]
+    return found
+
+
 def on_nodes(nodes: list[int]) -> None:
     from hpcmass.train.comm.mpi import MpiCommunicator
 
@@ -149,6 +176,7 @@ def main() -> None:
     got["async"] = [[flat.double().min().item(), flat.double().max().item()] for flat in flats]
     got["gradients"] = [gradients(comm, b, m) for b, m in ((1 << 20, 1), (64, 1), (64, 3), (1, 2))]
     got["buffers"] = buffers(comm)
+    got["combined"] = combined(comm)
     got["how"] = [comm.overlaps, comm.reduction]
     got["wires"] = {
         str(wire): [gradients(comm, b, m, wire) for b, m in ((1 << 20, 1), (64, 3))]

@@ -142,6 +142,8 @@ def check(got: list[dict], backend: str) -> None:
                 assert part == pytest.approx(wanted, rel=1e-5, abs=1e-7)
         assert said["buffers"] == got[0]["buffers"], "ranks hold different sums"
         assert len(said["buffers"]) == 8
+        assert len(said["combined"]) == 24
+        assert said["combined"][::2] == said["combined"][1::2], "not added up in the order that was asked for"
         assert max(error for error, _ in said["buffers"].values()) <= ranks
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Op = Literal["sum", "max", "min"]
 Values = np.ndarray[Any, np.dtype[np.float64]]
+_COMBINED_BYTES = 16 << 20  # sent at once; below glibc's 32 MiB ceiling, above which memory is faulted in anew
 
 
 class Pending(Protocol):
@@ -66,6 +67,15 @@ class Communicator(Protocol):
 
     def sum_(self, flats: Sequence[Tensor], wire: torch.dtype | None = None) -> None:
         """Sum contiguous 1-d tensors over all ranks, in place, and wait for it; quickest in a `buffer`."""
+
+    def combine_(self, tables: Sequence[Tensor], steps: Sequence[tuple[int, int]]) -> None:
+        """Add up rows of all ranks in one given order, and wait for it; quickest in a `buffer`.
+
+        Args:
+            tables: Contiguous, (rows, n), of one shape on all ranks; row 0 is the result, others are spoilt.
+            steps: Pairs (to, of) of rows: row `of` is added to row `to`. Row r * rows + n is row n of rank r;
+                the result comes to lie in row 0.
+        """
 
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """Reduce float64 values over all ranks; the result is the same on all."""
@@ -146,6 +156,31 @@ class BaseCommunicator(ABC):
         """See `Communicator.sum_`."""
         for pending in [self.allreduce_(flat, slot, wire) for slot, flat in enumerate(flats)]:
             pending.wait()
+
+    def combine_(self, tables: Sequence[Tensor], steps: Sequence[tuple[int, int]]) -> None:
+        """Each rank gets its part of all ranks' rows, adds it up, and sends it to all."""
+        for table in tables:
+            rows, n = table.shape
+            width = max(
+                1, min(-(-n // self.size), _COMBINED_BYTES // (table.element_size() * rows * self.size))
+            )
+            sent = torch.zeros(self.size, rows, width, dtype=table.dtype, device=table.device)
+            for low in range(0, n, width * self.size):
+                piece = table[:, low : low + width * self.size]
+                for rank, part in enumerate(torch.split(piece, width, dim=1)):
+                    sent[rank, :, : part.shape[1]].copy_(part)
+                got = self._exchange(sent).view(self.size * rows, width)
+                for to, of in steps:
+                    got[to].add_(got[of])
+                piece[0].copy_(self._gather(got[0])[: piece.shape[1]])
+
+    @abstractmethod
+    def _exchange(self, sent: Tensor) -> Tensor:
+        """Row r of a contiguous tensor to rank r; of what came, row r is of rank r."""
+
+    @abstractmethod
+    def _gather(self, part: Tensor) -> Tensor:
+        """The contiguous 1-d tensors of all ranks one after the other, on all ranks."""
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """See `Communicator.broadcast_object`."""

@@ -106,6 +106,19 @@ class HorovodCommunicator(BaseCommunicator):
             return _Handle(flat, flat.to(wire), slot)
         return _Handle(flat, flat.float() if narrow_float(flat) else flat, slot)
 
+    def _exchange(self, sent: Tensor) -> Tensor:
+        data = sent.reshape(-1).view(torch.uint8)
+        splits = torch.full((self.size,), data.numel() // self.size, dtype=torch.int32)
+        with _peers():
+            got = hvd.alltoall(data, splits, name="exchange")
+        made: Tensor = got[0] if isinstance(got, tuple) else got
+        return made.view(sent.dtype).view(sent.shape)
+
+    def _gather(self, part: Tensor) -> Tensor:
+        with _peers():
+            made: Tensor = hvd.allgather(part.view(torch.uint8), name="gather")
+        return made.view(part.dtype)
+
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """One small allreduce."""
         ops = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}

@@ -25,7 +25,7 @@ from hpcmass.errors import LaunchError, RankFailed
 from hpcmass.launch import RankEnv, usable_cores
 from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values
 from hpcmass.train.comm.mpi_start import start_mpi
-from hpcmass.train.comm.mpi_sum import allreduce
+from hpcmass.train.comm.mpi_sum import allreduce, as_bytes
 from hpcmass.train.comm.node import NodeSums
 
 MPI = start_mpi()
@@ -123,6 +123,24 @@ class MpiCommunicator(BaseCommunicator):
                 self._node.sum_(flats, wire)
         else:
             super().sum_(flats, wire)
+
+    def combine_(self, tables: Sequence[Tensor], steps: Sequence[tuple[int, int]]) -> None:
+        """In shared memory where all of them lie there and no other node takes part."""
+        with _peers():
+            if self._node.single and all(self._node.owns(table) for table in tables):
+                self._node.combine_(tables, steps)
+            else:
+                super().combine_(tables, steps)
+
+    def _exchange(self, sent: Tensor) -> Tensor:
+        got = torch.empty_like(sent)
+        self._comm.Alltoall(as_bytes(sent), as_bytes(got))
+        return got
+
+    def _gather(self, part: Tensor) -> Tensor:
+        got = torch.empty(self.size * part.numel(), dtype=part.dtype)
+        self._comm.Allgather(as_bytes(part), as_bytes(got))
+        return got
 
     def allreduce_(self, flat: Tensor, slot: int = 0, wire: torch.dtype | None = None) -> Pending:
         """Hand the buffer to the thread."""

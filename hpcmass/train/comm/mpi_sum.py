@@ -43,14 +43,15 @@ def sum_halves(comm: Any, flat: Tensor, wire: torch.dtype) -> None:
     sent = torch.zeros(part * comm.size, dtype=wire)
     sent[: flat.numel()].copy_(flat)
     got = torch.empty_like(sent)
-    comm.Alltoall(_bytes(sent), _bytes(got))
+    comm.Alltoall(as_bytes(sent), as_bytes(got))
     parts = got.view(comm.size, part)
     total = parts[0].float()
     for other in parts[1:]:
         total.add_(other)
-    comm.Allgather(_bytes(total.to(wire)), _bytes(got))
+    comm.Allgather(as_bytes(total.to(wire)), as_bytes(got))
     flat.copy_(got[: flat.numel()])
 
 
-def _bytes(flat: Tensor) -> Any:
-    return flat.view(torch.uint8).numpy()
+def as_bytes(tensor: Tensor) -> Any:
+    """A contiguous tensor's bytes, for MPI knows not all of its types."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -74,6 +74,7 @@ class NodeSums:
         self._peers = None if self.single else world.Split(color, world.rank)
         self._windows: list[_Window] = []
         self._parts: dict[tuple[int, int, torch.dtype], _Part] = {}
+        self._tables: dict[tuple[int, int, torch.dtype], list[list[Tensor]]] = {}
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Tensor | None:
         """This rank's segment of a new window, zeroed; None, on all ranks, where one of them cannot have it."""
@@ -130,6 +131,36 @@ class NodeSums:
             else:
                 self._by_leaders(part, wire)
         self._meet()
+
+    def combine_(self, tables: Sequence[Tensor], steps: Sequence[tuple[int, int]]) -> None:
+        """Add up rows of all ranks of a single node, each rank its slice: see `Communicator.combine_`."""
+        columns = [self._columns(table) for table in tables]
+        self._meet()
+        for pieces in columns:
+            for rows in pieces:
+                for to, of in steps:
+                    rows[to].add_(rows[of])
+                for row in rows[:: len(rows) // self._node.size][1:]:  # row 0 of the other ranks
+                    row.copy_(rows[0])
+        self._meet()
+
+    def _columns(self, table: Tensor) -> list[list[Tensor]]:
+        """This rank's slice, cut to the cache; of each piece all ranks' rows, in the order of ranks."""
+        key = (table.data_ptr(), table.numel(), table.dtype)
+        if key not in self._tables:
+            found = self._find(table)
+            assert found is not None, "not a tensor of a buffer"
+            window, start = found
+            stop, n = start + table.numel() * table.element_size(), table.shape[1]
+            low, high = (n * rank // self._node.size for rank in (self._node.rank, self._node.rank + 1))
+            rows = [
+                row[low:high]
+                for segment in window.segments
+                for row in segment[start:stop].view(table.dtype).view(table.shape)
+            ]
+            length = _PIECE * max(1, torch.get_num_threads())
+            self._tables[key] = [list(cut) for cut in zip(*(row.split(length) for row in rows), strict=True)]
+        return self._tables[key]
 
     def _by_leaders(self, part: _Part, wire: torch.dtype | None) -> None:
         self._sum_to(part, 0)
@@ -196,6 +227,7 @@ class NodeSums:
     def close(self) -> None:
         """Free the windows; whoever holds a tensor of one may not touch it any more."""
         self._parts.clear()
+        self._tables.clear()
         for window in self._windows:
             window.segments.clear()
             window.handle.Unlock_all()

@@ -114,6 +114,18 @@ class TorchCommunicator(BaseCommunicator):
         with _peers():
             return _Work(dist.all_reduce(sent, async_op=True), sent, flat)
 
+    def _exchange(self, sent: Tensor) -> Tensor:
+        got = torch.empty_like(sent)
+        with _peers():
+            dist.all_to_all_single(got, sent)
+        return got
+
+    def _gather(self, part: Tensor) -> Tensor:
+        got = torch.empty(self.size, part.numel(), dtype=part.dtype, device=part.device)
+        with _peers():
+            dist.all_gather(list(got.unbind()), part)
+        return got.view(-1)
+
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """One small all_reduce over gloo."""
         result = torch.from_numpy(values.astype("float64", copy=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train import gradients as gradients_module
 from hpcmass.train import validate as validate_module
 from hpcmass.train.feed import ReadAhead, steps_ahead
+from hpcmass.train.gradients import Gradients
 from hpcmass.train.rank import train_rank
 
 RECIPE = """
@@ -99,6 +102,11 @@ def test_a_run_that_goes_on_is_foretold_too(tmp_path: Path, monkeypatch: pytest.
     assert all(values.numpy().tobytes() == second[name].numpy().tobytes() for name, values in first.items())
 
 
+def cutter(rank: int, size: int, parts: int, padded: int | None) -> Any:
+    train = SimpleNamespace(accumulation=parts, last="pad" if padded else "keep", global_batch=padded)
+    return partial(Gradients._cut, SimpleNamespace(_job=train, _comm=SimpleNamespace(rank=rank, size=size)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 90), batch=st.integers(1, 40), size=st.integers(1, 4), parts=st.integers(1, 3),
@@ -125,7 +133,7 @@ def test_what_is_foretold(n: int, batch: int, size: int, parts: int, epochs: int
         at = (done, epoch, min(n, within * batch))
         found = steps_ahead(
             lambda e, low, high: e * 1000 + np.arange(low, high), lambda at=at: at, usable=n, total_steps=total,
-            batch=batch, rank=rank, size=size, parts=parts, pad=pad,
+            batch=batch, cut=cutter(rank, size, parts, batch if pad else None),
         )  # fmt: skip
         assert [ids.tolist() for ids in found] == expected
 
