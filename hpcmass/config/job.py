@@ -121,6 +121,7 @@ class EarlyStopTable(Table):
 _BREAKS: dict[str, tuple[Any, str]] = {
     "mode": ("data-parallel", "an average or a vote over shards is another model for each number of shards"),
     "accumulation": (1, "it cuts each rank's share; set train.micro_batches, which cuts the global batch"),
+    "shares": ("equal", "speeds differ from run to run"),
     "compression": ("none", "it rounds each rank's sum, and other ranks have other sums"),
     "compile": (False, "it makes other code for the shapes that a rank happens to see first"),
 }
@@ -135,6 +136,9 @@ class TrainTable(Table):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps at most, over all epochs")
     global_batch: int = Field(64, ge=1, description="samples an optimiser step over all ranks")
     accumulation: int = Field(1, ge=1, description="micro-batches a rank cuts its share into")
+    shares: Literal["equal", "measured"] = Field(
+        "equal", description="of a global batch: measured gives fast ranks more samples than slow ones"
+    )
     last_batch: Literal["keep", "drop", "pad"] = Field(
         "keep", description="an epoch's last batch, where samples are left over: smaller, left out, or padded"
     )

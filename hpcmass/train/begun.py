@@ -16,9 +16,9 @@ from hpcmass.runs import RunFolder
 
 # What a run may be continued with although it was begun with something else.
 MAY_DIFFER = (
-    "resources", "train.backend", "train.compile", "train.profile_steps", "train.max_loss", "recipe",
-    "data.verify", "data.read", "data.stage", "train.checkpoint_background", "train.checkpoint_shard_mib",
-    "train.keep_checkpoints",
+    "resources", "train.backend", "train.compile", "train.profile_steps", "train.max_loss", "train.shares",
+    "recipe", "data.verify", "data.read", "data.stage", "train.checkpoint_background",
+    "train.checkpoint_shard_mib", "train.keep_checkpoints",
 )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from hpcmass.train.comm.base import Communicator, Values
 from hpcmass.train.compiled import compiled
 from hpcmass.train.feed import Cut, ReadAhead, steps_ahead
 from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
-from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace
+from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision
 from hpcmass.train.reducer import GradientReducer
+from hpcmass.train.shares import equal_shares, fractions, measured_shares, part_of
 from hpcmass.train.soundness import LossWatch
 from hpcmass.train.task import Plan, Position, Task
 
@@ -57,6 +58,7 @@ class Gradients:
         self._pace = pace
         self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
         self._losses = 0.0  # of this rank's samples, since `collect`
+        self._ends: tuple[int, ...] | None = None  # of the ranks' shares; None: equal ones
         self._reducer = self._make_reducer()
         self._data = self._read_ahead()
 
@@ -83,6 +85,7 @@ class Gradients:
         self._reducer.zero()
         total, self.spoilt = 0.0, None
         micros = self._micros(at, n)
+        self._pace.count(sum(len(ids) for _, ids in micros))
         for cut, ids in micros:
             loss = self._loss(ids, self._read(cut.padded(ids)))
             total += self._judged(loss, ids)
@@ -98,8 +101,8 @@ class Gradients:
     def _cut(self, n: int) -> list[Cut]:
         """This rank's micro-batches of a global batch of `n` samples; those without a sample are left out."""
         job, rank, size = self._job, self._comm.rank, self._comm.size
-        low, high = rank_slice(0, n, rank, size)
-        widest = rank_slice(0, job.global_batch if job.last == "pad" else n, rank, size)
+        low, high = self._part(n, rank, size)
+        widest = self._part(job.global_batch if job.last == "pad" else n, rank, size)
         made = []
         for part in range(job.accumulation):
             begin, end = rank_slice(low, high, part, job.accumulation)
@@ -107,6 +110,29 @@ class Gradients:
             if end > begin:
                 made.append(Cut(part, begin, end, last - first))
         return made
+
+    def _part(self, n: int, rank: int, size: int) -> tuple[int, int]:
+        """This rank's part of a global batch of `n` samples."""
+        return rank_slice(0, n, rank, size) if self._ends is None else part_of(n, rank, self._ends)
+
+    def rebalance(self, rows: Row) -> list[float] | None:
+        """Have shares follow measured speed, where the job says so. All ranks call it with the same rows.
+
+        Args:
+            rows: `Pace.row` of every rank.
+
+        Returns:
+            Each rank's share, where they have changed.
+        """
+        if self._job.shares != "measured":
+            return None
+        ends = measured_shares(rows, self._ends or equal_shares(self._comm.size))
+        if ends is None:
+            return None
+        self._ends = ends
+        self._data.close()  # it has read ahead what other ranks take now
+        self._data = self._read_ahead()
+        return fractions(ends)
 
     def _micros(self, at: Position, n: int) -> list[tuple[Cut, Ids]]:
         """This rank's micro-batches of the next `n` samples, with their sample numbers."""

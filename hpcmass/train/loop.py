@@ -232,6 +232,9 @@ class Loop:
         if self.reporter is not None:
             self.reporter.train(at.step, at.epoch, values, rows)
             self._ask = self._ask or self.run_folder.asked_to_stop()
+        shares = self.gradients.rebalance(rows) if at.step < self.plan.total_steps else None
+        if shares is not None and self.reporter is not None:
+            self.reporter.shares(at.step, at.epoch, shares)
 
     def _stop_reason(self) -> str:
         """Why the ranks stop: the lowest rank that knows. Collective."""

@@ -25,7 +25,7 @@ _SLOW_TIMES = 2.0
 _SLOW_S = 0.1  # above the usual: less is of no interest to anybody
 _BUSY_TIMES = 1.25
 _BUSY_STEPS = 5
-WIDTH = 4 + 1 + 3 + 4
+WIDTH = 4 + 1 + 3 + 4 + 2
 """Numbers of a rank's row: see `Pace.row`."""
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
@@ -50,6 +50,8 @@ class Pace:
         self._total, self._steps = [0.0] * 4, 0
         self._slow: tuple[float, list[float]] | None = None  # the step's number, and each part's excess
         self._slow_s, self._usual_s = 0.0, 0.0
+        self._own: list[float] = []  # seconds of input and compute, of each step
+        self._samples = 0
 
     def begin(self, step: int) -> None:
         """The step of this number (from 1) begins; the former one is over."""
@@ -62,6 +64,10 @@ class Pace:
         self._parts[part] += now - self._last
         self._last = now
 
+    def count(self, samples: int) -> None:
+        """This rank took so many samples in this step."""
+        self._samples += samples
+
     def skip(self) -> None:
         """What was done since the last lap belongs to no step (validation)."""
         self._last = time.perf_counter()
@@ -73,6 +79,7 @@ class Pace:
         parts, self._parts = self._parts, [0.0] * 4
         self._total = [total + part for total, part in zip(self._total, parts, strict=True)]
         self._steps += 1
+        self._own.append(parts[INPUT] + parts[COMPUTE])
         took = sum(parts)
         if len(self._late) >= _ENOUGH_STEPS and took > self._slow_s:
             usual = statistics.median(sum(one) for one in self._late)
@@ -87,12 +94,27 @@ class Pace:
         """What is known since the last row, as `WIDTH` numbers, which begin anew.
 
         Seconds of each part and the number of steps; of the slowest step that was slow its number (0: none),
-        its seconds and the usual ones; and of each part of it the seconds above the usual ones.
+        its seconds and the usual ones; of each part of it the seconds above the usual ones; and of the median
+        step the seconds of input and compute, with the mean number of samples of a step.
         """
         slow = (0.0, [0.0] * 4) if self._slow is None else self._slow
-        row = np.array([*self._total, self._steps, slow[0], self._slow_s, self._usual_s, *slow[1]])
+        own = statistics.median(self._own) if self._own else 0.0
+        samples = self._samples / max(1, self._steps)
+        row = np.array(
+            [*self._total, self._steps, slow[0], self._slow_s, self._usual_s, *slow[1], own, samples]
+        )
         self._clear()
         return row
+
+
+def usual_own_s(rows: Row) -> Row:
+    """Each rank's seconds of input and compute in its median step, shape (ranks,)."""
+    return rows[:, 12]
+
+
+def samples_a_step(rows: Row) -> Row:
+    """Each rank's samples of a step, shape (ranks,)."""
+    return rows[:, 13]
 
 
 def seconds_a_step(rows: Row) -> dict[str, float]:

@@ -202,6 +202,10 @@ class Reporter:
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._screen.say(f"epoch {epoch + 1} step {step}: valid {text}")
 
+    def shares(self, step: int, epoch: int, shares: Sequence[float]) -> None:
+        """A `shares` record: the ranks' parts of a global batch have changed."""
+        self._append({"kind": "shares", "step": step, "epoch": epoch, "shares": [round(s, 4) for s in shares]})
+
     def bad_loss(self, step: int, epoch: int, blame: list[dict[str, Any]]) -> None:
         """A `bad-loss` record: the samples of the ranks whose loss was NaN or infinite."""
         self._append({"kind": "bad-loss", "step": step, "epoch": epoch, "ranks": blame})

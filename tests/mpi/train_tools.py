@@ -36,7 +36,7 @@ CALLS = 0
 class Lame(torch.nn.Module):
     def forward(self, x):
         if self.training and RANK == ENV.get("LAME_RANK"):
-            time.sleep(float(ENV["LAME_S"]))
+            time.sleep(float(ENV.get("LAME_S", "0")) + float(ENV.get("LAME_SAMPLE_S", "0")) * len(x))
         return x
 
 def build_model(params):
