@@ -76,7 +76,8 @@ def forget(cluster: Cluster) -> int:
     """Remove what lies on the nodes; how many nodes had something."""
     found = list((cluster.folder / "tmp").glob("*/hpcmass-shards-*"))
     for folder in found:
-        shutil.rmtree(folder)
+        while folder.exists():  # a run that has said that it is complete may still take its mark away
+            shutil.rmtree(folder, ignore_errors=True)
     return len(found)
 
 

@@ -128,6 +128,7 @@ class Reporter:
         """
         self._run, self._hosts = run, hosts
         self._slow_rank: int | None = None
+        self._suspect: int | None = None
         self._slow_told = -SLOW_EVERY_S
         self._screen = screen
         self._total = total_steps
@@ -183,15 +184,20 @@ class Reporter:
             if time.monotonic() - self._slow_told >= SLOW_EVERY_S:
                 self._slow_told = time.monotonic()
                 self._screen.say(step_in_words(record))
-        found = slow_rank(rows, self._hosts)
+        self._slow_rank_told(step, epoch, slow_rank(rows, self._hosts))
+
+    def _slow_rank_told(self, step: int, epoch: int, found: dict[str, Any] | None) -> None:
+        """Tell of a rank that was slow twice in a row, and that it is so no more."""
         rank = None if found is None else found["rank"]
-        if rank != self._slow_rank:
-            self._slow_rank = rank
-            record = {"kind": "slow-rank", "step": step, "epoch": epoch, **(found or {"rank": None})}
-            self._append(record)
-            if found is not None:
-                self._events.write(step, {"rank": found["rank"], "times": found["times"]}, "slow-rank")
-                self._screen.say(rank_in_words(record))
+        suspect, self._suspect = self._suspect, rank
+        if rank == self._slow_rank or rank != suspect:
+            return
+        self._slow_rank = rank
+        record = {"kind": "slow-rank", "step": step, "epoch": epoch, **(found or {"rank": None})}
+        self._append(record)
+        if found is not None:
+            self._events.write(step, {"rank": found["rank"], "times": found["times"]}, "slow-rank")
+            self._screen.say(rank_in_words(record))
 
     def valid(self, step: int, epoch: int, samples_done: int, metrics: Mapping[str, float]) -> None:
         """A `valid` record, and the same numbers in the status."""

@@ -39,7 +39,7 @@ def test_a_slow_step_is_attributed(backend: str, tmp_path: Path) -> None:
 
 def test_a_rank_that_is_always_slower_is_named(tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
-    sets = ["train.backend=mpi", "train.log_every_steps=6"]
+    sets = ["train.backend=mpi", "train.log_every_steps=6", "train.epochs=3"]
     env = tools.environment(root, LAME_RANK="1", LAME_S="0.2")
     done = tools.run(tools.mpiexec(2, tools.words(root, "r", *sets)), env)
     assert done.returncode == 0, done.stdout
