@@ -30,7 +30,7 @@ from hpcmass.data.reading.choose import (
     reader_maker,
 )
 from hpcmass.data.reading.chunks import BothMaker
-from hpcmass.data.reading.crew import Crew, Memory, Unit
+from hpcmass.data.reading.crew import Crew, Each, Memory, Unit
 from hpcmass.data.reading.memory import Pool, Ring
 from hpcmass.data.reading.rows import BLOCK_BYTES
 
@@ -121,6 +121,7 @@ class Loader(Iterator[Loaded]):
         block: int | None = None,
         pool_bytes: int = POOL_BYTES,
         allocate: Callable[[int], Memory] | None = None,
+        each: Each | None = None,
     ) -> None:
         """Prepare; threads begin, and shards are opened, when the first batch is asked for.
 
@@ -135,17 +136,20 @@ class Loader(Iterator[Loaded]):
             block: Samples a block, where the plan's order takes blocks of neighbouring samples together.
             pool_bytes: What the blocks held by the way `block` may take together.
             allocate: Makes a buffer of so many bytes (pinned memory, say): a uint8 array.
+            each: Called on a reading thread as each(number, ids, arrays) for each batch that was read; may
+                change the arrays' values.
         """
         if min(keep, depth or 1, threads or 1, block or 1) < 1 or 0 in (depth, threads, block):
             raise ValueError("keep, depth, threads and block are at least 1")
         self._arguments = {
             "read": read, "keep": keep, "depth": depth, "threads": threads, "unit_bytes": unit_bytes,
-            "block": block, "pool_bytes": pool_bytes, "allocate": allocate,
+            "block": block, "pool_bytes": pool_bytes, "allocate": allocate, "each": each,
         }  # fmt: skip
         self.dataset, self.plan, self._keep = dataset, plan, keep
         self._read, self._block, self._pool_bytes = read, block, pool_bytes
         self._asked = (depth, threads, unit_bytes)
-        self._allocate = allocate
+        self._allocate, self._each = allocate, each
+        self._numbered = 0  # batches of the plan that are in units
         self._choice: Choice | None = None
         self._source: Iterator[npt.ArrayLike] | None = None
         self._ahead: deque[Ids] = deque()  # batches taken from the plan, not in a unit yet
@@ -230,11 +234,12 @@ class Loader(Iterator[Loaded]):
         depth, threads, _ = self._asked
         again = [ids for unit in (*self._pending, *self._planned) for ids in unit.batches()]
         self._ahead.extendleft(reversed(again))
+        self._numbered -= len(again)
         for waiting in (self._pending, self._planned, self._used):
             waiting.clear()
         make = reader_maker(dataset, choice)
         self._decoded_bytes = make.pool_bytes if isinstance(make, BothMaker) else 0
-        threads = threads or choice.threads
+        threads = threads or (choice.threads if self._each is None else max(choice.threads, min(_cores(), 8)))
         self._depth = depth or threads + 1
         self._ring = Ring(dataset.fields, self._depth + 1, self._allocate)
         if choice.way == "block":
@@ -279,6 +284,8 @@ class Loader(Iterator[Loaded]):
                     return
                 for block in blocks:
                     crew.give(block)
+            unit.each, unit.first = self._each, self._numbered
+            self._numbered += len(ids)
             self._planned.append(unit)
             ahead += len(joined)
             if self._pool is not None and unit.blocks is None:

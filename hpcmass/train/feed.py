@@ -12,6 +12,8 @@ import torch
 from hpcmass.data.loader import Loader, Memory
 from hpcmass.data.order import Ids
 from hpcmass.data.reader import Dataset
+from hpcmass.data.reading.crew import Each
+from hpcmass.train.augment import Augment
 from hpcmass.train.interfaces import DatasetLike
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -38,6 +40,18 @@ class Cut(NamedTuple):
         return ids if len(ids) == self.width else np.resize(ids, self.width)
 
 
+class Key(NamedTuple):
+    """What the random numbers of a micro-batch depend on.
+
+    Attributes:
+        epoch: The epoch.
+        first: Position of its first sample in the epoch.
+    """
+
+    epoch: int
+    first: int
+
+
 class ReadAhead:
     """`batch(ids)` of a dataset, whose arrays threads have read already where `plan` foretold it.
 
@@ -54,6 +68,8 @@ class ReadAhead:
         read: str = "auto",
         block: int | None = None,
         device: torch.device | None = None,
+        augment: Augment | None = None,
+        keys: dict[int, Key] | None = None,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -63,19 +79,26 @@ class ReadAhead:
             read: The way of reading, `data.read` of the job.
             block: Samples a block, where the order takes blocks of neighbouring samples together.
             device: Where batches go; for a GPU they are read into pinned memory.
+            augment: Changes samples on the reading threads.
+            keys: With `augment`: of each batch of the plan by number, from before it is taken from it.
         """
-        self._dataset = dataset
+        self._dataset, self._augment = dataset, augment
         self._loader: Loader | None = None
         self.foretold = self.surprises = 0
         if isinstance(dataset, Dataset):
             gpu = device is not None and device.type == "cuda"
             # A copy to the device may still run when the next batch is asked for.
             self._loader = Loader(
-                dataset, plan, read=read, block=block, allocate=pinned if gpu else None, keep=2 if gpu else 1
-            )
+                dataset, plan, read=read, block=block, allocate=pinned if gpu else None, keep=2 if gpu else 1,
+                each=None if augment is None else _each(augment, {} if keys is None else keys),
+            )  # fmt: skip
 
-    def batch(self, ids: Ids) -> Arrays:
-        """Samples `ids`, an array a field: exactly `dataset.batch(ids)`.
+    def batch(self, ids: Ids, key: Key | None = None) -> Arrays:
+        """Samples `ids`, an array a field: exactly `dataset.batch(ids)`, augmented where that is asked for.
+
+        Args:
+            ids: Sample numbers.
+            key: Of the first one, for `augment`.
 
         Raises:
             CorruptError: A shard was cut off or removed; the message names it.
@@ -88,7 +111,12 @@ class ReadAhead:
                 return read.arrays
             self.close()
         self.surprises += 1
-        return self._dataset.batch(ids)
+        arrays = self._dataset.batch(ids)
+        if self._augment is None or key is None:
+            return arrays
+        arrays = {name: np.array(array) for name, array in arrays.items()}
+        self._augment(*key, ids, arrays)
+        return arrays
 
     def close(self) -> None:
         """End the threads."""
@@ -103,6 +131,13 @@ class ReadAhead:
         self.close()
 
 
+def _each(augment: Augment, keys: dict[int, Key]) -> Each:
+    def each(number: int, ids: Ids, arrays: Arrays) -> None:
+        augment(*keys.pop(number), ids, arrays)
+
+    return each
+
+
 def steps_ahead(
     order: Callable[[int, int, int], Ids],
     at: Callable[[], tuple[int, int, int]],
@@ -111,6 +146,7 @@ def steps_ahead(
     total_steps: int,
     batch: int,
     cut: Callable[[int], Sequence[Cut]],
+    keys: dict[int, Key] | None = None,
 ) -> Iterator[Ids]:
     """Sample numbers of a rank's micro-batches from where a run is to its end, beyond the ends of epochs.
 
@@ -121,7 +157,9 @@ def steps_ahead(
         total_steps: Steps of the run.
         batch: Samples of a global batch.
         cut: This rank's micro-batches of a global batch of so many samples.
+        keys: Gets the key of each micro-batch under its number, before that is yielded.
     """
+    number = 0
     step, epoch, samples = at()
     many = max(1, _IDS_AT_ONCE // batch)
     while step < total_steps:
@@ -134,6 +172,9 @@ def steps_ahead(
             for micro in cut(min(batch, stop - first)):
                 low, high = first + micro.low, first + micro.high
                 ids = order(epoch, low, high) if known is None else known[low - samples : high - samples]
+                if keys is not None:
+                    keys[number] = Key(epoch, low)
+                    number += 1
                 yield micro.padded(ids)
             step += 1
         samples = stop

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hpcmass.data.order import Ids, rank_slice
 from hpcmass.errors import RecipeError
+from hpcmass.train.augment import Augment
 from hpcmass.train.comm.base import Communicator, Values
 from hpcmass.train.compiled import compiled
-from hpcmass.train.feed import Cut, ReadAhead, steps_ahead
+from hpcmass.train.feed import Cut, Key, ReadAhead, steps_ahead
 from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
 from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision
@@ -87,7 +88,7 @@ class Gradients:
         micros = self._micros(at, n)
         self._pace.count(sum(len(ids) for _, ids in micros))
         for cut, ids in micros:
-            loss = self._loss(ids, self._read(cut.padded(ids)))
+            loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
             total += self._judged(loss, ids)
             if cut is micros[-1][0]:
                 self._judge_step(total, np.concatenate([ids for _, ids in micros]), at)
@@ -176,14 +177,14 @@ class Gradients:
         self._data.close()
         self._reducer.close()
 
-    def _read(self, shown: Ids) -> Prepared:
+    def _read(self, shown: Ids, key: Key) -> Prepared:
         """A micro-batch, ready for the model; some samples may be there twice, to pad it.
 
         Raises:
             RecipeError: `transform` made another number of samples of it.
         """
         task = self._task
-        arrays = {**self._data.batch(shown), "sample_id": shown}
+        arrays = {**self._data.batch(shown, key), "sample_id": shown}
         ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self._comm.device)
         if ready.n != len(shown):
             raise RecipeError(
@@ -227,12 +228,17 @@ class Gradients:
             at = self._at()
             return at.step, at.epoch, at.samples
 
+        keys: dict[int, Key] = {}
+        augment = None if task.recipe.augment is None else Augment(task.recipe, job.seed)
         plan = steps_ahead(
             task.order.ids, begin,
             usable=self._plan.usable, total_steps=self._plan.total_steps, batch=job.global_batch, cut=self._cut,
+            keys=None if augment is None else keys,
         )  # fmt: skip
         block = getattr(task.order, "block", None)
-        return ReadAhead(task.train, plan, read=data.read, block=block, device=self._comm.device)
+        return ReadAhead(
+            task.train, plan, read=data.read, block=block, device=self._comm.device, augment=augment, keys=keys
+        )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpcmass.data.order import rank_slice
 from hpcmass.train.comm.base import Communicator, Values
-from hpcmass.train.feed import Cut
+from hpcmass.train.feed import Cut, Key
 from hpcmass.train.gradients import NOTHING, Gradients, seed_step
 from hpcmass.train.ordered_reducer import OrderedReducer
 from hpcmass.train.pace import COMPUTE, Pace
@@ -63,7 +63,7 @@ class OrderedGradients(Gradients):
             if number in micros:
                 cut, ids = micros[number]
                 seed_step(seed, at.step, number)
-                loss = self._loss(ids, self._read(cut.padded(ids)))
+                loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
                 value = self._judged(loss, ids)
                 total += value
                 sums[number] += value

@@ -19,7 +19,7 @@ import torch
 from hpcmass import __version__
 from hpcmass.config import Job, Project, Site
 from hpcmass.data import Dataset, Order
-from hpcmass.errors import ConfigError, HpcmassError, RankFailed
+from hpcmass.errors import ConfigError, HpcmassError, RankFailed, RecipeError
 from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
@@ -205,9 +205,14 @@ class _Rank:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        return recipe.build_model(
-            dict(self.job.params), facts_of(train, self.job.data.inputs, self.job.data.targets)
-        )
+        facts = facts_of(train, self.job.data.inputs, self.job.data.targets)
+        model = recipe.build_model(dict(self.job.params), facts)
+        if recipe.augment is not None and not isinstance(model, torch.nn.Module):
+            raise RecipeError(
+                "augment is for torch models, and build_model made an estimator", where=recipe.path,
+                hint="take augment out, or have transform(batch, train) do it",
+            )  # fmt: skip
+        return model
 
     def _task(
         self, recipe: Recipe, model: torch.nn.Module, train: Dataset, valid: Dataset | None,

@@ -32,7 +32,7 @@ Facts = dict[str, dict[str, Any]]
 Transform = Callable[[dict[str, Tensor], bool, Sequence[str]], dict[str, Tensor]]
 
 _COUNTER = itertools.count()
-_NAMES = ("build_model", "loss", "metrics", "optimizer", "transform")
+_NAMES = ("build_model", "loss", "metrics", "optimizer", "transform", "augment")
 _DTYPE_WORDS = ("scalar type", "same dtype", "not implemented for", "should be the same", "dtype")
 
 
@@ -52,6 +52,7 @@ class Recipe:
         metrics: `(outputs, targets) -> {name: Tensor of n values}`; always has `loss`.
         optimizer: `(model, params, lr) -> Optimizer`, or None: the job file's choice.
         transform: `(batch, train, inputs) -> batch`; `inputs` are the names of the input fields.
+        augment: `(sample, rng) -> sample`, one sample's arrays by field, in training alone; or None.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Recipe:
     metrics: Callable[[Any, Targets], dict[str, Tensor]]
     optimizer: Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer] | None
     transform: Transform
+    augment: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
 
     def errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         """Turn what the user's code raises in the body (a model's forward, say) into `RecipeError`."""
@@ -192,6 +194,7 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recip
         metrics=_wrap_metrics(path, found["metrics"], loss, own_loss=found["loss"] is not None),
         optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
         transform=_wrap_transform(path, found["transform"]) if found["transform"] else default_transform,
+        augment=_wrap_augment(path, found["augment"]) if found["augment"] else None,
     )
 
 
@@ -289,6 +292,23 @@ def _wrap_optimizer(
         return made
 
     return optimizer
+
+
+def _wrap_augment(path: Path, function: Callable[..., Any]) -> Callable[[dict[str, Any], Any], dict[str, Any]]:
+    def augment(sample: dict[str, Any], rng: Any) -> dict[str, Any]:
+        with recipe_errors(path, "augment"):
+            made = function(sample, rng)
+        if made is None:  # changed where it lies
+            return sample
+        if not isinstance(made, dict):
+            raise RecipeError(
+                f"augment returned {_describe(made)}, not the sample",
+                where=_definition(path, function),
+                hint="return the dict of arrays, or nothing where they were changed in place",
+            )
+        return made
+
+    return augment
 
 
 def _wrap_transform(path: Path, function: Callable[..., Any]) -> Transform:

@@ -16,6 +16,8 @@ from hpcmass.data.order import Ids
 from hpcmass.data.reading.rows import Arrays, Reader
 
 Memory = npt.NDArray[np.uint8]
+Each = Callable[[int, Ids, dict[str, npt.NDArray[Any]]], None]
+"""What changes a batch on a reading thread: its number in the plan, its sample numbers, an array a field."""
 
 
 @dataclass
@@ -88,6 +90,8 @@ class Unit(Task):
         rows: Rows of the pool that hold the samples.
         memory: The buffer.
         arrays: Views of it, an array a field.
+        each: Is called with each batch, once it is read; None: nothing is.
+        first: Number of its first batch, in the plan.
         last: Number of its last batch, once all are handed out.
     """
 
@@ -98,10 +102,19 @@ class Unit(Task):
     pool: Arrays = field(default_factory=dict)
     memory: Memory | None = None
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    each: Each | None = None
+    first: int = 0
     last: int = -1
 
     def run(self, reader: Reader) -> None:
         """See `Task`."""
+        self._read(reader)
+        if self.each is not None:
+            for number, (low, high) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
+                batch = {name: array[low:high] for name, array in self.arrays.items()}
+                self.each(self.first + number, self.ids[low:high], batch)
+
+    def _read(self, reader: Reader) -> None:
         if self.blocks is None or self.rows is None:
             reader.read(self.ids, self.arrays)
             return

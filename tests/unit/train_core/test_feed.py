@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -17,12 +16,15 @@ from safetensors.torch import load_file
 
 from hpcmass.config import Project, job_from_values
 from hpcmass.data import open_dataset, rank_slice, shard
+from hpcmass.errors import RecipeError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train import gradients as gradients_module
 from hpcmass.train import validate as validate_module
-from hpcmass.train.feed import ReadAhead, steps_ahead
+from hpcmass.train.augment import Augment
+from hpcmass.train.feed import Key, ReadAhead, steps_ahead
 from hpcmass.train.gradients import Gradients
 from hpcmass.train.rank import train_rank
+from hpcmass.train.recipe import load_recipe
 
 RECIPE = """
 import torch
@@ -35,6 +37,20 @@ def build_model(params):
 def transform(batch, train):
     batch["x"].mul_(0.5)  # in place: what the next batch is read into is not what the last one was changed to
     return batch
+"""
+
+
+AUGMENT = """
+import threading
+
+def augment(sample, rng):
+    SEEN.add(threading.current_thread().name)
+    x = sample["x"]
+    x += rng.normal(size=x.shape).astype(x.dtype)  # in place
+    if rng.random() < 0.3:
+        return {"x": x[::-1]}
+
+SEEN = set()
 """
 
 
@@ -102,9 +118,92 @@ def test_a_run_that_goes_on_is_foretold_too(tmp_path: Path, monkeypatch: pytest.
     assert all(values.numpy().tobytes() == second[name].numpy().tobytes() for name, values in first.items())
 
 
+def test_samples_are_augmented_ahead_and_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On reading threads or when asked for, in one go or stopped and gone on with."""
+    plain = train(tmp_path, "plain", ReadAhead, monkeypatch)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE + AUGMENT)
+    monkeypatch.setattr(Counting, "made", [])
+    whole = train(tmp_path, "whole", Counting, monkeypatch)
+    assert (Counting.made[0].foretold, Counting.made[0].surprises) == (3 * 7 * 3, 0)
+    names = {name for one in Counting.made if one._augment for name in one._augment._recipe.module.SEEN}
+    assert names == {"hpcmass-read"}
+    at_once = train(tmp_path, "at-once", AtOnce, monkeypatch)
+    train(tmp_path, "parts", ReadAhead, monkeypatch, max_steps=10)
+    parts = train(tmp_path, "parts", ReadAhead, monkeypatch)
+    first, *others = (
+        {
+            name: values.numpy().tobytes()
+            for name, values in load_file(run.model / "weights.safetensors").items()
+        }
+        for run in (whole, at_once, parts, plain)
+    )
+    assert [other == first for other in others] == [True, True, False]
+
+
+def augmented(tmp_path: Path, rank: int, size: int, batch: int, begin: tuple[int, int, int]) -> dict:
+    """What a rank is given of each (epoch, sample), from a place in a run of 2 epochs to its end."""
+    if not (tmp_path / "d").exists():
+        np.savez(tmp_path / "a.npz", x=np.zeros((40, 6), np.float32), label=np.zeros(40, np.int64))
+        shard(tmp_path / "a.npz", tmp_path / "d", shards=3, workers=1)
+        (tmp_path / "r.py").write_text(RECIPE + AUGMENT)
+    recipe, dataset = load_recipe(tmp_path / "r.py"), open_dataset(tmp_path / "d")
+    keys: dict[int, Key] = {}
+    steps = -(-40 // batch)
+    plan = list(
+        steps_ahead(
+            lambda epoch, low, high: (np.arange(low, high) * 7 + epoch) % 40, lambda: begin,
+            usable=40, total_steps=2 * steps, batch=batch, cut=cutter(rank, size, 1, None), keys=keys,
+        )
+    )  # fmt: skip
+    told = dict(keys)
+    found = {}
+    with ReadAhead(dataset, plan, read="pread", augment=Augment(recipe, 3), keys=keys) as data:
+        for number, ids in enumerate(plan):
+            arrays = data.batch(ids, told[number])
+            found |= {
+                (told[number].epoch, int(one)): arrays["x"][k].tobytes() for k, one in enumerate(ids.tolist())
+            }
+        assert data.surprises == 0
+    return found
+
+
+def test_what_is_random_in_a_sample_depends_on_its_place_alone(tmp_path: Path) -> None:
+    whole = augmented(tmp_path, 0, 1, 10, (0, 0, 0))
+    assert len(whole) == 80
+    assert len(set(whole.values())) == 80
+    for size in (2, 3):
+        parts = [augmented(tmp_path, rank, size, 10, (0, 0, 0)) for rank in range(size)]
+        assert {key: value for part in parts for key, value in part.items()} == whole
+    assert augmented(tmp_path, 0, 1, 16, (0, 0, 0)) == whole
+    rest = augmented(tmp_path, 0, 1, 10, (3, 0, 30))
+    assert rest == {key: whole[key] for key in rest}
+    assert len(rest) == 50
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {'x': sample['x'][:3]}", r"augment gave float32 \[3\] for 'x', which is float32 \[6\]"),
+        ("return {'label': 0.5}", r"augment gave float64 \[\] for 'label', which is int64 \[\]"),
+        ("return {'z': 1}", "augment gave a field 'z'"),
+        ("return 5", "augment returned a int"),
+        ("raise ValueError('no')", "augment: ValueError: no"),
+    ],
+)
+def test_an_augment_that_is_wrong(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "r.py").write_text(RECIPE + f"\ndef augment(sample, rng):\n    {body}\n")
+    augment = Augment(load_recipe(tmp_path / "r.py"), 0)
+    arrays = {"x": np.zeros((2, 6), np.float32), "label": np.zeros(2, np.int64)}
+    with pytest.raises(RecipeError, match=message):
+        augment(0, 0, np.arange(2), arrays)
+
+
 def cutter(rank: int, size: int, parts: int, padded: int | None) -> Any:
     train = SimpleNamespace(accumulation=parts, last="pad" if padded else "keep", global_batch=padded)
-    return partial(Gradients._cut, SimpleNamespace(_job=train, _comm=SimpleNamespace(rank=rank, size=size)))
+    made = Gradients.__new__(Gradients)
+    made._job, made._comm, made._ends = train, SimpleNamespace(rank=rank, size=size), None
+    return made._cut
 
 
 @settings(max_examples=60, deadline=None)
