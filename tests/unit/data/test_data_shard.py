@@ -277,6 +277,8 @@ def test_interruption_leaves_nothing_and_kill_is_cleaned_up_by_the_next(source: 
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_environment(),
+            # Whoever started the tests in the background of a shell has it ignored, and Python would leave that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         process.stdout.readline()
