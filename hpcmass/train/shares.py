@@ -71,19 +71,14 @@ def measured_shares(rows: Row, ends: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _limited(shares: Sequence[float]) -> list[float]:
-    """The shares within their limits; what that takes or gives, the others have, in proportion."""
-    size = len(shares)
-    low, high = LEAST / size, MOST / size
-    made = list(shares)
-    for _ in range(size):
-        fixed = [share <= low or share >= high for share in made]
-        held = [min(max(share, low), high) for share in made]
-        rest = 1.0 - sum(share for share, is_fixed in zip(held, fixed, strict=True) if is_fixed)
-        free = sum(share for share, is_fixed in zip(held, fixed, strict=True) if not is_fixed)
-        if free <= 0:
-            total = sum(held)
-            return [share / total for share in held]
-        made = [share if is_fixed else share * rest / free for share, is_fixed in zip(held, fixed, strict=True)]
-        if all(low - 1e-12 <= share <= high + 1e-12 for share in made):
-            break
-    return made
+    """The shares within their limits, else in proportion: min(max(scale * share, least), most), of sum 1."""
+    low, high = LEAST / len(shares), MOST / len(shares)
+
+    def at(scale: float) -> list[float]:
+        return [min(max(scale * share, low), high) for share in shares]
+
+    below, above = 0.0, high / min(shares)
+    for _ in range(60):  # the sum grows with the scale
+        middle = (below + above) / 2
+        below, above = (middle, above) if sum(at(middle)) < 1 else (below, middle)
+    return at(above)
