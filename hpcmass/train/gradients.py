@@ -91,7 +91,7 @@ class Gradients:
             loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
             total += self._judged(loss, ids)
             if cut is micros[-1][0]:
-                self._judge_step(total, np.concatenate([ids for _, ids in micros]), at)
+                self._judge_step(total, np.concatenate([ids for _, ids in micros]))
                 set_flags(self.spoilt is None)
                 self._reducer.start()
             self._backward(loss, len(ids) / n)
@@ -210,9 +210,9 @@ class Gradients:
             self.spoilt = micro, value
         return value * len(micro)
 
-    def _judge_step(self, total: float, ids: Ids, at: Position) -> None:
+    def _judge_step(self, total: float, ids: Ids) -> None:
         """Whether this rank's loss of the whole step is sound, where those of its micro-batches are finite."""
-        if self.spoilt is None and not self.soundness.sound(total / len(ids), at.first_loss):
+        if self.spoilt is None and not self.soundness.sound(total / len(ids)):
             self.spoilt = ids, total / len(ids)
 
     def _backward(self, loss: Tensor, weight: float) -> None:

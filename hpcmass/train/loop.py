@@ -94,6 +94,8 @@ class Loop:
 
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
+        if at.step:
+            self.gradients.soundness.first_loss = on_root(self.comm, self._first_loss)
         self._window_started = time.perf_counter()
         self._profiler.start()
         while True:
@@ -191,7 +193,7 @@ class Loop:
     def _blame(self) -> TrainError:
         """A rank's loss is bad: find out which samples are at fault. Collective."""
         self.keeper.finish_if_possible()
-        limit = self.gradients.soundness.limit(self.at.first_loss)
+        limit = self.gradients.soundness.limit
         blame = gather_blame(self.comm, self.gradients.spoilt, self._loss_of, limit)
         if self.reporter is not None:
             self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
@@ -206,6 +208,12 @@ class Loop:
         )
 
     # -- records --------------------------------------------------------------------------------------
+    def _first_loss(self) -> float | None:
+        """That of the run's first record, where an earlier attempt made it."""
+        record = next(self.run_folder.records("train"), None)
+        loss = None if record is None else record.get("loss")
+        return loss if isinstance(loss, float) else None
+
     def _paces(self) -> Row:
         """Collect the losses, and with them every rank's `Pace.row`: shape (ranks, `WIDTH`). Collective."""
         if self.at.step == self.plan.total_steps:
@@ -224,8 +232,8 @@ class Loop:
         }
         if self._precision.scale is not None:
             values |= {"loss_scale": self._precision.scale, "skipped_steps": at.skipped}
-        if at.first_loss is None:
-            at.first_loss = values["loss"]
+        if self.gradients.soundness.first_loss is None:
+            self.gradients.soundness.first_loss = values["loss"]
         at.window_losses = None
         at.window_loss, at.window_samples, self._window_timed, self._window_started = 0.0, 0, 0, now
         at.skipped = 0

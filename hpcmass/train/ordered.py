@@ -72,7 +72,7 @@ class OrderedGradients(Gradients):
             self._reducer.add(number)
         self._pace.lap(COMPUTE)
         if micros:
-            self._judge_step(total, np.concatenate([ids for _, ids in micros.values()]), at)
+            self._judge_step(total, np.concatenate([ids for _, ids in micros.values()]))
         set_flags(self.spoilt is None)
         self._reducer.flags[FLAGS] = float(self._buffers.changed)
         self._step = at.step

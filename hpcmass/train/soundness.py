@@ -12,7 +12,11 @@ _KEPT = 0.9  # of the running mean a step: one bad batch among good ones ends no
 
 
 class LossWatch:
-    """A rank's judgement of the losses of its steps."""
+    """A rank's judgement of the losses of its steps.
+
+    Attributes:
+        first_loss: The loss of the run's first record, the same on all ranks; None before it.
+    """
 
     def __init__(self, max_loss: float | None) -> None:
         """Prepare.
@@ -22,28 +26,26 @@ class LossWatch:
         """
         self._max_loss = max_loss
         self._mean: float | None = None
+        self.first_loss: float | None = None
 
-    def limit(self, first_loss: float | None) -> float:
-        """Above this, the loss diverges.
-
-        Args:
-            first_loss: The loss of the run's first record; None before it.
-        """
+    @property
+    def limit(self) -> float:
+        """Above this, the loss diverges."""
         if self._max_loss is not None:
             return self._max_loss
-        return DIVERGED_TIMES * first_loss if first_loss is not None and first_loss > 0 else math.inf
+        first = self.first_loss
+        return DIVERGED_TIMES * first if first is not None and first > 0 else math.inf
 
-    def sound(self, loss: float, first_loss: float | None) -> bool:
+    def sound(self, loss: float) -> bool:
         """Take a step's loss in; False when it is no finite number, or the losses diverge.
 
         Args:
             loss: The mean over this rank's samples of the step.
-            first_loss: As for `limit`.
         """
         if not math.isfinite(loss):
             return False
         self._mean = loss if self._mean is None else _KEPT * self._mean + (1 - _KEPT) * loss
-        return self._mean <= self.limit(first_loss)
+        return self._mean <= self.limit
 
 
 def bad_loss_in_words(blame: Sequence[dict[str, Any]], limit: float) -> str:

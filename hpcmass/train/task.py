@@ -47,7 +47,6 @@ class Position:
         kept_step: Its step.
         scaler: State of fp16's loss scale.
         skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
-        first_loss: The loss of the first `train` record.
         window_losses: Of a reproducible run, `window_loss` by micro-batch.
     """
 
@@ -63,7 +62,6 @@ class Position:
     kept_step: int = -1
     scaler: dict[str, Any] | None = None
     skipped: int = 0
-    first_loss: float | None = None
     window_losses: list[float] | None = None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import statistics
 import sysconfig
 import tempfile
@@ -44,6 +45,8 @@ GRACE_S = 15.0
 _LOOK_S = 1.0
 _AHEAD_S = 1.0
 _BLOCKS_END_S = 90.0
+_POLITE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_OWN_SIGNAL_S = 5.0
 
 
 @dataclass(eq=False)
@@ -230,6 +233,9 @@ class Pool:
             for lane in self.lanes.values():
                 code = lane.executor.interchange_proc.poll()
                 if code is not None and lane.broken is None:
+                    # Where all of a process group is told to end, this process is about to hear of it too.
+                    if -code in _POLITE and closing.wait(_OWN_SIGNAL_S):
+                        return
                     self._give_up(lane, LaunchError(f"Parsl's interchange ended (exit code {code})"))
                     self._bind()
             if self.broken is not None:
