@@ -7,6 +7,7 @@ answer about stays what it was, and one that has gone in any way is replaced whi
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 import threading
 import time
@@ -25,6 +26,7 @@ from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.submission import submit_file
 from hpcmass.workflow.blocks_left import comment_of, end_blocks
 
+_log = logging.getLogger("hpcmass")
 POLL_S = 10.0
 JOURNAL = "blocks.jsonl"
 # Slurm's state -> Parsl's. What the machine did to a block is TIMEOUT, Parsl's word for an end that is no fault
@@ -78,6 +80,7 @@ class BlockBook:
         self._gone_since: dict[str, float] = {}
         self._looked = 0.0
         self._dropped: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
         self.submitted: list[str] = []
 
     def submit(self, script: Path, label: str, number: str) -> str:
@@ -137,7 +140,10 @@ class BlockBook:
         return [one for one in alive if self._labels.get(one) in self._dropped]
 
     def note_refusal(self, label: str, words: str) -> None:
-        """Write down that Slurm takes no more blocks for now."""
+        """Write down that Slurm takes no more blocks for now; whoever waits is told so once."""
+        if (label, words) not in self._said:
+            self._said.add((label, words))
+            _log.warning("Slurm takes no more blocks on '%s' for now, and is asked again: %s", label, words)
         record = {"kind": "refused", "driver": self.driver, "executor": label, "message": words}
         with contextlib.suppress(HpcmassError, OSError):
             append_record(self.journal, {**record, "time": time.time()})

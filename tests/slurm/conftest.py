@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from hpcmass.devcluster import Cluster, missing_packages
+from hpcmass.errors import HpcmassError
 
 # What a busy machine needs: a process may get no core for seconds. Between SIGTERM and SIGKILL a run writes its
 # checkpoint and hands itself on (sites give 30 s for that), and a daemon that is late is no node that is lost.
@@ -45,6 +46,9 @@ log_every_steps = 1
 """
 
 
+CLUSTERS: list[Cluster] = []  # those that are up
+
+
 def start(**options: Any) -> Cluster:
     """A cluster in a new folder with a short name; skips where Slurm is not installed."""
     missing = missing_packages()
@@ -58,10 +62,12 @@ def start(**options: Any) -> Cluster:
     conf.write_text(text.replace("KillWait=2\n", f"KillWait={KILL_WAIT_S}\n"))
     done = cluster.run("scontrol", "reconfigure")
     assert done.returncode == 0, done.stderr
+    CLUSTERS.append(cluster)
     return cluster
 
 
 def end(cluster: Cluster) -> None:
+    CLUSTERS.remove(cluster)
     cluster.down()
     shutil.rmtree(cluster.folder, ignore_errors=True)
 
@@ -72,6 +78,29 @@ def cluster() -> Iterator[Cluster]:
     cluster = start()
     yield cluster
     end(cluster)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With a failure goes what the cluster said of itself then: nodes, jobs, and the end of the controller's log."""
+    report = yield
+    if report.failed:
+        for cluster in CLUSTERS:
+            report.sections.append((f"cluster {cluster.folder}", state_of(cluster)))
+    return report
+
+
+def state_of(cluster: Cluster) -> str:
+    parts = []
+    for words in (("sinfo", "-N", "-o", "%N %P %T %E"), ("squeue", "-o", "%A %j %T %r %N %S")):
+        try:
+            done = cluster.run(*words, timeout_s=20)
+            parts.append(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}")
+        except HpcmassError as error:
+            parts.append(f"$ {' '.join(words)}\n{error.message}")
+    log = cluster.folder / "log" / "slurmctld.log"
+    lines = log.read_text(errors="replace").splitlines()[-40:] if log.exists() else []
+    return "\n".join([*parts, "slurmctld.log:", *lines])
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ def test_what_was_written_reaches_the_program(
             command=(sys.executable, "-c", DUMP, *words),
             out=place,
             cwd=place,
+            signal_s=0,  # Longer than a minute before the limit would be at once: before the program is there.
         )
     )
     job_id = submit_script(script, place, slurm=slurm, comment=f"of {name}")
