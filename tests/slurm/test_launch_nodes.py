@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hpcmass.devcluster import Cluster
+from hpcmass.files import read_records
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.checkpoint import latest_step
 
@@ -34,6 +35,19 @@ said["place"] = [os.environ.get(name) for name in names]
 said["threads"] = os.environ.get("OMP_NUM_THREADS")
 said["slurm"] = sorted(name for name in os.environ if name.startswith("SLURM_"))
 Path(sys.argv[1], "said-" + os.environ["RANK"] + ".json").write_text(json.dumps(said))
+"""
+# Draws at random, and has gradients of sizes so unequal that another order of their sums shows.
+REPRODUCIBLE = """
+import torch
+from torch import nn
+
+def build_model(params):
+    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Dropout(0.2), nn.Linear(32, 2))
+
+def transform(batch, train):
+    if train:
+        batch["x"] = batch["x"] * 10.0 ** torch.randint(-3, 2, (len(batch["x"]), 1))
+    return batch
 """
 # As `hpcmass train` does it, with nothing of torch: the program's own GPUs are seen.
 DRIVER = """
@@ -251,6 +265,31 @@ def test_all_nodes_stop_at_one_step_with_a_checkpoint(
         json.loads(file.read_text())["node"] for file in (run.path / "ranks").glob("attempt-1-rank-*.json")
     }
     assert nodes == {"cn1", "cn2"}
+
+
+def test_reproducible_weights_are_the_same_on_one_node_and_on_two(cluster: Cluster, project: Path) -> None:
+    """Three ranks, two on one node and one on the other, against one rank: within a node and between two."""
+    job_file = project / "job.toml"
+    settings = "reproducible = true\nmicro_batches = 6\nclip_norm = 0.5"
+    job_file.write_text(job_file.read_text().replace("epochs = 2", f"epochs = 2\n{settings}"))
+    (project / "recipe.py").write_text(REPRODUCIBLE)
+    site = tools.site(project, launcher="mpiexec")
+    words = ["train", "job.toml", "--site", site, "--run"]
+    alone = tools.hpcmass(sys.executable, *words, "alone", "--backend", "single")
+    nodes = tools.hpcmass(sys.executable, *words, "nodes", "--backend", "mpi")
+    text = tools.batch(cluster, project, alone, "--nodes=1", "--ntasks=1")
+    assert "rc 0" in text, text
+    options = ["--nodes=2", "--ntasks=3", "--cpus-per-task=2", "--partition=cpu"]
+    text = tools.batch(cluster, project, nodes, *options)
+    assert "rc 0" in text, text
+    runs = [RunFolder(project / "runs" / name) for name in ("alone", "nodes")]
+    places = [json.loads(file.read_text()) for file in (runs[1].path / "ranks").glob("attempt-1-rank-*.json")]
+    assert sorted(place["node"] for place in places) == ["cn1", "cn1", "cn2"]
+    weights = [(run.path / "model" / "weights.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    losses = [[one["loss"] for one in read_records(run.path / "metrics.jsonl") if one["kind"] == "train"] for run in runs]
+    assert len(losses[0]) == 20
+    assert losses[0] == losses[1]
 
 
 WAIT = f"""
