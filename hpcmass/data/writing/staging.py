@@ -95,18 +95,16 @@ class Staging:
             DataError: The writing was begun with another plan; the message says in what it differs.
             NotFound: The writing was completed and its folder removed at this moment.
         """
-        with contextlib.suppress(AlreadyExists):
-            publish_json(self.path / "plan.json", plan.to_json())
-        there = read_json(self.path / "plan.json")
-        wanted = plan.to_json()
-        if there != wanted:
-            keys = [key for key in wanted if there.get(key) != wanted[key]]
-            shown = "; ".join(f"{key}: {there.get(key)!r:.300} then, {wanted[key]!r:.300} now" for key in keys)
+        differs = agree_on(self.path / "plan.json", plan.to_json())
+        if differs:
+            shown = "; ".join(
+                f"{key}: {then!r:.300} then, {now!r:.300} now" for key, (then, now) in differs.items()
+            )
             raise DataError(
                 f"a writing was begun here otherwise ({shown})",
                 where=self.path,
                 hint="finish it as it was begun; or remove that folder, with what it holds, and begin anew",
-                differs=keys,
+                differs=list(differs),
             )
         return plan
 
@@ -193,10 +191,30 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the folder, for everybody at one moment."""
-        gone = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.gone")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        discard_folder(self.path)
+
+
+def agree_on(path: Path, wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Publish what a piece of work is, or hold it against what was published before.
+
+    Returns:
+        By key what it was then and is now, of all that differs; empty where it is the same work.
+    """
+    with contextlib.suppress(AlreadyExists):
+        publish_json(path, wanted)
+    there = read_json(path)
+    if there == wanted:
+        return {}
+    keys = [*wanted, *(key for key in there if key not in wanted)]
+    return {key: (there.get(key), wanted.get(key)) for key in keys if there.get(key) != wanted.get(key)}
+
+
+def discard_folder(path: Path) -> None:
+    """Remove a folder, for everybody at one moment."""
+    gone = path.with_name(f"{path.name}.{secrets.token_hex(8)}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 # -- what a dataset says of its parts ---------------------------------------------------------------------
