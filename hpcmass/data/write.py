@@ -22,11 +22,11 @@ from hpcmass.data.filters import Packing, check_packing
 from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
 from hpcmass.data.sharding.plan import BLOCK_BYTES, ShardPlan
-from hpcmass.data.sharding.staging import Note, ShardStaging, sweep
+from hpcmass.data.sharding.staging import Note, ShardStaging, sweep, sweep_gone
 from hpcmass.data.sharding.work import work, write_manifests
 from hpcmass.data.sources import Progress, Source, Unread, open_source
 from hpcmass.data.writing.together import Together
-from hpcmass.errors import AlreadyExists, DataError, HpcmassError, NameNotAllowed, StorageError
+from hpcmass.errors import AlreadyExists, DataError, StorageError
 from hpcmass.files import storage_errors
 
 SHARD_BYTES = 256 << 20
@@ -160,12 +160,14 @@ def shard(
                     manifests = [read_manifest(out / split if split else out) for split in plan.splits]
                 together.discard = True
             except BaseException as error:
-                together.discard = _is_worthless(error, staging)
+                together.discard = staging.is_worthless(error)
                 raise
     return manifests
 
 
 def _check_free(out: Path, overwrite: bool, rank: int) -> None:
+    if rank == 0:
+        sweep_gone(out)
     try:
         check_free(out, overwrite, repair=rank == 0)
     except AlreadyExists as error:
@@ -190,18 +192,6 @@ def _folder_of(out: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-
-
-def _is_worthless(error: BaseException, staging: ShardStaging) -> bool:
-    """Whether the same call would not go on with what is there."""
-    if isinstance(error, (DataError, NameNotAllowed, AlreadyExists)):
-        return True
-    if isinstance(error, HpcmassError) and error.data.get("lasting"):
-        return True
-    try:
-        return not staging.done("stretch") and not (staging.home / "spilled.json").exists()
-    except HpcmassError:
-        return False
 
 
 def _open(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class ShardPlan:
         """Names of the splits, in the order of their parts."""
         return list(dict.fromkeys(part.split for part in self.cut.parts))
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of a sample."""
         return sum(one.row_bytes for one in self.fields)
@@ -91,7 +92,7 @@ class ShardPlan:
         for at in range(start, stop, self.block_rows):
             yield at, min(at + self.block_rows, stop)
 
-    @property
+    @cached_property
     def groups(self) -> list[range]:
         """Parts that are finished and recorded together."""
         found, first, held = [], 0, 0
@@ -104,7 +105,7 @@ class ShardPlan:
             found.append(range(first, len(self.cut.parts)))
         return found
 
-    @property
+    @cached_property
     def file_groups(self) -> list[tuple[Path, ...]]:
         """Files of the source whose checksums are made together."""
         files = self.source.files

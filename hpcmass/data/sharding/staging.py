@@ -1,12 +1,13 @@
 """What lies on disk while `shard` is at work: `.NAME.sharding` beside the folder that is to appear.
 
-See "Sharding" in docs/ARCHITECTURE.md for what is in it. Every record is published once, when what it tells of
-is durable; what has no record is done again, to the same bytes.
+See "Sharding" in docs/ARCHITECTURE.md for what is in it. A record appears when what it tells of is durable;
+what has no record, or one that a loss of power has spoilt, is done again, to the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import secrets
@@ -16,21 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.data.manifest import ShardInfo, parse_shard
-from hpcmass.data.scatter import SplitStats
+from hpcmass.data.scatter import SplitStats, make_durable
 from hpcmass.data.shardfile import create_shard
 from hpcmass.data.sharding.plan import FORMAT, ShardPlan, stamps_of
 from hpcmass.data.sources import Progress, Source, Unread
 from hpcmass.data.sources.arrays import ArraySource, source_from_json
 from hpcmass.data.stats import state_from_json, state_to_json
-from hpcmass.data.writing.staging import agree_on, discard_folder
-from hpcmass.errors import AlreadyExists, CorruptError, DataError, LeaseHeld, NotFound
+from hpcmass.data.writing.staging import differences, discard_folder
+from hpcmass.errors import (
+    AlreadyExists,
+    CorruptError,
+    DataError,
+    HpcmassError,
+    LeaseHeld,
+    NameNotAllowed,
+    NotFound,
+)
 from hpcmass.files import (
     Lease,
-    canonical_json,
     fsync_dir,
     make_dir,
     publish_json,
     read_json,
+    replace_json,
     sha256_bytes,
     storage_errors,
 )
@@ -48,12 +57,17 @@ def staging_path(out: Path) -> Path:
     return out.with_name(f".{name}.sharding")
 
 
+def sweep_gone(out: Path) -> None:
+    """Remove what was given up, and could not be removed to the end."""
+    home = staging_path(out)
+    for gone in home.parent.glob(f"{glob.escape(home.name)}.*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def sweep(out: Path) -> None:
     """Remove what is left beside a finished dataset, unless somebody is at work there."""
     home = staging_path(out)
     with contextlib.suppress(OSError):
-        for gone in home.parent.glob(f"{home.name}.*.gone"):
-            shutil.rmtree(gone, ignore_errors=True)
         if home.exists():
             lease = Lease(home / "lease")
             with contextlib.suppress(LeaseHeld):
@@ -79,6 +93,7 @@ class ShardStaging:
         self.work = self.plain = self.whole = self.home
         self.sizes: list[int] = []
         self.offsets: list[dict[str, int]] = []
+        self._prepared = False
 
     # -- sources that are copied first ----------------------------------------------------------------
     def spill(self, unread: Unread, asked: dict[str, Any], progress: Progress | None) -> Source:
@@ -111,33 +126,48 @@ class ShardStaging:
             StorageError: The file system refused.
         """
         wanted = {**plan.to_json(), "stamps": stamps_of(plan.source.files)}
-        differs = agree_on(self.home / "plan.json", wanted)
-        if differs:
-            if set(differs) == {"stamps"}:
-                note("the source has changed since this was begun: begins anew")
-            else:
-                note(f"what was begun there otherwise ({', '.join(differs)}) is given up: begins anew")
-            self._begin_anew()
-            publish_json(self.home / "plan.json", wanted)
-        self._choose_folders(wanted)
-        problem = self._problem(plan)
-        if problem:
-            note(f"{problem}: begins anew")
-        if problem is not None:
-            self._begin_anew(keep="plan.json")
+        why = self._why_anew(plan, wanted)
+        if why is None:
+            self._tell_what_is_there(plan, note)
+        else:
+            if why:
+                note(f"{why}: begins anew")
+            # A new name: a process of an earlier start may still be at its last block, and must not find these.
+            self._choose_folders(f"work-{secrets.token_hex(8)}")
+            replace_json(self.home / "plan.json", {**wanted, "work": self.work.name})
+            self._remove(*(path.name for path in self.home.glob("work-*")))
             self._create(plan)
+        self._prepared = True
         self._read_created()
-        done = len(self.done("stretch"))
-        if done:
-            shards = sum(len(group) for number, group in enumerate(plan.groups) if number in self.done("group"))
-            note(
-                f"goes on where it was interrupted: {done} of {plan.stretches} parts of the source are read"
-                + (f", {shards} of {len(plan.cut.parts)} shards are finished" if shards else "")
-            )
         for manifest in self.whole.rglob("manifest-*.json"):
             manifest.unlink()  # of a start that ended just before it gave the folder its name
         for leftover in self.whole.rglob(".*.tmp"):
             leftover.unlink()
+
+    def _why_anew(self, plan: ShardPlan, wanted: dict[str, Any]) -> str | None:
+        """None where there is something to go on with; else why not, "" where there is nothing yet."""
+        try:
+            there = read_json(self.home / "plan.json")
+            self._choose_folders(str(there.pop("work")))
+        except (NotFound, CorruptError, AttributeError, KeyError):
+            return ""
+        differs = differences(there, wanted)
+        if set(differs) == {"stamps"}:
+            return "the source has changed since this was begun"
+        if differs:
+            return f"what was begun there otherwise ({', '.join(differs)}) is given up"
+        self._remove_spoilt()
+        if not (self.work / "created.json").exists() or not self.done("stretch"):
+            return ""
+        self._read_created()
+        return self._missing(plan)
+
+    def _tell_what_is_there(self, plan: ShardPlan, note: Note) -> None:
+        read = sum(stop - start for start, stop in map(plan.stretch, self.done("stretch")))
+        note(
+            f"goes on where it was interrupted: {read} of {plan.source.n} samples are written, "
+            f"{len(self.finished(plan))} of {len(plan.cut.parts)} shards are finished"
+        )
 
     def follow(self, plan: ShardPlan) -> None:
         """By the other ranks: what rank 0 has prepared.
@@ -154,18 +184,12 @@ class ShardStaging:
                 where=plan.source.files[0],
                 hint="all ranks need the same command, and a source that lies where all of them see it",
             )
-        self._choose_folders(there)
+        self._choose_folders(there["work"])
         self._read_created()
 
-    def _choose_folders(self, plan: dict[str, Any]) -> None:
-        # A process of an earlier start may still be at its last block: it must not find another plan's files.
-        self.work = self.home / f"work-{sha256_bytes(canonical_json(plan))[:16]}"
+    def _choose_folders(self, name: str) -> None:
+        self.work = self.home / name
         self.plain, self.whole = self.work / "plain", self.work / "whole"
-
-    def _begin_anew(self, keep: str = "") -> None:
-        # In this order: killed in between, the next start finds nothing there, or that the plan differs.
-        names = ("created.json", "stretch-*.json", "group-*.json", "files-*.json", "work-*", "plan.json")
-        self._remove(*(name for name in names if name != keep))
 
     def _remove(self, *patterns: str) -> None:
         with storage_errors(self.home, "remove what is left"):
@@ -173,11 +197,16 @@ class ShardStaging:
                 for path in sorted(self.home.glob(pattern)):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _problem(self, plan: ShardPlan) -> str | None:
-        """None where there is something to go on with; else why not, "" where there is nothing yet."""
-        if not (self.home / "created.json").exists() or not self.done("stretch"):
-            return ""
-        self._read_created()
+    def _remove_spoilt(self) -> None:
+        """Remove records that are no JSON: their bytes had not reached the disk when the power went."""
+        for path in self.work.glob("*.json"):
+            try:
+                read_json(path)
+            except CorruptError:
+                path.unlink()
+
+    def _missing(self, plan: ShardPlan) -> str | None:
+        """What is not as the records say, or None."""
         finished = self.finished(plan)
         for number in range(len(plan.cut.parts)):
             whole = self.whole_path(plan, number)
@@ -212,36 +241,33 @@ class ShardStaging:
             create_shard(self.plain_path(number), plan.fields, part.samples)
             for number, part in enumerate(plan.cut.parts)
         ]
-        # What is read in one go is begun anew anyhow; else the shards must be there once a stretch is recorded.
+        # What is read in one go touches them all before its record; else those must be there that it does not.
         if plan.stretches > 1:
-            with storage_errors(self.plain, "write the shard"):
-                for number in range(len(plan.cut.parts)):
-                    fsync_file(self.plain_path(number))
+            make_durable(self.plain_path(number) for number in range(len(plan.cut.parts)))
         with storage_errors(self.plain, "write the folder"):
-            for folder in (self.plain, self.whole, self.work):
+            for folder in (self.plain, self.work):
                 fsync_dir(folder)
         record = {
             "format": FORMAT,
             "sizes": [size for size, _ in made],
             "offsets": [place for _, place in made],
         }
-        publish_json(self.home / "created.json", record)
+        replace_json(self.work / "created.json", record, durable=False)
 
     def _read_created(self) -> None:
-        value = read_json(self.home / "created.json")
+        value = read_json(self.work / "created.json")
         self.sizes, self.offsets = list(value["sizes"]), list(value["offsets"])
 
     # -- records --------------------------------------------------------------------------------------
     def done(self, what: str) -> set[int]:
         """Numbers of the records of a kind: `stretch`, `group` or `files`."""
-        with storage_errors(self.home, "list the folder"):
-            names = os.listdir(self.home)
+        with storage_errors(self.work, "list the folder"):
+            names = os.listdir(self.work)
         return {int(match[1]) for name in names if (match := re.fullmatch(rf"{what}-(\d+)\.json", name))}
 
     def record(self, what: str, number: int, value: dict[str, Any]) -> None:
-        """Publish a record; where another start's straggler did, it says the same."""
-        with contextlib.suppress(AlreadyExists):
-            publish_json(self.home / f"{what}-{number:05d}.json", {"format": FORMAT, **value})
+        """Write a record; where another start's straggler has done so, it says the same."""
+        replace_json(self.work / f"{what}-{number:05d}.json", {"format": FORMAT, **value}, durable=False)
 
     def record_stretch(self, number: int, blocks: Sequence[SplitStats]) -> None:
         """Say that a stretch lies in the shards, durably."""
@@ -253,7 +279,7 @@ class ShardStaging:
 
     def stretch(self, number: int) -> list[SplitStats]:
         """The statistics of a stretch, block by block."""
-        path = self.home / f"stretch-{number:05d}.json"
+        path = self.work / f"stretch-{number:05d}.json"
         value = read_json(path)
         try:
             return [
@@ -267,7 +293,7 @@ class ShardStaging:
         """The shards, by part, that are recorded as finished."""
         found: dict[int, ShardInfo] = {}
         for number in self.done("group"):
-            path = self.home / f"group-{number:05d}.json"
+            path = self.work / f"group-{number:05d}.json"
             value = read_json(path)
             try:
                 infos = [parse_shard(one) for one in value["shards"]]
@@ -278,7 +304,7 @@ class ShardStaging:
 
     def hashes(self, plan: ShardPlan) -> list[tuple[int, str]]:
         """Size in bytes and SHA-256 of each file of the source."""
-        values = [read_json(self.home / f"files-{number:05d}.json") for number in range(len(plan.file_groups))]
+        values = [read_json(self.work / f"files-{number:05d}.json") for number in range(len(plan.file_groups))]
         return [(int(size), str(digest)) for value in values for size, digest in value["files"]]
 
     def check_source(self, plan: ShardPlan) -> None:
@@ -293,6 +319,19 @@ class ShardStaging:
                 where=plan.source.files[0],
                 hint="run the command again when nothing writes there any more",
             )
+
+    def is_worthless(self, error: BaseException) -> bool:
+        """Whether the same call would not go on with what is here, now that it ended with this error."""
+        lasting = isinstance(error, (DataError, NameNotAllowed, AlreadyExists))
+        if isinstance(error, HpcmassError) and error.data.get("lasting"):
+            lasting = True
+        if not self._prepared:  # what is here may be another call's
+            there = ("plan.json",) if lasting else ("plan.json", "spilled.json")
+            return not any((self.home / name).exists() for name in there)
+        try:
+            return lasting or not (self.done("stretch") or (self.home / "spilled.json").exists())
+        except HpcmassError:
+            return False
 
     def allocated(self) -> int:
         """Bytes of the disk that are taken here already."""

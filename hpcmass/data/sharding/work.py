@@ -53,15 +53,15 @@ def work(
             _fill(plan, staging, together, pool, mine, scatter, told)
         scatter.close()
         together.meet("filled", told.look)
-        told.look()
+        told.look(force=True)
         tasks = (jobs[job][2] for job in left)
         for job, result in zip(left, pool.map(call, tasks), strict=True):
             what, number, _ = jobs[job]
             _record(plan, staging, what, number, result)
+            told.add(what, number)
             together.check()
-            told.look()
     together.meet("finished", told.look)
-    told.look()
+    told.look(force=True)
 
 
 def _share(numbers: Sequence[int], done: set[int], together: Together) -> list[int]:
@@ -119,7 +119,7 @@ def _fill(
             make_durable(staging.plain_path(part) for part in sorted(touched))
             staging.record_stretch(number, seen)
             seen, touched, rows = [], set(), 0
-            told.look(force=True)
+            told.add("stretch", number)
         else:
             told.samples(rows)
 
@@ -178,12 +178,20 @@ class _Told:
         if self._progress and self._read + more < self._plan.source.n:
             self._progress("shard", self._read + more, self._plan.source.n)
 
+    def add(self, what: str, number: int) -> None:
+        """This rank has recorded something."""
+        self.done[what].add(number)
+        self.look()
+        self._tell()
+
     def look(self, *, force: bool = False) -> None:
         """Read what is recorded; once a second, unless it has to be."""
-        if not force and time.monotonic() - self._looked < 1:
-            return
-        self._looked = time.monotonic()
-        self.done = {what: self._staging.done(what) for what in ("stretch", "group", "files")}
+        if force or time.monotonic() - self._looked > 1:
+            self._looked = time.monotonic()
+            self.done = {what: self._staging.done(what) for what in ("stretch", "group", "files")}
+            self._tell()
+
+    def _tell(self) -> None:
         if self._progress is None:
             return
         bounds = (self._plan.stretch(number) for number in self.done["stretch"])

@@ -95,7 +95,9 @@ class Staging:
             DataError: The writing was begun with another plan; the message says in what it differs.
             NotFound: The writing was completed and its folder removed at this moment.
         """
-        differs = agree_on(self.path / "plan.json", plan.to_json())
+        with contextlib.suppress(AlreadyExists):
+            publish_json(self.path / "plan.json", plan.to_json())
+        differs = differences(read_json(self.path / "plan.json"), plan.to_json())
         if differs:
             shown = "; ".join(
                 f"{key}: {then!r:.300} then, {now!r:.300} now" for key, (then, now) in differs.items()
@@ -194,19 +196,10 @@ class Staging:
         discard_folder(self.path)
 
 
-def agree_on(path: Path, wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Publish what a piece of work is, or hold it against what was published before.
-
-    Returns:
-        By key what it was then and is now, of all that differs; empty where it is the same work.
-    """
-    with contextlib.suppress(AlreadyExists):
-        publish_json(path, wanted)
-    there = read_json(path)
-    if there == wanted:
-        return {}
-    keys = [*wanted, *(key for key in there if key not in wanted)]
-    return {key: (there.get(key), wanted.get(key)) for key in keys if there.get(key) != wanted.get(key)}
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By key what it was then and is now, of all that differs between two plans."""
+    keys = [*now, *(key for key in then if key not in now)]
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
 
 
 def discard_folder(path: Path) -> None:

@@ -183,7 +183,11 @@ class Together:
         if error is not None and self.ranks > 1:
             self._tell(error)
         if self._own is not None:
-            self._own.drop() if self._vanished() else self._own.release()
+            # Not released, which would make the folder anew where rank 0 has just removed it.
+            self._own.drop()
+            for path in self._folder.glob(f"rank-{self.rank:05d}.*"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
         if not self.leads:
             return
         if error is not None and self.ranks > 1:
