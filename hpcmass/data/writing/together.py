@@ -111,39 +111,46 @@ class Together:
     def _join(self) -> None:
         """Find the start that rank 0 has begun; where several may be it, the one that begins."""
         mine: dict[Path, Lease] = {}
-        tried: set[Path] = set()
         limit, pause = time.monotonic() + COMING_S, _PAUSES_S[0]
-        while True:
-            for folder in self.home.glob("ranks-*") if self.home.is_dir() else ():
-                if folder not in tried and self._is_ours(folder):
-                    tried.add(folder)
-                    lease = Lease(folder / f"rank-{self.rank:05d}")
-                    with contextlib.suppress(LeaseHeld):
-                        lease.acquire(watch=False)
-                        mine[folder] = lease
-            for folder, lease in mine.items():
-                if (folder / "begun.json").exists():
-                    self._folder, self._own = folder, lease
-                    for other in mine.values():
-                        if other is not lease:
-                            other.drop()
-                    return
-                if self.start:  # else it may be an old one, which the new rank 0 will remove
-                    self._raise_failure(folder)
-                    if self._lead.gone() and folder.exists():
-                        raise RankFailed(f"rank 0 of {self.ranks} has ended", where=self.home, rank=0)
-            if self.start and self._refused().exists():
-                raise _as_error(read_json(self._refused()), LeaseHeld)
-            # Once there is a rank 0, it may take as long as it likes to prepare.
-            if time.monotonic() > limit and (not mine or self._lead.gone()):
-                raise RankFailed(
-                    f"rank 0 of {self.ranks} did not come within {COMING_S:.0f} s",
-                    where=self.home,
-                    hint="all ranks have to see this folder; who works alone needs no mpiexec or srun",
-                    rank=0,
-                )
-            time.sleep(pause)
-            pause = min(pause * 1.5, _PAUSES_S[1])
+        try:
+            while (found := self._begun(mine)) is None:
+                if self.start and self._refused().exists():
+                    raise _as_error(read_json(self._refused()), LeaseHeld)
+                # Once there is a rank 0, it may take as long as it likes to prepare.
+                if time.monotonic() > limit and (not mine or self._lead.gone()):
+                    raise RankFailed(
+                        f"rank 0 of {self.ranks} did not come within {COMING_S:.0f} s",
+                        where=self.home,
+                        hint="all ranks have to see this folder; who works alone needs no mpiexec or srun",
+                        rank=0,
+                    )
+                time.sleep(pause)
+                pause = min(pause * 1.5, _PAUSES_S[1])
+            self._folder, self._own = found, mine.pop(found)
+        finally:
+            for lease in mine.values():
+                lease.drop()
+
+    def _begun(self, mine: dict[Path, Lease]) -> Path | None:
+        """Take a place in every start that may be ours, and say which of them begins.
+
+        Without a name for starts, one that is there may be an old one, which the new rank 0 will remove.
+        """
+        for folder in self.home.glob("ranks-*") if self.home.is_dir() else ():
+            if folder not in mine and self._is_ours(folder):
+                lease = Lease(folder / f"rank-{self.rank:05d}")
+                with contextlib.suppress(LeaseHeld):
+                    lease.acquire(watch=False)
+                    mine[folder] = lease
+        for folder in mine:
+            if (folder / "begun.json").exists():
+                return folder
+            gone = self._lead.gone()
+            if self.start or not gone:
+                self._raise_failure(folder)
+            if self.start and (gone or not folder.exists()):
+                raise RankFailed(f"rank 0 of {self.ranks} has ended", where=self.home, rank=0)
+        return None
 
     def _is_ours(self, folder: Path) -> bool:
         with contextlib.suppress(NotFound, CorruptError):
