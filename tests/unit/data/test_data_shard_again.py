@@ -34,8 +34,9 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve stretches of a block each, several groups of shards; and a kernel that stays up (see `killed`)."""
+    """Six stretches of two blocks, several groups of shards; and a kernel that stays up: nothing need reach the disk."""
     monkeypatch.setattr(plan_module, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(plan_module, "STRETCHES", (6, 128))
     monkeypatch.setattr(plan_module, "GROUP_BYTES", 700)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
@@ -211,8 +212,8 @@ def test_what_is_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.M
     plain = kind.read
     monkeypatch.setattr(kind, "read", lambda self, start, stop: read.append(start) or plain(self, start, stop))
     cut(out, note=said.append, strategy="stratified", by="label")
-    assert "25 of 60 samples are written, 0 of 4 shards are finished" in said[0]
-    assert read == [0, *range(25, 60, 5)]  # the labels of all, by which the cut is planned
+    assert "20 of 60 samples are written, 0 of 4 shards are finished" in said[0]
+    assert read == [0, *range(20, 60, 5)]  # the labels of all, by which the cut is planned
 
 
 def test_a_source_that_has_changed_is_noticed(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_a_record_that_a_loss_of_power_spoilt_is_done_without(tmp_path: Path) ->
     undisturbed, out = prepare(tmp_path / "one"), prepare(tmp_path / "w")
     cut(undisturbed)
     interrupt(out, "shard", 5)
-    next(out.parent.glob(".d.sharding/work-*/stretch-00002.json")).write_bytes(b"")
+    next(out.parent.glob(".d.sharding/work-*/stretch-00001.json")).write_bytes(b"")
     cut(out)
     assert content(out) == content(undisturbed)
 
