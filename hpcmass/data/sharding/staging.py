@@ -127,6 +127,7 @@ class ShardStaging:
         """
         wanted = {**plan.to_json(), "stamps": stamps_of(plan.source.files)}
         why = self._why_anew(plan, wanted)
+        self._prepared = True
         if why is None:
             self._tell_what_is_there(plan, note)
         else:
@@ -137,7 +138,6 @@ class ShardStaging:
             replace_json(self.home / "plan.json", {**wanted, "work": self.work.name})
             self._remove(*(path.name for path in self.home.glob("work-*")))
             self._create(plan)
-        self._prepared = True
         self._read_created()
         for manifest in self.whole.rglob("manifest-*.json"):
             manifest.unlink()  # of a start that ended just before it gave the folder its name
