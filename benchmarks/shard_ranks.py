@@ -34,14 +34,13 @@ def rank(folder: Path, out: str, number: int, ranks: int) -> None:
     (folder / f"{out}.ready-{number}").touch()
     while not (folder / f"{out}.go").exists():
         time.sleep(0.001)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     shard(folder / "s.npz", folder / out, shards=8, workers=1, rank=number, ranks=ranks, start=out)
-    if number == 0:
-        print(time.perf_counter() - began)
+    print(time.perf_counter() - began, time.process_time() - busy)
 
 
-def sharded_s(folder: Path, out: str, ranks: int) -> float:
-    """Seconds of one sharding."""
+def sharded_s(folder: Path, out: str, ranks: int) -> tuple[float, float]:
+    """Seconds of one sharding, and of processor time of its busiest rank."""
     words = [sys.executable, __file__, "--rank"]
     processes = [
         subprocess.Popen([*words, str(folder), out, str(number), str(ranks)], stdout=subprocess.PIPE, text=True)
@@ -57,7 +56,7 @@ def sharded_s(folder: Path, out: str, ranks: int) -> float:
     if any(process.returncode for process in processes):
         sys.exit("sharding failed")
     shutil.rmtree(folder / out)
-    return float(said[0])
+    return float(said[0].split()[0]), max(float(one.split()[1]) for one in said)
 
 
 def copied_s(source: Path, target: Path) -> float:
@@ -75,27 +74,33 @@ def copied_s(source: Path, target: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="300 MB and 3 rounds instead of 2 GB and 5")
+    parser.add_argument("--quick", action="store_true", help="60 MB and 3 rounds instead of 2 GB and 5")
     parser.add_argument("--dir", type=Path, help="where to work; default: the temporary folder")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=arguments.dir))
     try:
-        samples = 100_000 if arguments.quick else 650_000
+        samples = 20_000 if arguments.quick else 650_000
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (samples, 3, 32, 32), dtype=np.uint8)
         np.savez(folder / "s.npz", image=image, label=rng.integers(0, 10, samples))
         del image
         size = (folder / "s.npz").stat().st_size
         seconds: dict[str, list[float]] = {"copy": [], "1": [], "2": []}
+        busy: dict[str, list[float]] = {"1": [], "2": []}
         for turn in range(3 if arguments.quick else 5):
             seconds["copy"].append(copied_s(folder / "s.npz", folder / "copy"))
             for ranks in (1, 2):
-                seconds[str(ranks)].append(sharded_s(folder, f"out-{turn}-{ranks}", ranks))
+                wall, processor = sharded_s(folder, f"out-{turn}-{ranks}", ranks)
+                seconds[str(ranks)].append(wall)
+                busy[str(ranks)].append(processor)
         best = {name: min(found) for name, found in seconds.items()}
         print(f"load {os.getloadavg()[0]:.1f}, {size / 1e6:.0f} MB, {os.cpu_count()} cores")
         for name, found in best.items():
             said = "a copy" if name == "copy" else f"{name} rank(s)"
             print(f"{said}: {found:.2f} s, {size / 1e6 / found:.0f} MB/s, {found / best['copy']:.2f} x a copy")
+        print(
+            f"processor time of the busiest rank: {min(busy['1']):.2f} s alone, {min(busy['2']):.2f} s of two"
+        )
         ratio = round(best["1"] / best["2"], 2)
         result = {"name": "shard_ranks", "ratio": ratio, "unit": "x", "goal": GOAL, "met": ratio >= GOAL}
         print(json.dumps(result))
