@@ -25,12 +25,13 @@ def disturbed(self: ShardStaging, kind: str, number: int, value: dict) -> None:
     record(self, kind, number, value)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    Path("here").touch()
-    while what == "wait" and not Path("go").exists():
-        time.sleep(0.02)
+    if what == "wait":
+        Path("here").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":
-    if detect_ranks(os.environ).rank == rank:
+    if what != "nothing" and detect_ranks(os.environ).rank == rank:
         ShardStaging.record = disturbed
     sys.exit(run(words))
