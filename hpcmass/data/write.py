@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -134,15 +134,16 @@ def shard(
             open_files.callback(opened.close)
         # Only sources that must be copied first have `spill`. All others are planned before anything is
         # written, so that every rank finds by itself what is wrong.
-        plan: Any = opened if hasattr(opened, "spill") else planned(opened)
+        plan = None if hasattr(opened, "spill") else planned(opened)
         staging = ShardStaging(out)
         with _folder_of(out), Together(staging.home, rank, ranks, start) as together:
             try:
-                if not isinstance(plan, ShardPlan):
-                    if together.leads:
-                        plan = planned(staging.spill(plan, asked, progress))
-                    else:
-                        plan = planned(staging.spilled())
+                if together.leads:
+                    check_free(out, overwrite)  # others may just have finished
+                if plan is None:
+                    unread = cast(Unread, opened)
+                    copied = staging.spill(unread, asked, progress) if together.leads else staging.spilled()
+                    plan = planned(copied)
                 if together.leads:
                     staging.prepare(plan, note or (lambda words: None))
                     _check_space(staging, plan)
@@ -150,19 +151,27 @@ def shard(
                 else:
                     staging.follow(plan)
                 work(plan, staging, together, _workers(workers, plan, ranks), progress)
-                if together.leads:
-                    staging.check_source(plan)
-                    manifests = write_manifests(plan, staging)
-                    together.check()
-                    put_in_place(staging.whole, out, overwrite)
-                together.part("published")
-                if not together.leads:
-                    manifests = [read_manifest(out / split if split else out) for split in plan.splits]
+                manifests = _published(plan, staging, together, out, overwrite)
                 together.discard = True
             except BaseException as error:
                 together.discard = staging.is_worthless(error)
                 raise
     return manifests
+
+
+def _published(
+    plan: ShardPlan, staging: ShardStaging, together: Together, out: Path, overwrite: bool
+) -> list[Manifest]:
+    """By rank 0: give the dataset its name. By the others: wait for that, and read it."""
+    if together.leads:
+        staging.check_source(plan)
+        manifests = write_manifests(plan, staging)
+        together.check()
+        put_in_place(staging.whole, out, overwrite)
+        together.part("published")
+        return manifests
+    together.part("published")
+    return [read_manifest(out / split if split else out) for split in plan.splits]
 
 
 def _check_free(out: Path, overwrite: bool, rank: int) -> None:
