@@ -51,7 +51,9 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 @click.option("--by", metavar="FIELD", help="The field that 'stratified' and 'grouped' go by.")
 @click.option("--split", "splits", callback=_splits, metavar="NAME=SHARE,...", help="Splits and their shares.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--workers", type=click.IntRange(1), help="Processes [default: the cores].")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes a rank [default: the cores; 1 for several ranks]."
+)
 @click.option(
     "--compression", metavar="NAME", help="bitshuffle-lz4, gzip-4, lzf or zstd-3 [default: none, the quickest]."
 )
@@ -79,12 +81,18 @@ def command(inputs: tuple[str, ...], out: str, **options: Any) -> None:
 
     INPUT is a .npz, .npy (several as FIELD=FILE.npy), HDF5, CSV or Parquet file, or a folder of images with
     one folder a class. Every sample lands in exactly one shard; the same seed gives the same shards.
+
+    Interrupted, the same command goes on. `mpiexec -n 4 hpcmass shard ...`, or srun in a Slurm job, shares the
+    work among the ranks, over any number of nodes.
     """
     from hpcmass.cli.progress import Bar
-    from hpcmass.workflow.sharding import shard
+    from hpcmass.workflow.sharding import shard, speaks_here
 
+    if not speaks_here():
+        shard(inputs, Path(out), **options)
+        return
     with Bar("sharding", 0, "samples") as bar:
-        manifests = shard(inputs, Path(out), progress=bar.to, **options)
+        manifests = shard(inputs, Path(out), progress=bar.to, note=bar.line, **options)
     table(
         [
             (

@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all: built under a temporary name, then renamed."""
+"""A folder that appears complete or not at all: made under a hidden name, then renamed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from hpcmass.data.manifest import newest_manifest, split_folders
@@ -17,13 +16,21 @@ from hpcmass.files import fsync_dir, process_start, storage_errors
 from hpcmass.files.publish import temporary_beside
 
 
-def check_free(out: Path, overwrite: bool) -> None:
+def check_free(out: Path, overwrite: bool, *, repair: bool = True) -> None:
     """Refuse a folder that holds something; only a dataset of ours may be exchanged.
 
-    A dataset that a killed process was just exchanging is put back first.
+    Args:
+        out: The folder.
+        overwrite: Whether a dataset that is there may be exchanged.
+        repair: Whether a dataset that a killed process was just exchanging is put back first.
+
+    Raises:
+        AlreadyExists: It holds something.
+        StorageError: The file system refused.
     """
     with storage_errors(out, "look at the folder"):
-        _put_back(out)
+        if repair:
+            _put_back(out)
         if not os.path.lexists(out):
             return
         if not out.is_dir():
@@ -42,32 +49,13 @@ def check_free(out: Path, overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def building(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the body ends well, and vanishes otherwise."""
-    missing = [parent for parent in out.parents if not parent.exists()]
-    with storage_errors(out.parent, "make the folder"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _removeabandoned(out)
-        folder = temporary_beside(out)
-        folder.mkdir()
-    try:
-        yield folder
-        for inner in [*(one for one in folder.iterdir() if one.is_dir()), folder]:
-            fsync_dir(inner)
-        _put_in_place(folder, out, overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-    with storage_errors(out.parent, "write the folder"):
-        fsync_dir(out.parent)
+def put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
+    """Give the finished folder its name, durably; an old dataset is moved aside first and then removed.
 
-
-def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
-    """Give the finished folder its name; an old dataset is moved aside first and then removed."""
+    Raises:
+        AlreadyExists: Somebody else made `out` meanwhile.
+        StorageError: The file system refused.
+    """
     aside = temporary_beside(out).with_suffix(".old") if overwrite and out.exists() else None
     with storage_errors(out, "name the folder"):
         try:
@@ -81,12 +69,13 @@ def _put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise AlreadyExists("was made by another process meanwhile", where=out) from error
             raise
+        fsync_dir(out.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _removeabandoned(out: Path) -> None:
-    """Remove temporary folders of processes on this host that were killed while they made `out`."""
+def remove_abandoned(out: Path) -> None:
+    """Remove what processes on this host left beside `out` that were killed while they made it."""
     _put_back(out)
     for folder in [*abandoned(out, "tmp"), *(abandoned(out, "old") if out.exists() else [])]:
         shutil.rmtree(folder, ignore_errors=True)

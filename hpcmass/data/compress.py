@@ -31,6 +31,7 @@ from hpcmass.data.manifest import INDEX_GROUP, ChunkInfo, Field, ShardInfo
 from hpcmass.data.shardfile import system_error
 from hpcmass.errors import HpcmassError
 from hpcmass.files import storage_errors
+from hpcmass.files.publish import temporary_beside
 
 _AT_ONCE_BYTES = 8 << 20
 
@@ -41,15 +42,17 @@ def compress_shard(
     samples: int,
     offsets: Mapping[str, int],
     packing: Packing,
+    out: Path,
 ) -> dict[str, ChunkInfo]:
-    """Exchange a plain shard for one with compressed chunks.
+    """Make a shard with compressed chunks out of a plain one, which stays.
 
     Args:
-        path: The shard; its rows are written.
+        path: The plain shard; its rows are written.
         fields: Its fields.
         samples: Number of its samples.
         offsets: Byte offset of each field's rows.
         packing: How it is to be compressed.
+        out: The file that is made, or made anew.
 
     Returns:
         What the manifest says of each field.
@@ -59,7 +62,7 @@ def compress_shard(
         StorageError: The file system refused.
     """
     compression = packing.compression
-    part = path.with_name(path.name + ".part")
+    part = temporary_beside(out)
     found = {}
     try:
         with h5py.File(part, "w", libver=("earliest", "v108"), locking=False, rdcc_nbytes=0) as file:
@@ -84,8 +87,8 @@ def compress_shard(
             raise
         with storage_errors(path, "write the shard"):
             raise system_error(error) from error
-    with storage_errors(path, "write the shard"):
-        os.replace(part, path)
+    with storage_errors(out, "write the shard"):
+        os.replace(part, out)
     return found
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -26,6 +26,7 @@ from hpcmass.data.sources.base import Source
 from hpcmass.data.stats import FieldStats
 from hpcmass.errors import DataError
 from hpcmass.files import sha256_file, storage_errors
+from hpcmass.files.publish import fsync_file
 
 _MAX_OPEN = 128
 
@@ -119,6 +120,13 @@ def finish_shard(path: Path) -> tuple[int, str]:
         finally:
             os.close(handle)
     return path.stat().st_size, sha256_file(path)
+
+
+def make_durable(paths: Iterable[Path]) -> None:
+    """Have the bytes on disk that any process has written into these shards."""
+    for path in paths:
+        with storage_errors(path, "write the shard"):
+            fsync_file(path)
 
 
 def hash_files(paths: Sequence[Path]) -> list[tuple[int, str]]:

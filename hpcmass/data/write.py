@@ -1,7 +1,7 @@
-"""`shard`: cut a source into shards, in parallel workers, in one pass, whatever its size.
+"""`shard`: cut a source into shards, by any number of ranks and workers, in one pass, whatever its size.
 
-Everything is written into a temporary folder beside the wanted one, which takes its name only when all
-shards, checksums and manifests are complete. A run that fails or is interrupted removes it.
+The work is done in a hidden folder beside the wanted one (`data/sharding/`), which takes its name only when all
+shards, checksums and manifests are complete. Interrupted, the same call goes on where it was.
 """
 
 from __future__ import annotations
@@ -9,41 +9,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from hpcmass.data.building import building, check_free
-from hpcmass.data.compress import compress_shard
-from hpcmass.data.cut import STRATEGIES, Codes, Cut, fractions_of, plan_cut
+from hpcmass.data.building import check_free, put_in_place, remove_abandoned
+from hpcmass.data.cut import STRATEGIES, Codes, fractions_of, plan_cut
 from hpcmass.data.filters import Packing, check_packing
-from hpcmass.data.manifest import ChunkInfo, Field, Manifest, ShardInfo, write_manifest
-from hpcmass.data.pool import ProcessPool
+from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
-from hpcmass.data.scatter import (
-    Scatter,
-    SplitStats,
-    finish_shard,
-    hash_files,
-    tree_hash,
-    write_in_worker,
-)
-from hpcmass.data.shardfile import create_shard
+from hpcmass.data.sharding.plan import BLOCK_BYTES, ShardPlan
+from hpcmass.data.sharding.staging import Note, ShardStaging, sweep, sweep_gone
+from hpcmass.data.sharding.work import work, write_manifests
 from hpcmass.data.sources import Progress, Source, Unread, open_source
-from hpcmass.data.stats import FieldStats, is_countable
-from hpcmass.errors import DataError, StorageError
+from hpcmass.data.writing.together import Together
+from hpcmass.errors import AlreadyExists, DataError, StorageError
 from hpcmass.files import storage_errors
 
-BLOCK_BYTES = 8 << 20
-MAX_BLOCK_ROWS = 1 << 18
 SHARD_BYTES = 256 << 20
-_HASHED_TOGETHER = 256
 
 
 def shard(
@@ -66,8 +52,16 @@ def shard(
     chunk_samples: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    note: Note | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    start: str = "",
 ) -> list[Manifest]:
     """Cut a source into shards.
+
+    Killed at any moment, the same call goes on with what was done; another one into the same folder, or one
+    after the source has changed, begins anew. Several ranks share the work: each makes the same call with its
+    own `rank`, and all see the folder of `out`. Ranks, workers and interruptions do not show in the result.
 
     Args:
         source: What `open_source` takes or gives.
@@ -83,19 +77,25 @@ def shard(
         categories: Inputs that may hold text: its words become class numbers.
         stack: Table columns that become one vector field `x`, an input; columns named nowhere are left out.
         resize: (height, width) that images are scaled to.
-        workers: Processes; None: one a core, 4 at most, and 1 for small sources.
+        workers: Processes of this rank; None: one a core, 4 at most, and 1 for small sources or several ranks.
         compression: `bitshuffle-lz4`, `gzip-4`, `lzf`, `zstd-3` …; see `hpcmass.data.filters`; None: none.
         chunk_samples: Samples a compressed chunk; None: what suits the fields.
         overwrite: Exchange a dataset that is there already, once the new one is complete.
         progress: Called as progress(stage, done, total).
+        note: Called with a sentence about what is resumed, or begun anew.
+        rank: Which rank this is, 0 … ranks - 1.
+        ranks: How many make this call.
+        start: The same text for all ranks of one start and another for the next; see `launch.start_id`.
 
     Returns:
         The manifests, one a split.
 
     Raises:
         AlreadyExists: `out` holds something, and `overwrite` is not set.
-        DataError: The source or an argument is wrong.
-        StorageError: The file system refused; nothing is left behind.
+        DataError: The source or an argument is wrong; nothing is left behind.
+        LeaseHeld: Others are cutting something into this folder.
+        RankFailed: Another rank has ended; the message says which and why.
+        StorageError: The file system refused; the same call goes on later.
     """
     out = Path(os.path.abspath(out))
     if strategy not in STRATEGIES:
@@ -103,54 +103,104 @@ def shard(
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers are not possible")
     packing = check_packing(compression, chunk_samples)
-    check_free(out, overwrite)
-    with building(out, overwrite) as folder, contextlib.ExitStack() as open_files:
-        scratch = folder / ".scratch"
-        scratch.mkdir()
-        opened = _open(source, inputs, targets, [*(meta or ()), *(categories or ())], by, stack, resize)
-        if hasattr(opened, "close"):
-            open_files.callback(opened.close)
-        # Only sources that must be copied first have `spill`.
-        readable: Source = opened.spill(scratch, progress) if hasattr(opened, "spill") else opened
-        if stack:
-            inputs = list(dict.fromkeys(["x", *(inputs or ())]))
+    _check_free(out, overwrite, rank)
+    asked = {
+        "inputs": inputs and list(inputs),
+        "targets": targets and list(targets),
+        "meta": meta and list(meta),
+        "categories": categories and list(categories),
+        "stack": list(stack),
+        "resize": resize and list(resize),
+    }
+
+    def planned(source: Source) -> ShardPlan:
+        named = list(dict.fromkeys(["x", *(inputs or ())])) if stack else inputs
         fields = resolve_roles(
-            readable.fields, inputs=inputs, targets=targets, meta=meta, categories=categories, by=by
+            source.fields, inputs=named, targets=targets, meta=meta, categories=categories, by=by
         )
-        readable = readable.select([one.name for one in fields])
+        source = source.select([one.name for one in fields])
         label = _label_field(strategy, by, fields)
-        plan = _plan(readable, fields, strategy, shards, splits, seed, label)
         cut_record = {
             "strategy": strategy,
             "seed": seed,
             "by": label,
             "splits": dict(splits) if splits else None,
         }
-        manifests = _write(plan, folder, cut_record, _workers(workers, plan), packing, progress)
-        shutil.rmtree(scratch)
+        return _plan(source, fields, shards, cut_record, packing, asked)
+
+    with contextlib.ExitStack() as open_files:
+        opened = _open(source, inputs, targets, [*(meta or ()), *(categories or ())], by, stack, resize)
+        if hasattr(opened, "close"):
+            open_files.callback(opened.close)
+        # Only sources that must be copied first have `spill`. All others are planned before anything is
+        # written, so that every rank finds by itself what is wrong.
+        plan = None if hasattr(opened, "spill") else planned(opened)
+        staging = ShardStaging(out)
+        with _folder_of(out), Together(staging.home, rank, ranks, start) as together:
+            try:
+                if together.leads:
+                    check_free(out, overwrite)  # others may just have finished
+                if plan is None:
+                    unread = cast(Unread, opened)
+                    copied = staging.spill(unread, asked, progress) if together.leads else staging.spilled()
+                    plan = planned(copied)
+                if together.leads:
+                    staging.prepare(plan, note or (lambda words: None))
+                    _check_space(staging, plan)
+                    together.begin()
+                else:
+                    staging.follow(plan)
+                work(plan, staging, together, _workers(workers, plan, ranks), progress)
+                manifests = _published(plan, staging, together, out, overwrite)
+                together.discard = True
+            except BaseException as error:
+                together.discard = staging.is_worthless(error)
+                raise
     return manifests
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that is decided before the first sample is written."""
+def _published(
+    plan: ShardPlan, staging: ShardStaging, together: Together, out: Path, overwrite: bool
+) -> list[Manifest]:
+    """By rank 0: give the dataset its name. By the others: wait for that, and read it."""
+    if together.leads:
+        staging.check_source(plan)
+        manifests = write_manifests(plan, staging)
+        together.check()
+        put_in_place(staging.whole, out, overwrite)
+        together.part("published")
+        return manifests
+    together.part("published")
+    return [read_manifest(out / split if split else out) for split in plan.splits]
 
-    source: Source
-    fields: tuple[Field, ...]
-    cut: Cut
 
-    @property
-    def splits(self) -> list[str | None]:
-        return list(dict.fromkeys(part.split for part in self.cut.parts))
+def _check_free(out: Path, overwrite: bool, rank: int) -> None:
+    if rank == 0:
+        sweep_gone(out)
+    try:
+        check_free(out, overwrite, repair=rank == 0)
+    except AlreadyExists as error:
+        if rank == 0 and error.data.get("complete"):
+            sweep(out)  # a start that was killed after it had published
+        raise
+    if rank == 0:
+        with storage_errors(out.parent, "make the folder"):
+            remove_abandoned(out)
 
-    @property
-    def row_bytes(self) -> int:
-        return sum(one.row_bytes for one in self.fields)
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block: a function of the data alone, as the statistics are merged block by block."""
-        return int(min(max(1, BLOCK_BYTES // self.row_bytes), MAX_BLOCK_ROWS))
+@contextlib.contextmanager
+def _folder_of(out: Path) -> Iterator[None]:
+    """The folder that `out` is to appear in; made, it goes again when nothing comes of it."""
+    missing = [parent for parent in out.parents if not parent.exists()]
+    with storage_errors(out.parent, "make the folder"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _open(
@@ -198,12 +248,12 @@ def _label_field(strategy: str, by: str | None, fields: Sequence[Field]) -> str 
 def _plan(
     source: Source,
     fields: tuple[Field, ...],
-    strategy: str,
     shards: int | Mapping[str, int] | None,
-    splits: Mapping[str, float] | None,
-    seed: int,
-    label: str | None,
-) -> _Plan:
+    record: dict[str, Any],
+    packing: Packing | None,
+    asked: dict[str, Any],
+) -> ShardPlan:
+    splits, label = record["splits"], record["by"]
     row_bytes = sum(one.row_bytes for one in fields)
     codes = None if label is None else _codes(source.select([label]), label)
     if shards is None:
@@ -214,8 +264,8 @@ def _plan(
             for name, fraction in fractions.items()
         }
         shards = wanted if splits else wanted[""]
-    cut = plan_cut(strategy, source.n, shards=shards, splits=splits, seed=seed, codes=codes)
-    return _Plan(source, fields, cut)
+    cut = plan_cut(record["strategy"], source.n, shards=shards, splits=splits, seed=record["seed"], codes=codes)
+    return ShardPlan(source, fields, cut, record, packing, asked)
 
 
 def _codes(source: Source, label: str) -> Codes:
@@ -226,173 +276,23 @@ def _codes(source: Source, label: str) -> Codes:
     return codes.reshape(-1).astype(np.int64, copy=False)
 
 
-def _workers(workers: int | None, plan: _Plan) -> int:
+def _workers(workers: int | None, plan: ShardPlan, ranks: int) -> int:
     if workers is not None:
         return workers
-    if plan.row_bytes * plan.source.n < 16 * BLOCK_BYTES and plan.source.kind != "images":
+    if ranks > 1 or (plan.bytes < 16 * BLOCK_BYTES and plan.source.kind != "images"):
         return 1
     return min(len(os.sched_getaffinity(0)), 4)
 
 
-def _write(
-    plan: _Plan,
-    folder: Path,
-    cut_record: dict[str, Any],
-    workers: int,
-    packing: Packing | None,
-    progress: Progress | None,
-) -> list[Manifest]:
-    """Write shards and manifests into the folder."""
-    _check_space(folder, plan)
-    scatter, sizes = _create_shards(plan, folder)
-    total = sum(sizes)
-    with ProcessPool(workers, scatter) as pool:
-        stats = _scatter_all(plan, scatter, pool, progress)
-        scatter.close()
-        chunks: list[dict[str, ChunkInfo]] = [{} for _ in sizes]
-        if packing is not None:
-            parts = zip(scatter.paths, plan.cut.parts, scatter.offsets, strict=True)
-            tasks = ((path, plan.fields, part.samples, at, packing) for path, part, at in parts)
-            chunks = list(pool.map(compress_shard, tasks))
-            sizes = [path.stat().st_size for path in scatter.paths]
-            total = sum(sizes)
-        tell = _adder("checksum", total, progress)
-        sums = []
-        for size, digest in pool.map(finish_shard, ((path,) for path in scatter.paths)):
-            sums.append(digest)
-            tell(size)
-        source_record = _source_record(plan.source, pool)
-    fields = _finished_fields(plan, stats)
-    manifests = []
-    for number, split in enumerate(plan.splits):
-        infos = tuple(
-            ShardInfo(
-                scatter.paths[index].name,
-                part.samples,
-                sizes[index],
-                sums[index],
-                {} if chunks[index] else scatter.offsets[index],
-                chunks[index],
-            )
-            for index, part in enumerate(plan.cut.parts)
-            if part.split == split
-        )
-        manifest = Manifest(
-            split=split,
-            samples=sum(info.samples for info in infos),
-            fields=fields[number],
-            shards=infos,
-            cut=cut_record,
-            source=source_record,
-            created=time.time(),
-        )
-        manifests.append(write_manifest(_split_folder(folder, split), manifest))
-    return manifests
-
-
-def _create_shards(plan: _Plan, folder: Path) -> tuple[Scatter, list[int]]:
-    scatter = Scatter(plan.source, plan.fields, [], [], [], frozenset())
-    scatter.countable = frozenset(one.name for one in plan.fields if is_countable(one) or one.classes)
-    sizes = []
-    for part in plan.cut.parts:
-        home = _split_folder(folder, part.split)
-        with storage_errors(home, "make the folder"):
-            home.mkdir(exist_ok=True)
-        path = home / f"shard-{part.number:05d}.h5"
-        size, offsets = create_shard(path, plan.fields, part.samples)
-        scatter.paths.append(path)
-        scatter.offsets.append(offsets)
-        scatter.split_of_part.append(plan.splits.index(part.split))
-        sizes.append(size)
-    return scatter, sizes
-
-
-def _scatter_all(
-    plan: _Plan, scatter: Scatter, pool: ProcessPool, progress: Progress | None
-) -> list[dict[str, FieldStats]]:
-    """Write all blocks; statistics a split are merged in the order of the blocks."""
-    stats = [{one.name: FieldStats() for one in plan.fields} for _ in plan.splits]
-    tell = _adder("shard", plan.source.n, progress)
-    before = np.zeros(len(plan.cut.parts), np.int64)
-    lengths = []
-
-    def blocks() -> Iterator[tuple[int, Any, Any]]:
-        nonlocal before
-        for start in range(0, plan.source.n, plan.block_rows):
-            part_of = plan.cut.part_of(start, min(start + plan.block_rows, plan.source.n))
-            lengths.append(len(part_of))
-            yield start, part_of, before
-            before = before + np.bincount(part_of, minlength=len(before))
-
-    function: Callable[..., SplitStats] = write_in_worker if pool.parallel else scatter.write
-    for number, of_block in enumerate(pool.map(function, blocks())):
-        for split, by_field in of_block.items():
-            for name, seen in by_field.items():
-                stats[split][name].merge(seen)
-        tell(lengths[number])
-    return stats
-
-
-def _finished_fields(plan: _Plan, stats: Sequence[Mapping[str, FieldStats]]) -> list[tuple[Field, ...]]:
-    """The fields of each split with statistics; class names are those of all splits together."""
-    finished: list[list[Field]] = [[] for _ in stats]
-    for one in plan.fields:
-        classes = one.classes
-        if classes is None and is_countable(one):
-            counts = [by_field[one.name].classes for by_field in stats]
-            known = [count.size for count in counts if count is not None]
-            if len(known) == len(counts):
-                classes = [str(number) for number in range(max(known))]
-        for number, by_field in enumerate(stats):
-            shown = len(classes) if classes is not None and one.role == "target" else None
-            values = by_field[one.name].to_json(shown)
-            finished[number].append(replace(one, classes=classes, stats=values))
-    return [tuple(fields) for fields in finished]
-
-
-def _source_record(source: Source, pool: ProcessPool) -> dict[str, Any]:
-    """Where the samples came from. Only names are recorded: the id must not depend on the place."""
-    files = source.files
-    groups = [files[at : at + _HASHED_TOGETHER] for at in range(0, len(files), _HASHED_TOGETHER)]
-    hashes = [one for group in pool.map(hash_files, ((group,) for group in groups)) for one in group]
-    if source.kind == "images":
-        names = [f"{path.parent.name}/{path.name}" for path in files]
-        total = sum(size for size, _ in hashes)
-        folder = files[0].parent.parent.resolve().name
-        entry = {"path": folder, "bytes": total, "sha256": tree_hash(names, hashes), "count": len(files)}
-        return {"kind": source.kind, "files": [entry]}
-    entries = [
-        {"path": path.name, "bytes": size, "sha256": digest}
-        for path, (size, digest) in zip(files, hashes, strict=True)
-    ]
-    return {"kind": source.kind, "files": entries}
-
-
-def _adder(stage: str, total: int, progress: Progress | None) -> Callable[[int], None]:
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress(stage, done, total)
-
-    return add
-
-
-def _split_folder(folder: Path, split: str | None) -> Path:
-    return folder if split is None else folder / split
-
-
-def _check_space(folder: Path, plan: _Plan) -> None:
-    needed = plan.row_bytes * plan.source.n
-    with storage_errors(folder, "look at the file system"):
-        space = os.statvfs(folder)
+def _check_space(staging: ShardStaging, plan: ShardPlan) -> None:
+    needed = plan.bytes - staging.allocated()
+    with storage_errors(staging.home, "look at the file system"):
+        space = os.statvfs(staging.home)
     free = space.f_bavail * space.f_frsize
     if free < needed:
         raise StorageError(
             f"the shards need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            where=folder.parent,
+            where=staging.home.parent,
             hint="free space, or put the dataset elsewhere",
             transient=True,
             errno=errno.ENOSPC,

@@ -223,6 +223,24 @@ class Lease:
         """Whether the holder, of whom this host cannot tell, renewed the lease between calls of `acquire`."""
         return self._renewal_seen
 
+    def drop(self) -> None:
+        """End the renewal and write nothing: for a holder that removes the folder, and the lease with it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._generation = None
+
+    def gone(self) -> bool:
+        """Whether whoever took it last is gone: gave it back, is dead, or was quiet while this object watched.
+
+        Nobody's clock but this machine's counts; of a holder elsewhere it takes calls over `ttl_s`.
+        """
+        last = self._last_generation()
+        if last is None:
+            return True
+        known = self._known(last)
+        return not known if known is not None else self._quiet_s(last) >= self.ttl_s
+
     def owner(self) -> Owner | None:
         """Who holds the lease now by the beat's own time, or None when it is free."""
         last = self._last_generation()

@@ -82,13 +82,14 @@ def fsync_file(path: Path) -> None:
         os.close(handle)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -163,23 +164,27 @@ def publish_json(path: Path, value: Any) -> None:
     publish(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def replace(path: Path, data: bytes | str) -> None:
-    """Exchange a small live file (a status) as a whole; a reader sees the old or the new one."""
+def replace(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Exchange a small live file (a status) as a whole; a reader sees the old or the new one.
+
+    Not durable it is quicker, and a machine that loses its power may leave an empty file in its place.
+    """
     make_dir(path.parent)
     temporary = temporary_beside(path)
     try:
         with storage_errors(path, "write the file"):
-            _write(temporary, data.encode() if isinstance(data, str) else data)
+            _write(temporary, data.encode() if isinstance(data, str) else data, durable=durable)
             os.replace(temporary, path)
-            fsync_dir(path.parent)
+            if durable:
+                fsync_dir(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def replace_json(path: Path, value: Any) -> None:
-    """Exchange a small live JSON file as a whole."""
-    replace(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def replace_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Exchange a small live JSON file as a whole; see `replace`."""
+    replace(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:

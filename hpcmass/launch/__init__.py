@@ -13,7 +13,7 @@ from hpcmass.launch.lastword import leave_word
 from hpcmass.launch.mpi import MpiFlavour, find_mpiexec
 from hpcmass.launch.outcome import LostNode, Outcome, RankExit, unheard_node
 from hpcmass.launch.plan import LaunchPlan, plan_ranks
-from hpcmass.launch.ranks import RankEnv, describe, detect_ranks, promised_ranks
+from hpcmass.launch.ranks import RankEnv, describe, detect_ranks, promised_ranks, start_id
 from hpcmass.launch.supervise import supervise
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "plan_ranks",
     "promised_ranks",
     "read_allocation",
+    "start_id",
     "supervise",
     "unheard_node",
     "usable_cores",

@@ -79,6 +79,29 @@ def promised_ranks(env: Mapping[str, str]) -> int | None:
     return None if found.source == "none" else found.size
 
 
+# What the ranks of one start have in common, and those of the next have not, by whose variables were read.
+_START = {
+    "hpcmass": ("HPCMASS_KEEPER", "HPCMASS_ATTEMPT"),
+    "openmpi": ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"),
+    "pmix": ("PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
+    "pmi": ("PMI_JOBID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    "torchrun": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"),
+    "slurm": ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
+}
+
+
+def start_id(env: Mapping[str, str]) -> str:
+    """A text that all ranks of one start have, and those of the next have not; "" where nothing says it.
+
+    MPICH's mpiexec is such a launcher that says nothing outside Slurm.
+
+    Raises:
+        LaunchError: As `detect_ranks`.
+    """
+    source = "hpcmass" if "HPCMASS_KEEPER" in env else detect_ranks(env).source
+    return " ".join(f"{name}={env[name]}" for name in _START.get(source, ()) if env.get(name))
+
+
 def _hpcmass(env: Mapping[str, str]) -> RankEnv | None:
     names = ("HPCMASS_RANK", "HPCMASS_SIZE", "HPCMASS_LOCAL_RANK", "HPCMASS_LOCAL_SIZE")
     # `launch.child` says under whose launcher it found the rank: whether there is an MPI to be had.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpcmass.data import Manifest, open_dataset, read_manifest, split_folders, v
 from hpcmass.data import shard as cut_and_write
 from hpcmass.data.reading.explain import explain, sentences
 from hpcmass.errors import ConfigError, CorruptError, NotFound
+from hpcmass.launch import detect_ranks, start_id
 
 TABLES = {".csv", ".parquet", ".pq"}
 
@@ -21,37 +23,46 @@ def shard(
     out: Path,
     *,
     progress: Callable[[float, float], None] | None = None,
+    note: Callable[[str], None] | None = None,
     input_fields: Sequence[str] | None = None,
     target_fields: Sequence[str] | None = None,
     meta_fields: Sequence[str] | None = None,
     categories: Sequence[str] | None = None,
     **options: Any,
 ) -> list[tuple[Path, Manifest]]:
-    """Cut files into shards.
+    """Cut files into shards; under mpiexec, srun, torchrun or `hpcmass run` all ranks together.
 
     Args:
         inputs: A `.npz`, `.npy`, HDF5, CSV or Parquet file, a folder of images, or `FIELD=FILE.npy` words.
         out: The dataset's folder; not there yet.
-        progress: Called as progress(done samples, all samples).
+        progress: Called as progress(done samples, all samples); by rank 0.
+        note: Called with what there is to say; by rank 0.
         input_fields: Fields that are inputs. Several columns of a table are stacked to one vector field `x`.
         target_fields: Fields that are targets.
         meta_fields: Fields that only go along.
         categories: Inputs that may hold words, which become class numbers; never part of `x`.
         options: `strategy`, `shards`, `splits`, `by`, `seed`, `workers`, `resize`, `compression`,
-            `chunk_samples`; see `hpcmass.data.shard`.
+            `chunk_samples`; and `rank` and `ranks` where no launcher's environment says them. See
+            `hpcmass.data.shard`.
 
     Returns:
-        Folder and manifest of each split.
+        Folder and manifest of each split, on every rank.
 
     Raises:
         DataError: A file or an argument is wrong.
         AlreadyExists: `out` holds something.
+        LeaseHeld: Others are cutting something into `out`.
+        RankFailed: Another rank has ended.
+        LaunchError: The launcher's variables contradict each other.
     """
+    if "ranks" not in options:
+        place = detect_ranks(os.environ)
+        options |= {"rank": place.rank, "ranks": place.size, "start": start_id(os.environ)}
     table = len(inputs) == 1 and Path(inputs[0]).suffix.lower() in TABLES
     stacked = table and input_fields is not None and len(input_fields) > 1
 
     def tell(stage: str, done: int, total: int) -> None:
-        if progress is not None and stage == "shard":
+        if progress is not None and stage == "shard" and not options.get("rank"):
             progress(done, total)
 
     manifests = cut_and_write(
@@ -63,9 +74,15 @@ def shard(
         meta=meta_fields,
         categories=categories,
         progress=tell,
+        note=note,
         **options,
     )
     return [(out / m.split if m.split else out, m) for m in manifests]
+
+
+def speaks_here() -> bool:
+    """Whether this process tells what all ranks did: rank 0, or one that nothing started as a rank."""
+    return detect_ranks(os.environ).rank == 0
 
 
 def datasets_below(path: str | Path) -> list[tuple[Path, Manifest]]:

@@ -22,7 +22,7 @@ from hpcmass.data.sources.base import (
     check_lengths,
     pick,
 )
-from hpcmass.errors import CorruptError, DataError
+from hpcmass.errors import CorruptError, DataError, NotFound
 from hpcmass.files import check_name, storage_errors
 
 _COPY_BYTES = 1 << 22
@@ -98,6 +98,46 @@ class ArraySource:
     def read(self, start: int, stop: int) -> Arrays:
         """Samples start … stop."""
         return {one.name: self.arrays[one.name].rows(start, stop) for one in self.fields}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values, for other processes; `source_from_json` takes it back."""
+        arrays = {
+            name: [str(one.path), one.offset, one.dtype.str, list(one.shape), one.fortran, one.codes]
+            for name, one in self.arrays.items()
+        }
+        classes = {one.name: one.classes for one in self.fields if one.classes is not None}
+        return {
+            "kind": self.kind,
+            "names": [one.name for one in self.fields],
+            "arrays": arrays,
+            "files": [str(path) for path in self.files],
+            "classes": classes,
+        }
+
+
+def source_from_json(value: Mapping[str, Any]) -> ArraySource:
+    """What `ArraySource.to_json` was called on.
+
+    Raises:
+        CorruptError: A file is missing or ends before its array.
+    """
+    try:
+        arrays = {
+            name: ArrayFile(
+                Path(path),
+                offset,
+                np.dtype(dtype),
+                tuple(shape),
+                fortran,
+                None if codes is None else tuple(codes),
+            )
+            for name, (path, offset, dtype, shape, fortran, codes) in value["arrays"].items()
+        }
+        classes = {name: tuple(words) for name, words in value["classes"].items()}
+        files = [Path(path) for path in value["files"]]
+        return array_source(value["kind"], arrays, files, value["names"], classes)
+    except (KeyError, TypeError, ValueError, NotFound) as error:
+        raise CorruptError(f"these are not arrays as they were written down ({error})") from error
 
 
 def array_source(

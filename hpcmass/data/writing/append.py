@@ -14,7 +14,8 @@ import numpy as np
 
 from hpcmass.data.building import abandoned
 from hpcmass.data.manifest import Field, Manifest, read_manifest
-from hpcmass.data.scatter import hash_files, tree_hash
+from hpcmass.data.scatter import hash_files
+from hpcmass.data.sharding.work import source_record
 from hpcmass.data.sources import Progress, Source, SourceField, Unread, open_source
 from hpcmass.data.writing.commit import check_same_fields
 from hpcmass.data.writing.staging import completed, sweep
@@ -72,7 +73,7 @@ def append(
         readable: Source = opened  # type: ignore[assignment]
         codes = _same_fields(folder, there, readable.fields)
         readable = readable.select([one.name for one in there])
-        record = _source_record(readable)
+        record = source_record(readable, hash_files(readable.files))
         name = name or sha256_bytes(canonical_json(record))[:16]
         if completed(folder, name) is not None:
             sweep(folder)
@@ -186,18 +187,3 @@ def even_sizes(samples: int, shards: int | None, fields: Sequence[Field]) -> lis
         raise DataError(f"{samples} samples cannot be cut into {shards} shards")
     each, more = divmod(samples, shards)
     return [each + (number < more) for number in range(shards)]
-
-
-def _source_record(source: Source) -> dict[str, Any]:
-    hashes = hash_files(source.files)
-    if source.kind == "images":
-        names = [f"{path.parent.name}/{path.name}" for path in source.files]
-        where = source.files[0].parent.parent.resolve().name
-        total = sum(size for size, _ in hashes)
-        files = [{"path": where, "bytes": total, "sha256": tree_hash(names, hashes), "count": len(names)}]
-    else:
-        files = [
-            {"path": path.name, "bytes": size, "sha256": digest}
-            for path, (size, digest) in zip(source.files, hashes, strict=True)
-        ]
-    return {"kind": source.kind, "files": files}

@@ -97,16 +97,16 @@ class Staging:
         """
         with contextlib.suppress(AlreadyExists):
             publish_json(self.path / "plan.json", plan.to_json())
-        there = read_json(self.path / "plan.json")
-        wanted = plan.to_json()
-        if there != wanted:
-            keys = [key for key in wanted if there.get(key) != wanted[key]]
-            shown = "; ".join(f"{key}: {there.get(key)!r:.300} then, {wanted[key]!r:.300} now" for key in keys)
+        differs = differences(read_json(self.path / "plan.json"), plan.to_json())
+        if differs:
+            shown = "; ".join(
+                f"{key}: {then!r:.300} then, {now!r:.300} now" for key, (then, now) in differs.items()
+            )
             raise DataError(
                 f"a writing was begun here otherwise ({shown})",
                 where=self.path,
                 hint="finish it as it was begun; or remove that folder, with what it holds, and begin anew",
-                differs=keys,
+                differs=list(differs),
             )
         return plan
 
@@ -193,10 +193,21 @@ class Staging:
 
     def discard(self) -> None:
         """Remove the folder, for everybody at one moment."""
-        gone = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.gone")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        discard_folder(self.path)
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By key what it was then and is now, of all that differs between two plans."""
+    keys = [*now, *(key for key in then if key not in now)]
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
+
+
+def discard_folder(path: Path) -> None:
+    """Remove a folder, for everybody at one moment."""
+    gone = path.with_name(f"{path.name}.{secrets.token_hex(8)}.gone")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 # -- what a dataset says of its parts ---------------------------------------------------------------------

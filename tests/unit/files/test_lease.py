@@ -1,6 +1,7 @@
 """Leases: one owner at a time; taken over from the dead at once, from the living never."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -320,3 +321,33 @@ def test_a_holder_that_was_taken_for_dead_learns_it_within_a_second_or_two(tmp_p
     old.release()
     assert not new.lost
     new.release()
+
+
+def test_who_watches_a_lease_learns_that_its_holder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, watch = Lease(tmp_path / "lease"), Lease(tmp_path / "lease", ttl_s=0.5)
+    assert watch.gone()
+    lease.acquire()
+    assert not watch.gone()
+    lease.release()
+    assert watch.gone()
+    lease.acquire()
+    # As seen from another host, whose clock is years ahead: only what is not renewed while it looks is gone.
+    monkeypatch.setattr(Owner, "alive", lambda self: None)
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    assert not watch.gone()
+    until = time.monotonic() + 120
+    while not watch.gone():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    lease.drop()
+
+
+def test_a_dropped_lease_is_not_written_again(tmp_path: Path) -> None:
+    lease = Lease(tmp_path / "folder" / "lease", ttl_s=0.03)
+    lease.acquire()
+    lease.drop()
+    shutil.rmtree(tmp_path / "folder")
+    lease.release()
+    assert not (tmp_path / "folder").exists()

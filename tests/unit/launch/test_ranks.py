@@ -3,7 +3,7 @@
 import pytest
 
 from hpcmass.errors import LaunchError
-from hpcmass.launch import RankEnv, describe, detect_ranks, promised_ranks
+from hpcmass.launch import RankEnv, describe, detect_ranks, promised_ranks, start_id
 from hpcmass.launch.ranks import gpu_share
 
 OPENMPI = {
@@ -126,3 +126,31 @@ def test_what_slurm_gave_a_task_alone_is_counted_from_zero_on_amds() -> None:
 def test_elsewhere_every_variable_has_the_nodes_own_numbers() -> None:
     share = gpu_share(ALL, RankEnv(2, 4, 2, 4, "slurm"), 1, own=True)
     assert share == {**dict.fromkeys(ALL, "6"), "HPCMASS_OWN_GPUS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, ""),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ""),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "PMIX_NAMESPACE": "p@1",
+                "SLURM_STEP_ID": "3",
+            },
+            "PMIX_NAMESPACE=p@1",
+        ),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "3", "SLURM_JOB_ID": "7"},
+            "SLURM_JOB_ID=7 SLURM_STEP_ID=3",
+        ),
+        (
+            {"HPCMASS_RANK": "1", "HPCMASS_SIZE": "2", "HPCMASS_SOURCE": "openmpi", "HPCMASS_KEEPER": "/k"},
+            "HPCMASS_KEEPER=/k",
+        ),
+    ],
+)
+def test_ranks_of_one_start_have_a_text_in_common(environment: dict[str, str], says: str) -> None:
+    assert start_id(environment) == says
