@@ -2,8 +2,10 @@
 
 `SCRATCH/hpcmass-shards-UID/BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as `.part-…`
 and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
-shards it reads. What another boot of the machine left is not trusted, and removed. Locks (flock) are of this
-node alone, as its disk is.
+shards it reads. One process at a time, who holds `.lock`, makes its `use-…` file, says what it reads, evicts or
+sweeps: so no shard goes between being found and being read, and no file is taken for that of a dead process.
+What another boot of the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its
+disk is.
 """
 
 from __future__ import annotations
@@ -67,15 +69,35 @@ class Stage:
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._use = os.open(self.folder / f"use-{self._name}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = self._use = -1
+        try:
+            with storage_errors(self.folder, "say which shards are read"):
+                self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+                with self._alone():
+                    file = self.folder / f"use-{self._name}"
+                    self._use = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                    fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Say that no shard is read any more."""
         if self._use >= 0:
             (self.folder / f"use-{self._name}").unlink(missing_ok=True)
             os.close(self._use)
-            self._use = -1
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = self._use = -1
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process is in here."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def place(self, shard: ShardInfo) -> Path:
         """The folder in which a shard lies, or would."""
@@ -87,6 +109,10 @@ class Stage:
         Returns:
             Of each whether it is there.
         """
+        with self._alone():
+            return self._find(shards)
+
+    def _find(self, shards: Sequence[ShardInfo]) -> list[bool]:
         os.write(self._use, "".join(f"{shard.sha256}\n" for shard in shards).encode())
         there = []
         for shard in shards:
@@ -101,6 +127,10 @@ class Stage:
 
     def make_room(self, needed_bytes: int) -> bool:
         """Evict shards that nobody reads, the longest unused first, until there is room; whether there is."""
+        with self._alone():
+            return self._evict(needed_bytes)
+
+    def _evict(self, needed_bytes: int) -> bool:
         self._sweep()
         held, used = self._held(), self._in_use()
         total = sum(one.bytes for one in held)

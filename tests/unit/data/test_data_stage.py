@@ -1,10 +1,14 @@
 """Shards on a node's own disk: found again, evicted by age, never while somebody reads them."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,37 @@ def numbers(stage: Stage) -> list[int]:
     return sorted(n for n in range(10) if (stage.place(shard(n)) / shard(n).file).exists())
 
 
+def left(stage: Stage) -> list[str]:
+    return sorted(p.name for p in stage.folder.iterdir() if p.name != ".lock")
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def waits_for_a_lock() -> bool:
+    """Whether a thread of this process waits for a flock: what the kernel says."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1:3] == ["->", "FLOCK"] and line[5] == str(os.getpid()) for line in lines)
+
+
+@contextlib.contextmanager
+def other_job(program: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own, which has `Stage`, `shard`, `wait_for` and `Path`."""
+    here = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
+    begin = f"import sys\nsys.path[:0] = {here!r}\nfrom test_data_stage import *\n"
+    words = [sys.executable, "-c", begin + program]
+    other = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield other
+    finally:
+        other.kill()
+        other.communicate()
+
+
 def test_what_arrived_is_found_by_the_next_job(tmp_path: Path) -> None:
     first = Stage(tmp_path)
     assert first.use([shard(1), shard(2)]) == [False, False]
@@ -52,7 +87,7 @@ def test_what_arrived_is_found_by_the_next_job(tmp_path: Path) -> None:
     os.truncate(place / "shard-00001.h5", 10)
     assert second.use([shard(1)]) == [False]
     second.close()
-    assert [p.name for p in second.folder.iterdir()] == [place.name]
+    assert left(second) == [place.name]
 
 
 def test_a_wrong_byte_is_found_and_leaves_nothing(tmp_path: Path) -> None:
@@ -63,7 +98,7 @@ def test_a_wrong_byte_is_found_and_leaves_nothing(tmp_path: Path) -> None:
         arrival.finish(Path("/data/shard-00001.h5"))
     assert "/data/shard-00001.h5" in str(caught.value)
     stage.close()
-    assert list(stage.folder.iterdir()) == []
+    assert left(stage) == []
 
 
 def test_the_longest_unused_gives_way(tmp_path: Path) -> None:
@@ -82,30 +117,88 @@ def test_what_another_process_reads_stays(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         bring(stage, number)
     program = f"""
-import sys
-from pathlib import Path
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[3])]!r}
-from test_data_stage import Stage, shard
 stage = Stage(Path({str(tmp_path)!r}))
 print(stage.use([shard(2)]), flush=True)
 sys.stdin.read()
 """
-    other = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    with other_job(program) as other:
         assert other.stdout.readline() == "[True]\n"
         assert not stage.make_room(3 * BYTES)
         assert numbers(stage) == [2]
         assert stage.make_room(2 * BYTES)
-    finally:
-        other.kill()
-        other.communicate()
     # It was killed, and left its mark; nobody reads now.
     assert stage.make_room(3 * BYTES)
     assert numbers(stage) == []
     stage.close()
-    assert list(stage.folder.iterdir()) == []
+    assert left(stage) == []
+
+
+def test_a_shard_is_found_before_or_after_an_eviction_never_during_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, limit_bytes=BYTES)
+    bring(stage, 1)
+    program = f"""
+folder = Path({str(tmp_path)!r})
+look = Stage._in_use
+def slowly(self):
+    found = look(self)
+    (folder / "looked").touch()
+    wait_for((folder / "go").exists)
+    return found
+Stage._in_use = slowly
+print(Stage(folder, {BYTES}).make_room({BYTES}), flush=True)
+"""
+    with other_job(program) as other, ThreadPoolExecutor(1) as threads:
+        wait_for((tmp_path / "looked").exists)
+        using = threads.submit(stage.use, [shard(1)])
+        wait_for(lambda: using.done() or waits_for_a_lock())
+        (tmp_path / "go").touch()
+        assert other.stdout.readline() in ("True\n", "False\n")
+        assert using.result() == [numbers(stage) == [1]]
+    stage.close()
+
+
+def test_a_job_is_seen_by_others_from_its_beginning(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, limit_bytes=BYTES)
+    bring(stage, 1)
+    program = f"""
+folder = Path({str(tmp_path)!r})
+lock = fcntl.flock
+def slowly(handle, how):
+    if os.readlink(f"/proc/self/fd/{{handle}}").rpartition("/")[2].startswith("use-") and how & fcntl.LOCK_EX:
+        (folder / "made").touch()
+        wait_for((folder / "go").exists)
+    lock(handle, how)
+fcntl.flock = slowly
+stage = Stage(folder)
+print(stage.use([shard(1)]), flush=True)
+sys.stdin.read()
+"""
+    with other_job(program) as other, ThreadPoolExecutor(1) as threads:
+        wait_for((tmp_path / "made").exists)
+        making = threads.submit(stage.make_room, 0)  # sweeps
+        wait_for(lambda: making.done() or waits_for_a_lock())
+        (tmp_path / "go").touch()
+        assert other.stdout.readline() == "[True]\n"
+        assert making.result()
+        assert not stage.make_room(BYTES)
+        assert numbers(stage) == [1]
+    stage.close()
+
+
+def test_a_job_waits_for_another_that_looks_around(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    other = Stage(tmp_path)
+    handle = os.open(stage.folder / ".lock", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    with ThreadPoolExecutor(1) as threads:
+        third = threads.submit(Stage, tmp_path)
+        wait_for(lambda: third.done() or waits_for_a_lock())
+        assert not third.done()
+        os.close(handle)
+        third.result().close()
+    stage.close()
+    other.close()
+    assert left(stage) == []
 
 
 def test_what_the_process_itself_is_going_to_read_stays(tmp_path: Path) -> None:
