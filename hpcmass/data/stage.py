@@ -1,11 +1,11 @@
 """Shards on a node's own disk: named by their checksum, kept for the next job, evicted by age.
 
-`SCRATCH/hpcmass-shards-UID/BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as `.part-…`
-and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
+`SCRATCH/hpcmass-shards-UID/HOST-BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as
+`.part-…` and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
 shards it reads. One process at a time, who holds `.lock`, makes its `use-…` file, says what it reads, evicts or
 sweeps: so no shard goes between being found and being read, and no file is taken for that of a dead process.
 What another boot of the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its
-disk is.
+disk has to be: on a file system that other nodes may share nothing is staged.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmass.data.manifest import ShardInfo
+from hpcmass.data.reading.filesystem import file_system
 from hpcmass.errors import CorruptError, StorageError
 from hpcmass.files import boot_id, storage_errors
 
@@ -35,6 +38,21 @@ class Held:
     folder: Path
     bytes: int
     used: float  # seconds since the epoch
+
+
+def _only_here(folder: Path) -> None:
+    """Refuse a folder that other nodes may share: there they would take each other's shards away.
+
+    A container's own file system (overlay) counts as this node's.
+    """
+    with storage_errors(folder, "make the folder of staged shards"):
+        there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    kind = file_system(there)
+    if not kind.local and kind.name != "overlay":
+        raise StorageError(
+            f"other nodes may share its file system ({kind.name})", where=folder,
+            hint="name a folder of the node's own disk as `scratch` of the site's target",
+        )  # fmt: skip
 
 
 class Stage:
@@ -52,11 +70,14 @@ class Stage:
             limit_bytes: What all staged shards may take together; None: what the disk has.
 
         Raises:
-            StorageError: It cannot be written, or belongs to somebody else.
+            StorageError: It cannot be written, belongs to somebody else, or other nodes may share it.
+            NotFound: It was removed meanwhile.
         """
         self._limit = limit_bytes
+        _only_here(scratch)
         top = scratch / f"hpcmass-shards-{os.getuid()}"
-        self.folder = top / (boot_id() or "boot")
+        host = f"{socket.gethostname()}-"
+        self.folder = top / f"{host}{boot_id() or 'boot'}"
         with storage_errors(top, "make the folder of staged shards"):
             top.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = top.lstat()
@@ -65,7 +86,8 @@ class Stage:
                     "belongs to somebody else, or others may write it", where=top, hint="remove it"
                 )
             self.folder.mkdir(mode=0o700, exist_ok=True)
-        for other in top.iterdir():
+            others = list(top.glob(f"{glob.escape(host)}*"))
+        for other in others:
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -108,8 +130,12 @@ class Stage:
 
         Returns:
             Of each whether it is there.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: The folder was removed meanwhile.
         """
-        with self._alone():
+        with storage_errors(self.folder, "look for staged shards"), self._alone():
             return self._find(shards)
 
     def _find(self, shards: Sequence[ShardInfo]) -> list[bool]:
@@ -126,8 +152,13 @@ class Stage:
         return there
 
     def make_room(self, needed_bytes: int) -> bool:
-        """Evict shards that nobody reads, the longest unused first, until there is room; whether there is."""
-        with self._alone():
+        """Evict shards that nobody reads, the longest unused first, until there is room; whether there is.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: The folder was removed meanwhile.
+        """
+        with storage_errors(self.folder, "make room for shards"), self._alone():
             return self._evict(needed_bytes)
 
     def _evict(self, needed_bytes: int) -> bool:
@@ -247,9 +278,12 @@ class Arrival:
 
         Raises:
             CorruptError: It does not fit its checksum.
+            StorageError: The disk refused.
+            NotFound: Somebody removed it meanwhile.
         """
-        os.close(self._handle)
-        self._handle = -1
+        handle, self._handle = self._handle, -1
+        with storage_errors(self._part, "stage a shard"):
+            os.close(handle)
         if self._hash.hexdigest() != self._shard.sha256:
             self.discard()
             raise CorruptError(
@@ -269,6 +303,7 @@ class Arrival:
     def discard(self) -> None:
         """Remove what has come so far."""
         if self._handle >= 0:
-            os.close(self._handle)
+            with contextlib.suppress(OSError):
+                os.close(self._handle)
             self._handle = -1
         shutil.rmtree(self._part, ignore_errors=True)

@@ -21,7 +21,7 @@ import torch
 
 from hpcmass.data import Dataset, ShardInfo
 from hpcmass.data.stage import Arrival, Stage
-from hpcmass.errors import CorruptError, HpcmassError, StorageError
+from hpcmass.errors import CorruptError, HpcmassError
 from hpcmass.files import storage_errors
 from hpcmass.train.comm.agree import everywhere
 from hpcmass.train.comm.base import Communicator
@@ -110,8 +110,6 @@ class _Node:
             self._stage = Stage(scratch, limit)
         except HpcmassError as error:
             self._give_up(f"{error.message} ({scratch})")
-        except OSError as error:
-            self._give_up(f"{error.strerror} ({scratch})")
 
     def look(self, shards: Sequence[ShardInfo]) -> None:
         """Find out what is there, and make room for the rest."""
@@ -123,8 +121,8 @@ class _Node:
             lacking = [shard for shard, found in zip(shards, there, strict=True) if not found]
             needed = sum(shard.bytes for shard in lacking)
             room = not needed or self._stage.make_room(needed)
-        except OSError as error:
-            self._give_up(error.strerror or str(error))
+        except HpcmassError as error:
+            self.refused(error)
             return
         found = [shard for shard, is_there in zip(shards, there, strict=True) if is_there]
         self._places = {shard.sha256: str(self._stage.place(shard)) for shard in found}
@@ -151,7 +149,10 @@ class _Node:
         """
         try:
             self._places[sha] = str(arrival.finish(source))
-        except StorageError as error:
+        except CorruptError:
+            raise
+        except HpcmassError as error:
+            arrival.discard()
             self.refused(error)
 
     def refused(self, error: HpcmassError) -> None:

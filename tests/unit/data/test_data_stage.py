@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import pytest
 
 from hpcmass.data.manifest import ShardInfo
 from hpcmass.data.stage import Stage
-from hpcmass.errors import CorruptError, StorageError
+from hpcmass.errors import CorruptError, NotFound, StorageError
 
 BYTES = 1000
 
@@ -237,12 +239,47 @@ def test_two_jobs_that_bring_the_same_shard(tmp_path: Path) -> None:
 
 
 def test_what_another_boot_left_is_not_trusted(tmp_path: Path) -> None:
-    old = tmp_path / f"hpcmass-shards-{os.getuid()}" / "another-boot" / shard(1).sha256
-    old.mkdir(parents=True)
-    (old / shard(1).file).write_bytes(content(1))
-    os.chmod(tmp_path / f"hpcmass-shards-{os.getuid()}", 0o700)
+    first = Stage(tmp_path)
+    place = bring(first, 1)
+    first.close()
+    old = first.folder.rename(first.folder.with_name(f"{socket.gethostname()}-another-boot")) / place.name
+    assert (old / shard(1).file).exists()
     assert Stage(tmp_path).use([shard(1)]) == [False]
     assert not old.exists()
+
+
+def test_nothing_is_staged_where_other_nodes_may_be(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"other nodes may share its file system \(0x9fa0\)"):
+        Stage(Path("/proc/self/nowhere"))
+
+
+def test_nodes_that_share_a_folder_after_all_leave_each_other_alone(tmp_path: Path) -> None:
+    one = Stage(tmp_path)
+    arrival = one.receive(shard(1))
+    arrival.write(memoryview(content(1)))
+    program = f"""
+import hpcmass.data.stage
+hpcmass.data.stage.boot_id = lambda: "of another node"
+socket.gethostname = lambda: "another-node"
+print(Stage(Path({str(tmp_path)!r})).make_room(0), flush=True)
+"""
+    with other_job(program) as other:
+        assert other.stdout.readline() == "True\n"
+    arrival.finish(Path("from"))
+    assert numbers(one) == [1]
+    one.close()
+
+
+def test_a_folder_that_was_removed_is_told_as_such(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    arrival = stage.receive(shard(1))
+    arrival.write(memoryview(content(1)))
+    shutil.rmtree(stage.folder)
+    with pytest.raises(NotFound):
+        arrival.finish(Path("from"))
+    with pytest.raises(NotFound):
+        stage.make_room(0)
+    stage.close()
 
 
 def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Staging by one rank: read from the node's own disk, reused, and given up where there is no room."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpcmass.data import Dataset, open_dataset, shard
+from hpcmass.data.stage import Arrival
 from hpcmass.errors import CorruptError, HpcmassError
 from hpcmass.train import staging
 from hpcmass.train.comm.single import SingleCommunicator
@@ -97,6 +99,29 @@ def test_a_full_disk_leaves_what_came_and_reads_the_rest_elsewhere(
     assert moved == [True, False, False]
     assert np.array_equal(staged.datasets[0].batch(range(300))["x"], dataset.batch(range(300))["x"])
     assert not list((tmp_path / "disk").rglob(".part-*"))
+
+
+def test_what_somebody_takes_away_meanwhile_is_read_elsewhere(
+    tmp_path: Path, comm, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, count = Arrival.finish, [0]
+
+    def taken_away(self: Arrival, where: Path) -> Path:
+        count[0] += 1
+        if count[0] == 2:
+            for part in (tmp_path / "disk").rglob(".part-*"):
+                shutil.rmtree(part)
+        return finish(self, where)
+
+    monkeypatch.setattr(Arrival, "finish", taken_away)
+    staged = stage([dataset], comm, str(tmp_path / "disk"))
+    (note,) = staged.notes
+    assert "no such file" in note
+    assert "shared file system" in note
+    moved = [folder != old for folder, old in zip(staged.datasets[0].folders, dataset.folders, strict=True)]
+    assert moved == [True, False, False]
+    assert np.array_equal(staged.datasets[0].batch(range(300))["x"], dataset.batch(range(300))["x"])
+    staged.close()
 
 
 @pytest.mark.parametrize("scratch", ["/proc/nowhere", "$NO_SUCH_VARIABLE/x"])
