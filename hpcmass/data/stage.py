@@ -1,8 +1,8 @@
 """Shards on a node's own disk: named by their checksum, kept for the next job, evicted by age.
 
 `SCRATCH/hpcmass-shards-UID/HOST-BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as
-`.part-…` and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
-shards it reads. One process at a time, who holds `.lock`, makes its `use-…` file, says what it reads, evicts or
+`.part-…` and renamed when its checksum was right; `use-…` files, locked for as long as their process lives,
+say which shards it reads. One process at a time, who holds `.lock`, makes its `use-…` file, says what it reads, evicts or
 sweeps: so no shard goes between being found and being read, and no file is taken for that of a dead process.
 What another boot of the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its
 disk has to be: on a file system that other nodes may share nothing is staged.
@@ -154,6 +154,8 @@ class Stage:
     def make_room(self, needed_bytes: int) -> bool:
         """Evict shards that nobody reads, the longest unused first, until there is room; whether there is.
 
+        Nothing goes where all of them would not be enough.
+
         Raises:
             StorageError: The disk refused.
             NotFound: The folder was removed meanwhile.
@@ -165,15 +167,17 @@ class Stage:
         self._sweep()
         held, used = self._held(), self._in_use()
         total = sum(one.bytes for one in held)
-        for one in sorted(held, key=lambda one: one.used):
+        unused = sorted((one for one in held if one.folder.name not in used), key=lambda one: one.used)
+        if not self._fits(needed_bytes, total, evicted=sum(one.bytes for one in unused)):
+            return False
+        for one in unused:
             if self._fits(needed_bytes, total):
                 return True
-            if one.folder.name not in used:
-                aside = self.folder / f".part-{self._name}-{one.folder.name[:16]}"
-                with contextlib.suppress(OSError):
-                    one.folder.rename(aside)  # whoever looks now finds all of it or nothing
-                    shutil.rmtree(aside, ignore_errors=True)
-                    total -= one.bytes
+            aside = self.folder / f".part-{self._name}-{one.folder.name[:16]}"
+            with contextlib.suppress(OSError):
+                one.folder.rename(aside)  # whoever looks now finds all of it or nothing
+                shutil.rmtree(aside, ignore_errors=True)
+                total -= one.bytes
         return self._fits(needed_bytes, total)
 
     def receive(self, shard: ShardInfo) -> Arrival:
@@ -185,12 +189,13 @@ class Stage:
         part = self.folder / f".part-{self._name}-{shard.sha256[:16]}"
         return Arrival(shard, part, self.place(shard))
 
-    def _fits(self, needed: int, total: int) -> bool:
-        if self._limit is not None and total + needed > self._limit:
+    def _fits(self, needed: int, total: int, evicted: int = 0) -> bool:
+        """Whether so many bytes fit beside those that are held, `total`, once some of these are evicted."""
+        if self._limit is not None and total - evicted + needed > self._limit:
             return False
         disk = os.statvfs(self.folder)
         spare = int(_SPARE_SHARE * disk.f_blocks * disk.f_frsize)
-        return disk.f_bavail * disk.f_frsize - spare >= needed
+        return disk.f_bavail * disk.f_frsize + evicted - spare >= needed
 
     def _held(self) -> list[Held]:
         held = []

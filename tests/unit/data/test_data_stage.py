@@ -111,6 +111,9 @@ def test_the_longest_unused_gives_way(tmp_path: Path) -> None:
     assert stage.make_room(2 * BYTES)
     assert numbers(stage) == [1]
     assert not stage.make_room(4 * BYTES)
+    assert numbers(stage) == [1], "nothing goes in vain"
+    assert not Stage(tmp_path).make_room(1 << 60)
+    assert numbers(stage) == [1]
     stage.close()
 
 
@@ -126,8 +129,9 @@ sys.stdin.read()
     with other_job(program) as other:
         assert other.stdout.readline() == "[True]\n"
         assert not stage.make_room(3 * BYTES)
-        assert numbers(stage) == [2]
+        assert numbers(stage) == [1, 2, 3]
         assert stage.make_room(2 * BYTES)
+        assert numbers(stage) == [2]
     # It was killed, and left its mark; nobody reads now.
     assert stage.make_room(3 * BYTES)
     assert numbers(stage) == []
