@@ -1,17 +1,19 @@
 """Shards on a node's own disk: named by their checksum, kept for the next job, evicted by age.
 
 `SCRATCH/hpcmass-shards-UID/HOST-BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as
-`.part-…` and renamed when its checksum was right; `use-…` files, locked for as long as their process lives,
-say which shards it reads. One process at a time, who holds `.lock`, makes its `use-…` file, says what it reads, evicts or
-sweeps: so no shard goes between being found and being read, and no file is taken for that of a dead process.
-What another boot of the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its
-disk has to be: on a file system that other nodes may share nothing is staged.
+`.part-…` and renamed when its checksum was right. `<sha256>/checked` says of which file that was found: by its
+digest, size, time and inode, so that a later job trusts what nobody has touched since, without reading it.
+
+`use-…` files, locked for as long as their process lives, say which shards it reads. One process at a time, who
+holds `.lock`, makes its `use-…` file, says what it reads, lets a shard be found, evicts or sweeps: so no shard
+goes between being found and being read, and no file is taken for that of a dead process. What another boot of
+the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its disk has to be: on a
+file system that other nodes may share nothing is staged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import hashlib
@@ -26,8 +28,9 @@ from pathlib import Path
 from hpcmass.data.manifest import ShardInfo
 from hpcmass.data.reading.filesystem import file_system
 from hpcmass.errors import CorruptError, StorageError
-from hpcmass.files import boot_id, storage_errors
+from hpcmass.files import boot_id, sha256_file, storage_errors
 
+_CHECKED = "checked"
 _SPARE_SHARE = 0.05  # of a disk is left free: others write there too
 
 
@@ -53,6 +56,11 @@ def _only_here(folder: Path) -> None:
             f"other nodes may share its file system ({kind.name})", where=folder,
             hint="name a folder of the node's own disk as `scratch` of the site's target",
         )  # fmt: skip
+
+
+def _checked(shard: ShardInfo, file: Path) -> bytes:
+    found = file.stat()
+    return f"{shard.sha256} {found.st_size} {found.st_mtime_ns} {found.st_ino}\n".encode()
 
 
 class Stage:
@@ -129,7 +137,7 @@ class Stage:
         """Say which shards this process is going to read, so that nobody evicts them.
 
         Returns:
-            Of each whether it is there.
+            Of each whether it is there, as it was when it was checked.
 
         Raises:
             StorageError: The disk refused.
@@ -140,16 +148,55 @@ class Stage:
 
     def _find(self, shards: Sequence[ShardInfo]) -> list[bool]:
         os.write(self._use, "".join(f"{shard.sha256}\n" for shard in shards).encode())
-        there = []
-        for shard in shards:
-            try:
-                fits = (self.place(shard) / shard.file).stat().st_size == shard.bytes
-                if fits:
-                    os.utime(self.place(shard))
-            except OSError:
-                fits = False
-            there.append(fits)
+        there = [self._intact(shard) for shard in shards]
+        for shard, found in zip(shards, there, strict=True):
+            if found:
+                os.utime(self.place(shard))
         return there
+
+    def _intact(self, shard: ShardInfo) -> bool:
+        """Whether a shard is there, and the very file that was found right when it arrived."""
+        place = self.place(shard)
+        try:
+            return (place / _CHECKED).read_bytes() == _checked(shard, place / shard.file)
+        except OSError:
+            return False
+
+    def check_again(self, shard: ShardInfo) -> bool:
+        """Read a shard that is there once more; one that is damaged counts as not there from now on.
+
+        Raises:
+            StorageError: It cannot be read.
+            NotFound: It is not there.
+        """
+        place = self.place(shard)
+        if sha256_file(place / shard.file) == shard.sha256:
+            return True
+        (place / _CHECKED).unlink(missing_ok=True)
+        return False
+
+    def put(self, part: Path, shard: ShardInfo) -> Path:
+        """Let others find a shard whose checksum was right; where it lies.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: It was removed meanwhile.
+        """
+        place = self.place(shard)
+        with storage_errors(place, "stage a shard"), self._alone():
+            (part / _CHECKED).write_bytes(_checked(shard, part / shard.file))
+            if self._intact(shard):  # another job on this node was quicker
+                shutil.rmtree(part, ignore_errors=True)
+                return place
+            if place.exists():
+                self._remove(place)
+            part.rename(place)
+        return place
+
+    def _remove(self, place: Path) -> None:
+        aside = self.folder / f".part-{self._name}-old-{place.name[:16]}"
+        place.rename(aside)  # whoever looks now finds all of it or nothing
+        shutil.rmtree(aside, ignore_errors=True)
 
     def make_room(self, needed_bytes: int) -> bool:
         """Evict shards that nobody reads, the longest unused first, until there is room; whether there is.
@@ -173,10 +220,8 @@ class Stage:
         for one in unused:
             if self._fits(needed_bytes, total):
                 return True
-            aside = self.folder / f".part-{self._name}-{one.folder.name[:16]}"
             with contextlib.suppress(OSError):
-                one.folder.rename(aside)  # whoever looks now finds all of it or nothing
-                shutil.rmtree(aside, ignore_errors=True)
+                self._remove(one.folder)
                 total -= one.bytes
         return self._fits(needed_bytes, total)
 
@@ -187,7 +232,7 @@ class Stage:
             StorageError: It cannot be made.
         """
         part = self.folder / f".part-{self._name}-{shard.sha256[:16]}"
-        return Arrival(shard, part, self.place(shard))
+        return Arrival(self, shard, part)
 
     def _fits(self, needed: int, total: int, evicted: int = 0) -> bool:
         """Whether so many bytes fit beside those that are held, `total`, once some of these are evicted."""
@@ -203,7 +248,7 @@ class Stage:
             if folder.name.startswith((".", "use-")):
                 continue
             with contextlib.suppress(OSError):
-                size = sum(file.stat().st_size for file in folder.iterdir())
+                size = sum(file.stat().st_size for file in folder.iterdir() if file.name != _CHECKED)
                 held.append(Held(folder, size, folder.stat().st_mtime))
         return held
 
@@ -249,8 +294,8 @@ class Stage:
 class Arrival:
     """A shard that is being written to a node's disk."""
 
-    def __init__(self, shard: ShardInfo, part: Path, place: Path) -> None:
-        self._shard, self._part, self._place = shard, part, place
+    def __init__(self, stage: Stage, shard: ShardInfo, part: Path) -> None:
+        self._stage, self._shard, self._part = stage, shard, part
         self._hash = hashlib.sha256()
         self._handle = -1
         shutil.rmtree(part, ignore_errors=True)
@@ -296,14 +341,7 @@ class Arrival:
                 f"the manifest says {self._shard.sha256[:12]}…",
                 where=where, hint="copy the dataset again, or make it again with `hpcmass shard`",
             )  # fmt: skip
-        with storage_errors(self._place, "stage a shard"):
-            try:
-                self._part.rename(self._place)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                self.discard()  # Another job on this node was quicker.
-        return self._place
+        return self._stage.put(self._part, self._shard)
 
     def discard(self) -> None:
         """Remove what has come so far."""

@@ -37,17 +37,21 @@ class Staged:
     Attributes:
         datasets: As they were given, with the folders of what lies on this node now.
         notes: What the user is to know, the same on all ranks.
+        unchecked: Shards, and their files, that some node reads from the shared file system and that were not
+            read there, nor checked, by this job; the same on all ranks.
         close: Call it when nothing is read any more.
     """
 
     datasets: list[Dataset]
     notes: list[str]
+    unchecked: list[tuple[ShardInfo, Path]]
     close: Callable[[], None]
 
 
 def stage(
-    datasets: Sequence[Dataset], comm: Communicator, scratch: str | None, limit_bytes: int | None = None
-) -> Staged:
+    datasets: Sequence[Dataset], comm: Communicator, scratch: str | None, limit_bytes: int | None = None, *,
+    check_again: bool = False,
+) -> Staged:  # fmt: skip
     """Bring the shards of some datasets to the nodes. Collective.
 
     Args:
@@ -55,6 +59,7 @@ def stage(
         comm: The ranks.
         scratch: A folder of each node's own disk; variables in it are each node's. None: $TMPDIR, else /tmp.
         limit_bytes: What staged shards may take of it, of this job and others.
+        check_again: Read what an earlier job has left there, and checked, once more against its checksum.
 
     Raises:
         CorruptError: A shard does not fit its checksum, or cannot be read whole; on all ranks.
@@ -65,8 +70,9 @@ def stage(
     node = _Node(Path(folder), limit_bytes, lead=leader == comm.rank)
     try:
         wanted = _shards(datasets)
-        node.look([shard for shard, _ in wanted])
-        _bring(wanted, comm, node, sorted({hosts.index(host) for host in hosts}))
+        node.look([shard for shard, _ in wanted], check_again=check_again)
+        leaders = sorted({hosts.index(host) for host in hosts})
+        _bring(wanted, comm, node, leaders)
         said = comm.share_objects(node.result())
     except BaseException:
         node.close()
@@ -74,7 +80,10 @@ def stage(
     places = {str(sha): Path(place) for sha, place in said[leader]["places"].items()}
     made = [_moved(dataset, places) for dataset in datasets]
     notes = [f"{hosts[rank]}: {one['problem']}" for rank, one in enumerate(said) if one["problem"]]
-    return Staged(made, notes, node.close)
+    everywhere_there = set.intersection(*(set(said[rank]["places"]) for rank in leaders))
+    checked = {sha for one in said for sha in one["brought"]}
+    unchecked = [pair for pair in wanted if pair[0].sha256 not in everywhere_there | checked]
+    return Staged(made, notes, unchecked, node.close)
 
 
 def _shards(datasets: Sequence[Dataset]) -> list[tuple[ShardInfo, Path]]:
@@ -101,6 +110,7 @@ class _Node:
         self.missing: set[str] = set()
         self._shards: dict[str, ShardInfo] = {}
         self._places: dict[str, str] = {}
+        self._brought: list[str] = []
         if not lead:
             return
         if "$" in str(scratch):
@@ -111,13 +121,18 @@ class _Node:
         except HpcmassError as error:
             self._give_up(f"{error.message} ({scratch})")
 
-    def look(self, shards: Sequence[ShardInfo]) -> None:
+    def look(self, shards: Sequence[ShardInfo], *, check_again: bool) -> None:
         """Find out what is there, and make room for the rest."""
         self._shards = {shard.sha256: shard for shard in shards}
         if self._stage is None:
             return
         try:
             there = self._stage.use(shards)
+            if check_again:
+                there = [
+                    is_there and self._stage.check_again(shard)
+                    for shard, is_there in zip(shards, there, strict=True)
+                ]
             lacking = [shard for shard, found in zip(shards, there, strict=True) if not found]
             needed = sum(shard.bytes for shard in lacking)
             room = not needed or self._stage.make_room(needed)
@@ -149,6 +164,7 @@ class _Node:
         """
         try:
             self._places[sha] = str(arrival.finish(source))
+            self._brought.append(sha)
         except CorruptError:
             raise
         except HpcmassError as error:
@@ -165,7 +181,7 @@ class _Node:
 
     def result(self) -> dict[str, Any]:
         """What JSON can say of it."""
-        return {"problem": self._problem, "places": self._places}
+        return {"problem": self._problem, "places": self._places, "brought": self._brought}
 
     def close(self) -> None:
         """Nothing is read here any more."""

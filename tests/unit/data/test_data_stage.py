@@ -92,6 +92,40 @@ def test_what_arrived_is_found_by_the_next_job(tmp_path: Path) -> None:
     assert left(second) == [place.name]
 
 
+def test_what_was_touched_since_it_was_checked_is_not_trusted(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    place = bring(stage, 1)
+    file = place / shard(1).file
+    assert (place / "checked").read_text().split()[:2] == [shard(1).sha256, str(BYTES)]
+    assert stage.use([shard(1)]) == [True]
+    os.chmod(file, 0o600)
+    file.write_bytes(content(2))  # of the same size
+    assert stage.use([shard(1)]) == [False]
+    # It is brought anew, and replaces what is there.
+    assert bring(stage, 1).samefile(place)
+    assert stage.use([shard(1)]) == [True]
+    assert file.read_bytes() == content(1)
+    # Nothing says that it was checked.
+    (place / "checked").unlink()
+    assert stage.use([shard(1)]) == [False]
+    stage.close()
+    assert left(stage) == [place.name]
+
+
+def test_damage_that_only_reading_shows_is_found_by_checking_again(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    file = bring(stage, 1) / shard(1).file
+    assert stage.check_again(shard(1))
+    before = file.stat()
+    os.chmod(file, 0o600)
+    file.write_bytes(content(2))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert stage.use([shard(1)]) == [True]
+    assert not stage.check_again(shard(1))
+    assert stage.use([shard(1)]) == [False]
+    stage.close()
+
+
 def test_a_wrong_byte_is_found_and_leaves_nothing(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     arrival = stage.receive(shard(1))
