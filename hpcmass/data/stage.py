@@ -306,7 +306,7 @@ class Arrival:
                 os.posix_fallocate(self._handle, 0, max(1, shard.bytes))
 
     def write(self, data: memoryview) -> None:
-        """The next bytes.
+        """The next bytes, to the disk.
 
         Raises:
             StorageError: The disk is full, say.
@@ -315,6 +315,9 @@ class Arrival:
             rest = data
             while rest.nbytes:
                 rest = rest[os.write(self._handle, rest) :]
+
+    def check(self, data: memoryview) -> None:
+        """The next bytes, for the checksum; another thread than the one that writes may do it."""
         self._hash.update(data)
 
     def finish(self, where: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hpcmass.data.manifest import ShardInfo
-from hpcmass.data.stage import Stage
+from hpcmass.data.stage import Arrival, Stage
 from hpcmass.errors import CorruptError, NotFound, StorageError
 
 BYTES = 1000
@@ -30,11 +30,16 @@ def shard(number: int) -> ShardInfo:
     return ShardInfo(f"shard-{number:05d}.h5", 10, BYTES, hashlib.sha256(content(number)).hexdigest(), {"x": 0})
 
 
+def put(arrival: Arrival, data: memoryview) -> None:
+    arrival.write(data)
+    arrival.check(data)
+
+
 def bring(stage: Stage, number: int, *, used: float | None = None) -> Path:
     arrival = stage.receive(shard(number))
     data = memoryview(content(number))
-    arrival.write(data[:300])
-    arrival.write(data[300:])
+    for piece in (data[:300], data[300:]):
+        put(arrival, piece)
     place = arrival.finish(Path("from"))
     if used is not None:
         os.utime(place, (used, used))
@@ -129,7 +134,7 @@ def test_damage_that_only_reading_shows_is_found_by_checking_again(tmp_path: Pat
 def test_a_wrong_byte_is_found_and_leaves_nothing(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     arrival = stage.receive(shard(1))
-    arrival.write(memoryview(content(2)))
+    put(arrival, memoryview(content(2)))
     with pytest.raises(CorruptError, match="checksum") as caught:
         arrival.finish(Path("/data/shard-00001.h5"))
     assert "/data/shard-00001.h5" in str(caught.value)
@@ -261,7 +266,7 @@ def test_parts_of_a_process_that_is_gone_are_removed_and_of_a_living_one_not(tmp
     parts = [p.name for p in third.folder.glob(".part-*")]
     assert len(parts) == 1
     assert shard(2).sha256[:16] in parts[0]
-    arrival.write(memoryview(content(2)))
+    put(arrival, memoryview(content(2)))
     arrival.finish(Path("from"))
     assert numbers(third) == [2]
 
@@ -270,7 +275,7 @@ def test_two_jobs_that_bring_the_same_shard(tmp_path: Path) -> None:
     one, two = Stage(tmp_path), Stage(tmp_path)
     arrivals = [one.receive(shard(1)), two.receive(shard(1))]
     for arrival in arrivals:
-        arrival.write(memoryview(content(1)))
+        put(arrival, memoryview(content(1)))
     assert {arrival.finish(Path("from")) for arrival in arrivals} == {one.place(shard(1))}
     assert numbers(one) == [1]
     assert not list(one.folder.glob(".part-*"))
@@ -294,7 +299,7 @@ def test_nothing_is_staged_where_other_nodes_may_be(tmp_path: Path) -> None:
 def test_nodes_that_share_a_folder_after_all_leave_each_other_alone(tmp_path: Path) -> None:
     one = Stage(tmp_path)
     arrival = one.receive(shard(1))
-    arrival.write(memoryview(content(1)))
+    put(arrival, memoryview(content(1)))
     program = f"""
 import hpcmass.data.stage
 hpcmass.data.stage.boot_id = lambda: "of another node"
@@ -311,7 +316,7 @@ print(Stage(Path({str(tmp_path)!r})).make_room(0), flush=True)
 def test_a_folder_that_was_removed_is_told_as_such(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     arrival = stage.receive(shard(1))
-    arrival.write(memoryview(content(1)))
+    put(arrival, memoryview(content(1)))
     shutil.rmtree(stage.folder)
     with pytest.raises(NotFound):
         arrival.finish(Path("from"))

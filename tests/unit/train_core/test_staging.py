@@ -10,7 +10,7 @@ import pytest
 from hpcmass.data import Dataset, open_dataset, shard
 from hpcmass.data.stage import Arrival
 from hpcmass.errors import CorruptError, HpcmassError
-from hpcmass.train import datasets, staging
+from hpcmass.train import datasets, pieces
 from hpcmass.train.comm.single import SingleCommunicator
 from hpcmass.train.staging import stage
 
@@ -22,7 +22,7 @@ def comm() -> SingleCommunicator:
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setattr(staging, "PIECE_BYTES", 1000)  # several pieces a shard
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1000)  # several pieces a shard
     x = np.random.default_rng(0).normal(size=(300, 11)).astype("float32")
     np.savez(tmp_path / "raw.npz", x=x, y=np.arange(300))
     shard(tmp_path / "raw.npz", tmp_path / "d", inputs=["x"], targets=["y"], shards=3, workers=1)
@@ -115,6 +115,7 @@ def test_no_room_is_told_and_no_error(tmp_path: Path, comm, dataset: Dataset) ->
 def test_a_full_disk_leaves_what_came_and_reads_the_rest_elsewhere(
     tmp_path: Path, comm, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pieces, "LANES", 1)
     write, left = os.write, [1.5 * dataset.manifest.shards[0].bytes]
 
     def full(handle: int, data) -> int:
