@@ -1,28 +1,36 @@
 """Shards on a node's own disk: named by their checksum, kept for the next job, evicted by age.
 
-`SCRATCH/hpcmass-shards-UID/BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as `.part-…`
-and renamed when its checksum was right; `use-…` files, locked for as long as their process lives, say which
-shards it reads. What another boot of the machine left is not trusted, and removed. Locks (flock) are of this
-node alone, as its disk is.
+`SCRATCH/hpcmass-shards-UID/HOST-BOOT/` holds a folder a shard, `<sha256>/shard-00000.h5`, made beside as
+`.part-…` and renamed when its checksum was right. `<sha256>/checked` says of which file that was found: by its
+digest, size, time and inode, so that a later job trusts what nobody has touched since, without reading it.
+
+`use-…` files, locked for as long as their process lives, say which shards it reads. One process at a time, who
+holds `.lock`, makes its `use-…` file, says what it reads, lets a shard be found, evicts or sweeps: so no shard
+goes between being found and being read, and no file is taken for that of a dead process. What another boot of
+the machine left is not trusted, and removed. Locks (flock) are of this node alone, as its disk has to be: on a
+file system that other nodes may share nothing is staged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmass.data.manifest import ShardInfo
+from hpcmass.data.reading.filesystem import file_system
 from hpcmass.errors import CorruptError, StorageError
-from hpcmass.files import boot_id, storage_errors
+from hpcmass.files import boot_id, sha256_file, storage_errors
 
+_CHECKED = "checked"
 _SPARE_SHARE = 0.05  # of a disk is left free: others write there too
 
 
@@ -33,6 +41,26 @@ class Held:
     folder: Path
     bytes: int
     used: float  # seconds since the epoch
+
+
+def _only_here(folder: Path) -> None:
+    """Refuse a folder that other nodes may share: there they would take each other's shards away.
+
+    A container's own file system (overlay) counts as this node's.
+    """
+    with storage_errors(folder, "make the folder of staged shards"):
+        there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    kind = file_system(there)
+    if not kind.local and kind.name != "overlay":
+        raise StorageError(
+            f"other nodes may share its file system ({kind.name})", where=folder,
+            hint="name a folder of the node's own disk as `scratch` of the site's target",
+        )  # fmt: skip
+
+
+def _checked(shard: ShardInfo, file: Path) -> bytes:
+    found = file.stat()
+    return f"{shard.sha256} {found.st_size} {found.st_mtime_ns} {found.st_ino}\n".encode()
 
 
 class Stage:
@@ -50,11 +78,14 @@ class Stage:
             limit_bytes: What all staged shards may take together; None: what the disk has.
 
         Raises:
-            StorageError: It cannot be written, or belongs to somebody else.
+            StorageError: It cannot be written, belongs to somebody else, or other nodes may share it.
+            NotFound: It was removed meanwhile.
         """
         self._limit = limit_bytes
+        _only_here(scratch)
         top = scratch / f"hpcmass-shards-{os.getuid()}"
-        self.folder = top / (boot_id() or "boot")
+        host = f"{socket.gethostname()}-"
+        self.folder = top / f"{host}{boot_id() or 'boot'}"
         with storage_errors(top, "make the folder of staged shards"):
             top.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = top.lstat()
@@ -63,19 +94,40 @@ class Stage:
                     "belongs to somebody else, or others may write it", where=top, hint="remove it"
                 )
             self.folder.mkdir(mode=0o700, exist_ok=True)
-        for other in top.iterdir():
+            others = list(top.glob(f"{glob.escape(host)}*"))
+        for other in others:
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._use = os.open(self.folder / f"use-{self._name}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = self._use = -1
+        try:
+            with storage_errors(self.folder, "say which shards are read"):
+                self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+                with self._alone():
+                    file = self.folder / f"use-{self._name}"
+                    self._use = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                    fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Say that no shard is read any more."""
         if self._use >= 0:
             (self.folder / f"use-{self._name}").unlink(missing_ok=True)
             os.close(self._use)
-            self._use = -1
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = self._use = -1
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process is in here."""
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def place(self, shard: ShardInfo) -> Path:
         """The folder in which a shard lies, or would."""
@@ -85,34 +137,92 @@ class Stage:
         """Say which shards this process is going to read, so that nobody evicts them.
 
         Returns:
-            Of each whether it is there.
+            Of each whether it is there, as it was when it was checked.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: The folder was removed meanwhile.
         """
+        with storage_errors(self.folder, "look for staged shards"), self._alone():
+            return self._find(shards)
+
+    def _find(self, shards: Sequence[ShardInfo]) -> list[bool]:
         os.write(self._use, "".join(f"{shard.sha256}\n" for shard in shards).encode())
-        there = []
-        for shard in shards:
-            try:
-                fits = (self.place(shard) / shard.file).stat().st_size == shard.bytes
-                if fits:
-                    os.utime(self.place(shard))
-            except OSError:
-                fits = False
-            there.append(fits)
+        there = [self._intact(shard) for shard in shards]
+        for shard, found in zip(shards, there, strict=True):
+            if found:
+                os.utime(self.place(shard))
         return there
 
+    def _intact(self, shard: ShardInfo) -> bool:
+        """Whether a shard is there, and the very file that was found right when it arrived."""
+        place = self.place(shard)
+        try:
+            return (place / _CHECKED).read_bytes() == _checked(shard, place / shard.file)
+        except OSError:
+            return False
+
+    def check_again(self, shard: ShardInfo) -> bool:
+        """Read a shard that is there once more; one that is damaged counts as not there from now on.
+
+        Raises:
+            StorageError: It cannot be read.
+            NotFound: It is not there.
+        """
+        place = self.place(shard)
+        if sha256_file(place / shard.file) == shard.sha256:
+            return True
+        (place / _CHECKED).unlink(missing_ok=True)
+        return False
+
+    def put(self, part: Path, shard: ShardInfo) -> Path:
+        """Let others find a shard whose checksum was right; where it lies.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: It was removed meanwhile.
+        """
+        place = self.place(shard)
+        with storage_errors(place, "stage a shard"), self._alone():
+            (part / _CHECKED).write_bytes(_checked(shard, part / shard.file))
+            if self._intact(shard):  # another job on this node was quicker
+                shutil.rmtree(part, ignore_errors=True)
+                return place
+            if place.exists():
+                self._remove(place)
+            part.rename(place)
+        return place
+
+    def _remove(self, place: Path) -> None:
+        aside = self.folder / f".part-{self._name}-old-{place.name[:16]}"
+        place.rename(aside)  # whoever looks now finds all of it or nothing
+        shutil.rmtree(aside, ignore_errors=True)
+
     def make_room(self, needed_bytes: int) -> bool:
-        """Evict shards that nobody reads, the longest unused first, until there is room; whether there is."""
+        """Evict shards that nobody reads, the longest unused first, until there is room; whether there is.
+
+        Nothing goes where all of them would not be enough.
+
+        Raises:
+            StorageError: The disk refused.
+            NotFound: The folder was removed meanwhile.
+        """
+        with storage_errors(self.folder, "make room for shards"), self._alone():
+            return self._evict(needed_bytes)
+
+    def _evict(self, needed_bytes: int) -> bool:
         self._sweep()
         held, used = self._held(), self._in_use()
         total = sum(one.bytes for one in held)
-        for one in sorted(held, key=lambda one: one.used):
+        unused = sorted((one for one in held if one.folder.name not in used), key=lambda one: one.used)
+        if not self._fits(needed_bytes, total, evicted=sum(one.bytes for one in unused)):
+            return False
+        for one in unused:
             if self._fits(needed_bytes, total):
                 return True
-            if one.folder.name not in used:
-                aside = self.folder / f".part-{self._name}-{one.folder.name[:16]}"
-                with contextlib.suppress(OSError):
-                    one.folder.rename(aside)  # whoever looks now finds all of it or nothing
-                    shutil.rmtree(aside, ignore_errors=True)
-                    total -= one.bytes
+            with contextlib.suppress(OSError):
+                self._remove(one.folder)
+                total -= one.bytes
         return self._fits(needed_bytes, total)
 
     def receive(self, shard: ShardInfo) -> Arrival:
@@ -122,14 +232,15 @@ class Stage:
             StorageError: It cannot be made.
         """
         part = self.folder / f".part-{self._name}-{shard.sha256[:16]}"
-        return Arrival(shard, part, self.place(shard))
+        return Arrival(self, shard, part)
 
-    def _fits(self, needed: int, total: int) -> bool:
-        if self._limit is not None and total + needed > self._limit:
+    def _fits(self, needed: int, total: int, evicted: int = 0) -> bool:
+        """Whether so many bytes fit beside those that are held, `total`, once some of these are evicted."""
+        if self._limit is not None and total - evicted + needed > self._limit:
             return False
         disk = os.statvfs(self.folder)
         spare = int(_SPARE_SHARE * disk.f_blocks * disk.f_frsize)
-        return disk.f_bavail * disk.f_frsize - spare >= needed
+        return disk.f_bavail * disk.f_frsize + evicted - spare >= needed
 
     def _held(self) -> list[Held]:
         held = []
@@ -137,7 +248,7 @@ class Stage:
             if folder.name.startswith((".", "use-")):
                 continue
             with contextlib.suppress(OSError):
-                size = sum(file.stat().st_size for file in folder.iterdir())
+                size = sum(file.stat().st_size for file in folder.iterdir() if file.name != _CHECKED)
                 held.append(Held(folder, size, folder.stat().st_mtime))
         return held
 
@@ -183,8 +294,8 @@ class Stage:
 class Arrival:
     """A shard that is being written to a node's disk."""
 
-    def __init__(self, shard: ShardInfo, part: Path, place: Path) -> None:
-        self._shard, self._part, self._place = shard, part, place
+    def __init__(self, stage: Stage, shard: ShardInfo, part: Path) -> None:
+        self._stage, self._shard, self._part = stage, shard, part
         self._hash = hashlib.sha256()
         self._handle = -1
         shutil.rmtree(part, ignore_errors=True)
@@ -195,7 +306,7 @@ class Arrival:
                 os.posix_fallocate(self._handle, 0, max(1, shard.bytes))
 
     def write(self, data: memoryview) -> None:
-        """The next bytes.
+        """The next bytes, to the disk.
 
         Raises:
             StorageError: The disk is full, say.
@@ -204,6 +315,9 @@ class Arrival:
             rest = data
             while rest.nbytes:
                 rest = rest[os.write(self._handle, rest) :]
+
+    def check(self, data: memoryview) -> None:
+        """The next bytes, for the checksum; another thread than the one that writes may do it."""
         self._hash.update(data)
 
     def finish(self, where: Path) -> Path:
@@ -217,9 +331,12 @@ class Arrival:
 
         Raises:
             CorruptError: It does not fit its checksum.
+            StorageError: The disk refused.
+            NotFound: Somebody removed it meanwhile.
         """
-        os.close(self._handle)
-        self._handle = -1
+        handle, self._handle = self._handle, -1
+        with storage_errors(self._part, "stage a shard"):
+            os.close(handle)
         if self._hash.hexdigest() != self._shard.sha256:
             self.discard()
             raise CorruptError(
@@ -227,18 +344,12 @@ class Arrival:
                 f"the manifest says {self._shard.sha256[:12]}…",
                 where=where, hint="copy the dataset again, or make it again with `hpcmass shard`",
             )  # fmt: skip
-        with storage_errors(self._place, "stage a shard"):
-            try:
-                self._part.rename(self._place)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                self.discard()  # Another job on this node was quicker.
-        return self._place
+        return self._stage.put(self._part, self._shard)
 
     def discard(self) -> None:
         """Remove what has come so far."""
         if self._handle >= 0:
-            os.close(self._handle)
+            with contextlib.suppress(OSError):
+                os.close(self._handle)
             self._handle = -1
         shutil.rmtree(self._part, ignore_errors=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcmass.config import Job, Project
-from hpcmass.data import Dataset, concat, open_dataset
+from hpcmass.data import Dataset, ShardInfo, concat, open_dataset
+from hpcmass.data.reader import check_sum
 from hpcmass.errors import CorruptError, NotFound
 from hpcmass.files import read_json
 
@@ -43,7 +44,7 @@ def verify_all(job: Job, project: Project, pins: Mapping[str, str] | None = None
         CorruptError: A shard does not fit; the message names it.
     """
     if job.data.verify == "never" or (job.data.verify == "auto" and job.data.stage):
-        return  # What is staged is checked on arrival.
+        return  # What is staged is checked on arrival, and what is not by `verify_unstaged`.
     for named in (job.data.train, job.data.valid):
         for path in [named] if isinstance(named, str) else named or []:
             folder = project.data_path(path)
@@ -56,6 +57,33 @@ def verify_all(job: Job, project: Project, pins: Mapping[str, str] | None = None
             if key not in _VERIFIED:
                 open_dataset(folder, verify=True, id=id)
                 _VERIFIED.add(key)
+
+
+def verify_unstaged(shards: Sequence[tuple[ShardInfo, Path]]) -> str | None:
+    """Check shards that were to be staged and are read where they are after all, up to `AUTO_VERIFY_BYTES`.
+
+    Args:
+        shards: Each with its file.
+
+    Returns:
+        What to tell the user where they are more than that.
+
+    Raises:
+        CorruptError: A shard does not fit its checksum; the message names it.
+        NotFound: It is not there.
+    """
+    size = sum(shard.bytes for shard, _ in shards)
+    if size > AUTO_VERIFY_BYTES:
+        return (
+            f"{size / 1e9:.2f} GB of shards on the shared file system were not verified "
+            '(data.verify = "always" does)'
+        )
+    for shard, file in shards:
+        if what := check_sum(file.parent, shard):
+            raise CorruptError(
+                what, where=file, hint="copy the dataset again, or make it again with `hpcmass shard`"
+            )
+    return None
 
 
 def open_train(

@@ -29,7 +29,7 @@ from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.compiled import compiled
-from hpcmass.train.datasets import open_all, open_train, verify_all
+from hpcmass.train.datasets import open_all, open_train, verify_all, verify_unstaged
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.facts import facts_of
 from hpcmass.train.inputs import forward, prepare, select_fields
@@ -183,10 +183,14 @@ class _Rank:
         target = targets.get(self.job.resources.target or "", targets[self.site.default_target])
         limit = None if target.scratch_gb is None else int(target.scratch_gb * 1e9)
         wanted = [train] if valid is None else [train, valid]
-        staged = stage(wanted, self.comm, target.scratch, limit)
+        verify = self.job.data.verify
+        staged = stage(wanted, self.comm, target.scratch, limit, check_again=verify == "always")
         self.staged = staged
+        notes = list(staged.notes)
+        if verify == "auto" and (note := on_root(self.comm, lambda: verify_unstaged(staged.unchecked))):
+            notes.append(note)
         if self.comm.rank == 0:  # a warning: into the log, also where there is no console
-            for note in staged.notes:
+            for note in notes:
                 print(f"{self.job.name}: {note}", file=sys.stderr, flush=True)
         return staged.datasets[0], None if valid is None else staged.datasets[1]
 

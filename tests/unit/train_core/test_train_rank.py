@@ -492,3 +492,23 @@ def test_the_best_checkpoint_stays_over_a_resume_and_is_named(project: Project, 
     assert [commit.step for commit in checkpoint.commits(run.checkpoints)] == [20]
     with pytest.raises(ConfigError, match=r"train\.keep_best needs data\.valid"):
         job(project, data={"valid": None}, keep_best=True)
+
+
+def test_what_could_not_be_staged_is_verified_where_it_is(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    top = tmp_path / f"hpcmass-shards-{os.getuid()}"
+    top.mkdir()
+    os.chmod(top, 0o777)  # which is refused
+    data = {"train": "data/d", "valid": None, "stage": True}
+    go(project, tmp_path / "sound", data=data, max_steps=1)
+    assert "shards are read from the shared file system" in capsys.readouterr().err
+    shutil.copytree(project.data / "d", project.data / "flipped")
+    file = project.data / "flipped" / "shard-00001.h5"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    os.chmod(file, 0o600)
+    file.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"flipped/shard-00001\.h5.*checksum"):
+        go(project, tmp_path / "run", data={**data, "train": "data/flipped"}, max_steps=1)
