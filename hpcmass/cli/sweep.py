@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`."""
+"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`, `sweep rerun STUDY TRIAL`."""
 
 from __future__ import annotations
 
@@ -170,6 +170,36 @@ def _beyond(count: int, constraints: list[str], front: list[BestTrial]) -> str |
         return None
     said = f"{count} complete trial{'s do' if count > 1 else ' does'} not keep to {'; '.join(constraints)}"
     return said if front else f"{said}: there is no best one"
+
+
+@command.command("rerun")
+@click.argument("study")
+@click.argument("number", metavar="TRIAL", type=int)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@project_option
+def rerun(study: str, number: int, as_json: bool, project_root: str | None) -> int:
+    """Run one trial again alone, by its number, in a folder of its own; say what came of it then and now."""
+    from hpcmass.config import load_job
+    from hpcmass.runs import State
+    from hpcmass.sweep.watch import Values
+    from hpcmass.workflow.projects import find_study, open_project
+    from hpcmass.workflow.sweeps import rerun_trial
+
+    project = open_project(project_root)
+    folder = find_study(study, project)
+    spec, outcome, run = rerun_trial(folder, number, project)
+    job, status = load_job(folder / "job.toml"), run.status()
+    assert job.sweep is not None
+    now = Values(run, job).measured()
+    before = {} if outcome is None else outcome.measured
+    if as_json:
+        dump({"trial": number, "params": spec.params, "then": before, "now": now, "state": status.state.value,
+              "reason": status.reason, "run": str(run.path)})  # fmt: skip
+    else:
+        facts({"run": run.path, "params": text(spec.params), "state": status.state.value.lower(),
+               "reason": status.reason})  # fmt: skip
+        table([(name, before.get(name), now.get(name)) for name in job.sweep.names], ["", "then", "now"])
+    return 0 if status.state is State.COMPLETED else 1
 
 
 def _submit(job: Job, project: Project, folder: Path, site_file: str | None, target: str | None) -> int:

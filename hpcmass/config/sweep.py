@@ -138,6 +138,9 @@ class SweepTable(Table):
     max_evaluations: int | None = Field(
         None, ge=1, description="evaluations of a whole trial, for hyperband; default: by train.epochs"
     )
+    warm_start: list[str] = Field(
+        default_factory=list, description='earlier studies, or "catalogue:MODEL", whose results are learnt from'
+    )
     retries: int = Field(2, ge=0, description="further attempts for a trial whose worker was lost")
     targets: list[str] | Literal["all"] | None = Field(
         None, description='targets of the site that take trials, whoever is free; "all": every one that can'
@@ -185,6 +188,14 @@ class SweepTable(Table):
             raise ValueError(
                 f'"{value}" compares trials by one objective, and there are {count}: set pruner = "none"'
             )
+        return value
+
+    @field_validator("warm_start")
+    @classmethod
+    def _learns(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        sampler = info.data.get("sampler", "tpe")
+        if value and sampler not in ("tpe", "gp", "nsga2"):
+            raise ValueError(f'"{sampler}" learns nothing from earlier results: use "tpe", "gp" or "nsga2"')
         return value
 
     @model_serializer(mode="wrap")

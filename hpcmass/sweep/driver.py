@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpcmass.config import Job, SweepTable
+from hpcmass.config import Job
 from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
 from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
 from hpcmass.sweep.events import Event, StudyResult
+from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.records import (
     Outcome,
@@ -30,7 +31,8 @@ from hpcmass.sweep.records import (
     trial_path,
     violations,
 )
-from hpcmass.sweep.study import Record, Study
+from hpcmass.sweep.study import Study
+from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
@@ -120,8 +122,10 @@ class _Driver:
         self.job, self.sweep, self.folder = job, job.sweep, folder
         self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
         trials = read_trials(folder)
-        history = [_record(job.sweep, spec, outcome) for spec, outcome in trials]
-        self.study = Study(job.sweep, history, evaluations=job.evaluations)
+        history = [record_of(job.sweep, spec, outcome) for spec, outcome in trials]
+        warm = read_warm_start(folder) or WarmStart()
+        known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
+        self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
         self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
         self.specs = {spec.number: spec for spec, _ in trials}
         self.again = [spec for spec, outcome in trials if outcome is None]
@@ -302,7 +306,7 @@ class _Driver:
             outcome.state,  # type: ignore[arg-type]
             objective_values(self.sweep, outcome),
             outcome.values,
-            violations(self.sweep, outcome),
+            violations(self.sweep, outcome.measured),
         )
         self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
         self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
@@ -341,21 +345,6 @@ class _Driver:
             front,
             beyond(self.sweep, trials),
         )
-
-
-def _record(table: SweepTable, spec: TrialSpec, outcome: Outcome | None) -> Record:
-    if outcome is None:
-        return Record(spec.number, spec.params, spec.told)
-    return Record(
-        spec.number,
-        spec.params,
-        spec.told,
-        outcome.state,  # type: ignore[arg-type]
-        objective_values(table, outcome),
-        outcome.values,
-        outcome.order,
-        violations(table, outcome),
-    )
 
 
 def _alike(counted: list[Outcome]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,9 @@ def objective_values(table: SweepTable, outcome: Outcome) -> list[float] | None:
     return None if None in values else [value for value in values if value is not None]
 
 
-def violations(table: SweepTable, outcome: Outcome) -> list[float]:
+def violations(table: SweepTable, measured: Mapping[str, float]) -> list[float]:
     """By how much a trial is beyond each constraint: 0 where it keeps to it, or nothing is known."""
-    return [
-        limit.violation(outcome.measured[limit.name]) if limit.name in outcome.measured else 0.0
-        for limit in table.limits
-    ]
+    return [limit.violation(measured[limit.name]) if limit.name in measured else 0.0 for limit in table.limits]
 
 
 def best_trials(table: SweepTable, trials: Trials) -> list[BestTrial]:
@@ -141,7 +138,7 @@ def best_trials(table: SweepTable, trials: Trials) -> list[BestTrial]:
     found = []
     for spec, outcome in trials:
         values = None if outcome is None else objective_values(table, outcome)
-        if outcome is not None and values is not None and not any(violations(table, outcome)):
+        if outcome is not None and values is not None and not any(violations(table, outcome.measured)):
             losses = [one.sign * value for one, value in zip(table.objectives, values, strict=True)]
             found.append((losses, spec, values[0], outcome.measured))
     if len(table.objectives) == 1:
@@ -156,7 +153,9 @@ def best_trials(table: SweepTable, trials: Trials) -> list[BestTrial]:
 
 def beyond(table: SweepTable, trials: Trials) -> int:
     """How many complete trials do not keep to the constraints."""
-    return sum(o is not None and o.state == "complete" and any(violations(table, o)) for _, o in trials)
+    return sum(
+        o is not None and o.state == "complete" and any(violations(table, o.measured)) for _, o in trials
+    )
 
 
 def trial_path(study: Path, number: int) -> Path:

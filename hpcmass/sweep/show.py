@@ -168,6 +168,6 @@ def _row(job: Job, spec: TrialSpec, outcome: Outcome | None) -> TrialRow:
         outcome.reason,
         spec.path,
         outcome.measured,
-        not any(violations(job.sweep, outcome)) if complete else None,
+        not any(violations(job.sweep, outcome.measured)) if complete else None,
         twin=spec.twin,
     )

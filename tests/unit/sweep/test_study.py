@@ -4,7 +4,7 @@ import optuna
 import pytest
 from toy_trials import toy_job
 
-from hpcmass.sweep import study as study_module
+from hpcmass.sweep import window as window_module
 from hpcmass.sweep.study import Record, Study
 
 SPACE = {
@@ -122,7 +122,7 @@ def test_a_gaussian_process_learns_and_a_resumed_one_proposes_the_same():
 
 
 def test_a_long_study_shows_its_sampler_the_best_and_the_newest_and_the_same_after_a_restart(monkeypatch):
-    monkeypatch.setitem(study_module._LOOKS_AT, "tpe", 20)
+    monkeypatch.setitem(window_module._LOOKS_AT, "tpe", 20)
     for several in ({}, {"metrics": ["a", "b"], "directions": ["minimize", "maximize"]}):
         table = toy_job(space=BOX, sampler="tpe", **several).sweep
         values = (lambda p: [p["x"], p["y"]]) if several else value_of
@@ -140,7 +140,7 @@ def test_a_long_study_shows_its_sampler_the_best_and_the_newest_and_the_same_aft
 
 
 def test_cma_es_forgets_old_generations_and_replays(monkeypatch):
-    monkeypatch.setattr(study_module, "_CMA_KEEPS", 15)
+    monkeypatch.setattr(window_module, "_CMA_KEEPS", 15)
     table = toy_job(space=BOX, sampler="cmaes", trials=80).sweep
     assert play(table, 50, restart_at={14, 15, 16, 31, 47}) == play(table, 50)
 
@@ -191,3 +191,15 @@ def test_a_constraint_turns_the_search_away(sampler):
     table = toy_job(space=BOX, sampler=sampler, constraints=["x >= 0.7"]).sweep
     told = tell_all(Study(table), range(90), lambda p: p["x"] + p["y"], lambda p: [max(0.7 - p["x"], 0.0)])
     assert sum(not any(r.violations) for r in told[60:]) >= 15  # 9 at random
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_what_is_known_from_elsewhere_is_learnt_from_and_is_no_trial(sampler):
+    table = toy_job(space=BOX, sampler=sampler).sweep
+    earlier = tell_all(Study(toy_job(space=BOX, seed=5).sweep), range(60), value_of)
+    known = [Record(-1 - r.number, r.params, state="complete", value=[r.value]) for r in earlier]
+    told = tell_all(Study(table, known=known), range(12), value_of)
+    cold = tell_all(Study(table), range(12), value_of)
+    assert sum(r.value for r in told) < 0.8 * sum(r.value for r in cold)
+    again = Study(table, told[:7], known=known)
+    assert [r.params for r in tell_all(again, range(7, 12), value_of)] == [r.params for r in told[7:]]
