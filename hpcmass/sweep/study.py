@@ -104,7 +104,7 @@ class Study:
     def _proposer(self) -> Callable[[int, int, int], Params]:
         """How the sampler draws, given trial, redraw and seed."""
         name = self._table.sampler
-        if name == "random":
+        if name in ("random", "grid"):  # a grid draws nothing
             return lambda number, redraw, seed: random_point(self.space, random.Random(seed))
         if name == "nsga2":
             return lambda number, redraw, seed: self._evolution.propose(random.Random(seed))
