@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -59,6 +60,8 @@ class Study:
         self.space = Space(table.space)
         grid = table.sampler == "grid"
         self.grid_size = sum(1 for _ in islice(self.space.grid(), table.trials)) if grid else None
+        self._grid: Iterator[Params] = iter(())  # its points from `_grid_next` on
+        self._grid_next = sys.maxsize
         self._points: dict[str, int] = {}  # by `key_of`, the first trial that has it
         self.twins: dict[int, int] = {}  # trials that are where another one was before
         self._open: dict[int, Record] = {}
@@ -79,7 +82,10 @@ class Study:
     def ask(self, number: int) -> Params | None:
         """The point of trial `number`, which is the next one; None when the grid has no further point."""
         if self.grid_size is not None:
-            point = next(islice(self.space.grid(), number, None), None)
+            if number < self._grid_next:
+                self._grid, self._grid_next = self.space.grid(), 0
+            point = next(islice(self._grid, number - self._grid_next, None), None)
+            self._grid_next = number + 1
             if point is not None:
                 self._begin(Record(number, point))
             return point
