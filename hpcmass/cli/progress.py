@@ -87,6 +87,8 @@ class SweepProgress(Bar):
             self.line(self._told(event))
         if event.kind == "opened" and event.finished:
             self.line(f"goes on: {event.finished} of {event.trials} trials are done {event.message}".rstrip())
+        elif event.kind == "opened" and event.message:
+            self.line(event.message)
         if event.kind == "retried":
             self.line(f"trial {event.number:>3}  again: {event.message}")
         best = "" if self.best is None else f"best {self.metric} {self.best:.4f}"

@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`."""
+"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`, `sweep rerun STUDY TRIAL`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hpcmass.cli.options import project_option, set_option, site_option
 
 if TYPE_CHECKING:
     from hpcmass.config import Job, Project
+    from hpcmass.sweep import BestTrial, TrialRow
 
 
 def driver_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,24 +124,82 @@ def show(study: str, as_json: bool, project_root: str | None) -> None:
     if as_json:
         dump({"summary": asdict(summary), "trials": [asdict(row) for row in rows]})
         return
-    best, driver = summary.best, summary.driver
+    best, driver, several = summary.best, summary.driver, len(summary.objectives) > 1
     facts(
         {
             "study": folder,
-            "metric": f"{summary.metric}, {summary.direction}",
+            "metrics" if several else "metric": "; ".join(", ".join(one) for one in summary.objectives),
+            "constraints": "; ".join(summary.constraints) or None,
             "trials": f"{len(rows)} of {summary.planned}: {text(summary.counts)}",
             "best": f"trial {best.number}, {best.value:.6g}, {text(best.params)}" if best else None,
+            "front": ", ".join(str(one.number) for one in summary.front) or None if several else None,
+            "beyond": _beyond(summary.beyond, summary.constraints, summary.front),
             "driver": f"process {driver.pid} on {driver.host}" if driver else "none",
         }
     )
     sign = 1 if summary.direction == "minimize" else -1
     rows.sort(
-        key=lambda row: (row.state != "complete", sign * row.value if row.value is not None else float("inf"))
+        key=lambda row: (
+            not row.front,
+            row.state != "complete",
+            row.feasible is False,
+            sign * row.value if row.value is not None else float("inf"),
+        )
     )
+    # Beside the first objective, the others and what constraints are about have columns of their own.
+    more = [name for name in summary.names if name != summary.metric]
     table(
-        [(r.number, r.state, r.value, r.params, r.steps, r.seconds, r.attempts, r.reason) for r in rows],
-        ["trial", "state", summary.metric, "params", "steps", "seconds", "attempts", "reason"],
-    )
+        [
+            (r.number, _state(r, several), r.value, *(r.measured.get(name) for name in more), r.params, r.steps,
+             r.seconds, r.attempts, r.reason)
+            for r in rows
+        ],
+        ["trial", "state", summary.metric, *more, "params", "steps", "seconds", "attempts", "reason"],
+    )  # fmt: skip
+
+
+def _state(row: TrialRow, several: bool) -> str:
+    if row.feasible is False:
+        return f"{row.state}, beyond"
+    return f"{row.state}, front" if several and row.front else row.state
+
+
+def _beyond(count: int, constraints: list[str], front: list[BestTrial]) -> str | None:
+    """What is to be said where complete trials do not keep to the constraints."""
+    if not count:
+        return None
+    said = f"{count} complete trial{'s do' if count > 1 else ' does'} not keep to {'; '.join(constraints)}"
+    return said if front else f"{said}: there is no best one"
+
+
+@command.command("rerun")
+@click.argument("study")
+@click.argument("number", metavar="TRIAL", type=int)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@project_option
+def rerun(study: str, number: int, as_json: bool, project_root: str | None) -> int:
+    """Run one trial again alone, by its number, in a folder of its own; say what came of it then and now."""
+    from hpcmass.config import load_job
+    from hpcmass.runs import State
+    from hpcmass.sweep.watch import Values
+    from hpcmass.workflow.projects import find_study, open_project
+    from hpcmass.workflow.sweeps import rerun_trial
+
+    project = open_project(project_root)
+    folder = find_study(study, project)
+    spec, outcome, run = rerun_trial(folder, number, project)
+    job, status = load_job(folder / "job.toml"), run.status()
+    assert job.sweep is not None
+    now = Values(run, job).measured()
+    before = {} if outcome is None else outcome.measured
+    if as_json:
+        dump({"trial": number, "params": spec.params, "then": before, "now": now, "state": status.state.value,
+              "reason": status.reason, "run": str(run.path)})  # fmt: skip
+    else:
+        facts({"run": run.path, "params": text(spec.params), "state": status.state.value.lower(),
+               "reason": status.reason})  # fmt: skip
+        table([(name, before.get(name), now.get(name)) for name in job.sweep.names], ["", "then", "now"])
+    return 0 if status.state is State.COMPLETED else 1
 
 
 def _submit(job: Job, project: Project, folder: Path, site_file: str | None, target: str | None) -> int:
@@ -164,15 +223,23 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
         raise ConfigError(
             "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
         )
-    with SweepProgress(job.sweep.metric, job.sweep.direction, job.sweep.trials) as progress:
+    objectives = job.sweep.objectives
+    with SweepProgress(objectives[0].name, objectives[0].direction, job.sweep.trials) as progress:
         result = sweep(
             job, project, load_site(site_file, project.site_file), folder=folder, on_event=progress.event
         )
     if result.best is not None:
         best = result.best
         click.echo(f"best: trial {best.number}, {result.metric} {best.value:.6g}, {text(best.params)}")
+    elif result.front:
+        click.echo(f"Pareto front of {', '.join(one.name for one in objectives)}:")
+        for trial in result.front:
+            values = [f"{one.name} {trial.measured[one.name]:.6g}" for one in objectives]
+            click.echo(f"  trial {trial.number}, {', '.join(values)}, {text(trial.params)}")
+    if said := _beyond(result.beyond, job.sweep.constraints, result.front):
+        click.echo(said)
     click.echo(f"{text(result.counts)}; see: hpcmass sweep show {folder.name}")
     if result.signal:
         click.echo("interrupted; start it again to go on", err=True)
         return 128 + result.signal
-    return 0 if result.best is not None else 2
+    return 0 if result.front else 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcmass.config.duration import parse_duration, slurm_time
     from hpcmass.config.explain import nearest
-    from hpcmass.config.job import Job, SweepTable, TrainTable
+    from hpcmass.config.job import Job, TrainTable
     from hpcmass.config.layout import Layout, layout_of
     from hpcmass.config.load import (
         as_job,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hpcmass.config.project import Project
     from hpcmass.config.resources import Resources, Target
     from hpcmass.config.site import Site
+    from hpcmass.config.sweep import SweepTable
 
 _WHERE = {
     "Job": "hpcmass.config.job",
@@ -35,7 +36,7 @@ _WHERE = {
     "Project": "hpcmass.config.project",
     "Resources": "hpcmass.config.resources",
     "Site": "hpcmass.config.site",
-    "SweepTable": "hpcmass.config.job",
+    "SweepTable": "hpcmass.config.sweep",
     "Target": "hpcmass.config.resources",
     "TrainTable": "hpcmass.config.job",
     "as_job": "hpcmass.config.load",

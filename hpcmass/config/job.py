@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hpcmass.config.resources import Resources
-
-Scalar = bool | int | float | str
-
-
-class Table(BaseModel):
-    """Base of every table: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from hpcmass.config.sweep import SweepTable
+from hpcmass.config.table import Table
 
 
 class BlockTable(Table):
@@ -255,7 +249,7 @@ class PerShardTable(Table):
     """`[per_shard]`: one model a group of shards, combined."""
 
     groups: int = Field(2, ge=2, description="parts that are trained; shards are dealt to them in turn")
-    combine: list[Literal["average", "vote", "stack", "merge"]] = ["vote"]
+    combine: list[Literal["average", "vote", "stack", "merge"]] = Field(["vote"])
     compare: bool = Field(True, description="train the data-parallel model too and put it in the report")
 
     @field_validator("combine")
@@ -264,78 +258,6 @@ class PerShardTable(Table):
         if not value:
             raise ValueError("name at least one of average, vote, stack, merge")
         return value
-
-
-class FloatDimension(Table):
-    """A float of the space, both ends included."""
-
-    type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = Field(None, gt=0)
-    when: dict[str, Scalar | list[Scalar]] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> FloatDimension:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) is above high ({self.high})")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a log dimension needs low > 0 and no step")
-        return self
-
-
-class IntDimension(Table):
-    """An integer of the space, both ends included."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: int = Field(1, ge=1)
-    when: dict[str, Scalar | list[Scalar]] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> IntDimension:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) is above high ({self.high})")
-        if self.log and (self.low <= 0 or self.step != 1):
-            raise ValueError("a log dimension needs low > 0 and step 1")
-        return self
-
-
-class CategoricalDimension(Table):
-    """One of several values."""
-
-    type: Literal["categorical"]
-    choices: list[Scalar] = Field(min_length=1)
-    when: dict[str, Scalar | list[Scalar]] | None = None
-
-
-Dimension = Annotated[FloatDimension | IntDimension | CategoricalDimension, Field(discriminator="type")]
-
-
-class SweepTable(Table):
-    """`[sweep]`: a study. Keys of `space` are job keys (`train.lr`), or names of `[params]` without a dot.
-
-    A dimension with `when = {family = "cnn"}` exists only in trials where `family` has that value (or one
-    of the values of a list); dimensions are drawn in the order in which they stand in the file.
-    """
-
-    sampler: Literal["random", "grid", "tpe", "cmaes"] = "tpe"
-    pruner: Literal["none", "median", "asha"] = "none"
-    trials: int = Field(20, ge=1)
-    parallel: int = Field(2, ge=1, description="trials at once")
-    ranks: int = Field(1, ge=1, description="ranks a trial")
-    metric: str = Field("loss", description="validation metric that is optimised")
-    direction: Literal["minimize", "maximize"] = "minimize"
-    seed: int = Field(0, ge=0)
-    min_evaluations: int = Field(1, ge=1, description="evaluations before a trial may be pruned")
-    retries: int = Field(2, ge=0, description="further attempts for a trial whose worker was lost")
-    targets: list[str] | Literal["all"] | None = Field(
-        None, description='targets of the site that take trials, whoever is free; "all": every one that can'
-    )
-    space: dict[str, Dimension] = Field(min_length=1)
 
 
 class Job(Table):
@@ -372,4 +294,16 @@ class Job(Table):
             raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
         if self.train.mode == "per-shard" and self.data.mix is not None:
             raise ValueError("data.mix cannot be kept where each model has shards of its own (per-shard)")
+        hyperband = self.sweep is not None and self.sweep.pruner == "hyperband"
+        if hyperband and self.evaluations is None:
+            raise ValueError(
+                'sweep.pruner = "hyperband" needs sweep.max_evaluations: the reports of a whole trial'
+            )
         return self
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of a whole trial, where that is known beforehand."""
+        if self.sweep is not None and self.sweep.max_evaluations is not None:
+            return self.sweep.max_evaluations
+        return None if self.command is not None else -(-self.train.epochs // self.train.evaluate_every_epochs)

@@ -1,6 +1,6 @@
 """Floor 4: studies: the space, what to try next, the driver. How a trial is run is passed in.
 
-Optuna is imported by `hpcmass.sweep.study` alone, and so by `hpcmass.sweep.driver`; the names here are light.
+Optuna is imported by `hpcmass.sweep.window` alone, for the samplers that are its; the names here are light.
 """
 
 from hpcmass.sweep.events import Event, StudyResult

@@ -19,9 +19,20 @@ from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, Le
 from hpcmass.files import Lease
 from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
 from hpcmass.sweep.events import Event, StudyResult
+from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
-from hpcmass.sweep.records import Outcome, TrialSpec, best_trial, read_trials, trial_path
-from hpcmass.sweep.study import Record, Study
+from hpcmass.sweep.records import (
+    Outcome,
+    TrialSpec,
+    best_trials,
+    beyond,
+    objective_values,
+    read_trials,
+    trial_path,
+    violations,
+)
+from hpcmass.sweep.study import Study
+from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
@@ -111,7 +122,10 @@ class _Driver:
         self.job, self.sweep, self.folder = job, job.sweep, folder
         self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
         trials = read_trials(folder)
-        self.study = Study(job.sweep, [_record(spec, outcome) for spec, outcome in trials])
+        history = [record_of(job.sweep, spec, outcome) for spec, outcome in trials]
+        warm = read_warm_start(folder) or WarmStart()
+        known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
+        self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
         self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
         self.specs = {spec.number: spec for spec, _ in trials}
         self.again = [spec for spec, outcome in trials if outcome is None]
@@ -155,7 +169,8 @@ class _Driver:
                     self.submit = stack.enter_context(workers())
                 flight.future = self.submit.submit(spec)
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
-                self._say("started", flight)
+                twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
+                self._say("started", flight, message=twin)
             self.flights.append(flight)
 
     def _standing(self, flight: _Flight) -> Verdict | None:
@@ -185,6 +200,7 @@ class _Driver:
             self.study.space.overrides(params),
             len(self.outcomes),
             trial_path(self.folder, number),
+            self.study.twins.get(number),
         )
         spec.publish()
         self.specs[number] = spec
@@ -225,7 +241,9 @@ class _Driver:
             self._say("value", flight, step=int(step), value=value)
             if prune and not flight.stopping:
                 flight.stopping = True
-                flight.spec.run.ask_to_stop(f"{PRUNED}{self.sweep.metric} {value:.6g} at step {int(step)}")
+                flight.spec.run.ask_to_stop(
+                    f"{PRUNED}{self.sweep.objectives[0].name} {value:.6g} at step {int(step)}"
+                )
 
     def _ended(self, flight: _Flight) -> Verdict | None:
         """What came of a trial that is no longer run, or None while it is."""
@@ -278,11 +296,18 @@ class _Driver:
             order=len(self.outcomes),
             seconds=_seconds(run),
             reason=verdict.reason,
+            measured={} if verdict.kind == "failed" else flight.values.measured(),
         )
         outcome.publish(flight.spec.path)
         self.outcomes[number] = outcome
         self.ran += 1
-        self.study.tell(number, outcome.state, outcome.value)  # type: ignore[arg-type]
+        self.study.tell(
+            number,
+            outcome.state,  # type: ignore[arg-type]
+            objective_values(self.sweep, outcome),
+            outcome.values,
+            violations(self.sweep, outcome.measured),
+        )
         self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
         self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
         if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
@@ -306,29 +331,20 @@ class _Driver:
         for outcome in self.outcomes.values():
             counts[outcome.state] += 1
         counts["unfinished"] = len(self.specs) - len(self.outcomes)
+        trials = [(self.specs[n], self.outcomes.get(n)) for n in self.specs]
+        first, *others = self.sweep.objectives
+        front = best_trials(self.sweep, trials)
         return StudyResult(
             self.folder,
-            self.sweep.metric,
-            self.sweep.direction,
-            best_trial(self.sweep.direction, [(self.specs[n], self.outcomes.get(n)) for n in self.specs]),
+            first.name,
+            first.direction,
+            front[0] if front and not others else None,
             counts,
             self.interruption.signal,
             self.ran,
+            front,
+            beyond(self.sweep, trials),
         )
-
-
-def _record(spec: TrialSpec, outcome: Outcome | None) -> Record:
-    if outcome is None:
-        return Record(spec.number, spec.params, spec.told)
-    return Record(
-        spec.number,
-        spec.params,
-        spec.told,
-        outcome.state,  # type: ignore[arg-type]
-        outcome.value,
-        outcome.values,
-        outcome.order,
-    )
 
 
 def _alike(counted: list[Outcome]) -> list[str]:

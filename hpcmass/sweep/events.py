@@ -34,9 +34,13 @@ class StudyResult:
     """What stands in a study's folder when its driver ends.
 
     Attributes:
+        metric: The (first) objective; `direction`: its direction.
+        best: The best trial, of one objective.
+        front: The best trials: of several objectives the Pareto front, of one the best alone.
         counts: Trials by outcome (`complete`, `pruned`, `failed`), and `unfinished`.
         signal: The signal that interrupted the driver, or None.
         ran: Trials that this driver counted.
+        beyond: Complete trials that do not keep to the constraints.
     """
 
     folder: Path
@@ -46,3 +50,5 @@ class StudyResult:
     counts: dict[str, int]
     signal: int | None = None
     ran: int = 0
+    front: list[BestTrial] = field(default_factory=list)
+    beyond: int = 0

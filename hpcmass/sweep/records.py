@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hpcmass.config import SweepTable
 from hpcmass.errors import AlreadyExists, CorruptError, NotFound
 from hpcmass.files import publish_json, read_json
 from hpcmass.runs import RunFolder
+from hpcmass.sweep.front import pareto_front
 
 FORMAT = 1
 STATES = ("complete", "pruned", "failed")
@@ -24,6 +27,7 @@ class TrialSpec:
         overrides: The same as dotted job keys.
         told: Outcomes that had been counted when it was drawn.
         path: Its run folder.
+        twin: An earlier trial at the same point, where no other one was found.
     """
 
     number: int
@@ -31,6 +35,7 @@ class TrialSpec:
     overrides: dict[str, Any]
     told: int
     path: Path
+    twin: int | None = None
 
     @property
     def run(self) -> RunFolder:
@@ -51,6 +56,7 @@ class TrialSpec:
                 "params": self.params,
                 "overrides": self.overrides,
                 "told": self.told,
+                **({} if self.twin is None else {"twin": self.twin}),
             },
         )
 
@@ -61,12 +67,13 @@ class Outcome:
 
     Attributes:
         state: `complete`, `pruned` or `failed`.
-        value: The metric's last value, or None.
+        value: The metric's last value, or None; of several objectives the first.
         values: `[step, value]` of every evaluation.
         attempts: How often it was started.
         order: Its place among the study's outcomes, from 0.
         seconds: From its first start to its end.
         reason: Why it was pruned or failed.
+        measured: Every objective, and every name that a constraint is about, with its last value.
     """
 
     state: str
@@ -76,6 +83,7 @@ class Outcome:
     order: int
     seconds: float | None = None
     reason: str | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
     def publish(self, folder: Path) -> bool:
         """Write `outcome.json`; False when the trial has been counted already."""
@@ -88,23 +96,66 @@ class Outcome:
 
 @dataclass(frozen=True)
 class BestTrial:
-    """The trial with the best value."""
+    """A trial with the best value, or one that no other is better than in every objective.
+
+    Attributes:
+        value: The objective's value; of several the first.
+        measured: Every objective, and every name that a constraint is about.
+    """
 
     number: int
     value: float
     params: dict[str, Any]
     overrides: dict[str, Any]
     path: Path
+    measured: dict[str, float] = field(default_factory=dict)
 
 
-def best_trial(direction: str, trials: list[tuple[TrialSpec, Outcome | None]]) -> BestTrial | None:
-    """The complete trial with the best value; of equals the first."""
-    done = [(s, o.value) for s, o in trials if o is not None and o.state == "complete" and o.value is not None]
-    if not done:
+Trials = Sequence[tuple[TrialSpec, Outcome | None]]
+
+
+def objective_values(table: SweepTable, outcome: Outcome) -> list[float] | None:
+    """The objectives of a complete trial, in their order."""
+    if outcome.state != "complete" or outcome.value is None:
         return None
-    sign = 1.0 if direction == "minimize" else -1.0
-    spec, value = min(done, key=lambda pair: (sign * pair[1], pair[0].number))
-    return BestTrial(spec.number, value, spec.params, spec.overrides, spec.path)
+    if table.metrics is None:
+        return [outcome.value]
+    values = [outcome.measured.get(one.name) for one in table.objectives]
+    return None if None in values else [value for value in values if value is not None]
+
+
+def violations(table: SweepTable, measured: Mapping[str, float]) -> list[float]:
+    """By how much a trial is beyond each constraint: 0 where it keeps to it, or nothing is known."""
+    return [limit.violation(measured[limit.name]) if limit.name in measured else 0.0 for limit in table.limits]
+
+
+def best_trials(table: SweepTable, trials: Trials) -> list[BestTrial]:
+    """The best complete trial that keeps to all constraints, of equals the first; empty where there is none.
+
+    Of several objectives the Pareto front, by number: the trials that no other one is as good as in all
+    objectives and better in one.
+    """
+    found = []
+    for spec, outcome in trials:
+        values = None if outcome is None else objective_values(table, outcome)
+        if outcome is not None and values is not None and not any(violations(table, outcome.measured)):
+            losses = [one.sign * value for one, value in zip(table.objectives, values, strict=True)]
+            found.append((losses, spec, values[0], outcome.measured))
+    if len(table.objectives) == 1:
+        front = [min(found, key=lambda one: (one[0][0], one[1].number))] if found else []
+    else:
+        front = [found[place] for place in pareto_front([losses for losses, *_ in found])]
+    return [
+        BestTrial(spec.number, value, spec.params, spec.overrides, spec.path, measured)
+        for _, spec, value, measured in front
+    ]
+
+
+def beyond(table: SweepTable, trials: Trials) -> int:
+    """How many complete trials do not keep to the constraints."""
+    return sum(
+        o is not None and o.state == "complete" and any(violations(table, o.measured)) for _, o in trials
+    )
 
 
 def trial_path(study: Path, number: int) -> Path:
@@ -143,9 +194,13 @@ def _read_spec(path: Path) -> TrialSpec | None:
             overrides=dict(raw["overrides"]),
             told=int(raw.get("told", 0)),
             path=path,
+            twin=None if raw.get("twin") is None else int(raw["twin"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"is not a trial's record ({error})", where=path / "trial.json") from error
+
+
+_OUTCOME_KEYS = tuple(one.name for one in fields(Outcome))
 
 
 def read_outcome(path: Path) -> Outcome | None:
@@ -158,9 +213,8 @@ def read_outcome(path: Path) -> Outcome | None:
         raw = _read(path / "outcome.json")
     except NotFound:
         return None
-    raw.pop("format")
     try:
-        outcome = Outcome(**raw)
+        outcome = Outcome(**{name: raw[name] for name in _OUTCOME_KEYS if name in raw})
     except TypeError as error:
         raise CorruptError(f"is not an outcome ({error})", where=path / "outcome.json") from error
     if outcome.state not in STATES:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Job, load_job
 from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.files import Lease, Owner
-from hpcmass.sweep.records import BestTrial, Outcome, TrialSpec, best_trial, read_trials
+from hpcmass.sweep.records import (
+    BestTrial,
+    Outcome,
+    TrialSpec,
+    best_trials,
+    beyond,
+    objective_values,
+    read_trials,
+    violations,
+)
 from hpcmass.sweep.watch import Values
 
 
@@ -20,9 +29,13 @@ class TrialRow:
     Attributes:
         state: `complete`, `pruned`, `failed`; while it is not counted, the run's: `created`, `running`,
             `stopped`, `unknown`.
-        value: The metric's last value so far.
+        value: The metric's last value so far; of several objectives the first.
         steps: Optimiser steps done.
         seconds: From its start to its end, or until now.
+        measured: Every objective, and every name that a constraint is about.
+        feasible: Whether a complete trial keeps to the constraints; None where it is not known.
+        front: Whether it is one of the best: the best alone, or of the Pareto front.
+        twin: An earlier trial at the same point.
     """
 
     number: int
@@ -34,6 +47,10 @@ class TrialRow:
     attempts: int
     reason: str | None
     path: Path
+    measured: dict[str, float] = field(default_factory=dict)
+    feasible: bool | None = None
+    front: bool = False
+    twin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +58,16 @@ class StudySummary:
     """A study in a few words.
 
     Attributes:
+        metric: The (first) objective.
         counts: Trials by state.
         planned: Trials that the job asks for.
+        best: The best trial, of one objective.
         driver: Who drives it now, or None.
+        objectives: `[name, direction]` of each.
+        constraints: As the job has them.
+        front: The best trials: of several objectives the Pareto front, of one the best alone.
+        beyond: Complete trials that do not keep to the constraints.
+        names: Every name that a trial is measured by.
     """
 
     folder: Path
@@ -53,6 +77,11 @@ class StudySummary:
     planned: int
     best: BestTrial | None
     driver: Owner | None
+    objectives: list[list[str]] = field(default_factory=list)
+    constraints: list[str] = field(default_factory=list)
+    front: list[BestTrial] = field(default_factory=list)
+    beyond: int = 0
+    names: list[str] = field(default_factory=list)
 
 
 def study_table(folder: Path) -> list[TrialRow]:
@@ -63,7 +92,10 @@ def study_table(folder: Path) -> list[TrialRow]:
         CorruptError: A record is not what it should be.
     """
     job = _job(folder)
-    return [_row(job, spec, outcome) for spec, outcome in read_trials(folder)]
+    assert job.sweep is not None
+    trials = read_trials(folder)
+    front = {best.number for best in best_trials(job.sweep, trials)}
+    return [replace(_row(job, *pair), front=pair[0].number in front) for pair in trials]
 
 
 def study_summary(folder: Path) -> StudySummary:
@@ -79,14 +111,21 @@ def study_summary(folder: Path) -> StudySummary:
     for spec, outcome in trials:
         state = _row(job, spec, outcome).state
         counts[state] = counts.get(state, 0) + 1
+    first, *others = job.sweep.objectives
+    front = best_trials(job.sweep, trials)
     return StudySummary(
         folder,
-        job.sweep.metric,
-        job.sweep.direction,
+        first.name,
+        first.direction,
         counts,
         job.sweep.trials,
-        best_trial(job.sweep.direction, trials),
+        front[0] if front and not others else None,
         Lease(folder / "lease").owner(),
+        [[one.name, one.direction] for one in job.sweep.objectives],
+        job.sweep.constraints,
+        front,
+        beyond(job.sweep, trials),
+        list(job.sweep.names),
     )
 
 
@@ -111,7 +150,11 @@ def _row(job: Job, spec: TrialSpec, outcome: Outcome | None) -> TrialRow:
     if outcome is None:
         values = Values(spec.run, job).read()
         value = values[-1][1] if values else None
-        return TrialRow(spec.number, state, value, spec.params, steps, seconds, attempts, reason, spec.path)
+        return TrialRow(
+            spec.number, state, value, spec.params, steps, seconds, attempts, reason, spec.path, twin=spec.twin
+        )
+    assert job.sweep is not None
+    complete = objective_values(job.sweep, outcome) is not None
     if outcome.seconds is not None:
         seconds = outcome.seconds
     return TrialRow(
@@ -124,4 +167,7 @@ def _row(job: Job, spec: TrialSpec, outcome: Outcome | None) -> TrialRow:
         outcome.attempts,
         outcome.reason,
         spec.path,
+        outcome.measured,
+        not any(violations(job.sweep, outcome.measured)) if complete else None,
+        twin=spec.twin,
     )

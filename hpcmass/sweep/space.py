@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from hpcmass.config.job import CategoricalDimension, Dimension, FloatDimension, IntDimension, Scalar
+from hpcmass.config.sweep import CategoricalDimension, Dimension, FloatDimension, IntDimension
+from hpcmass.config.table import Scalar
 from hpcmass.errors import ConfigError
 
 Params = dict[str, Any]

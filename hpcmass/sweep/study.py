@@ -1,59 +1,32 @@
-"""The one module that knows Optuna: what to try next, and which trial to give up.
+"""What to try next, and which trial to give up.
 
 The study lives in memory and is rebuilt from the study's folder. What is proposed for trial n depends on
-the seed, on n, and on the trials before it, never on how often the driver was restarted: the sampler is
-made anew for every trial, with its random state keyed by (seed, n).
+the seed, on n, and on the trials before it, never on how often the driver was restarted: the random state is
+made anew for every draw, keyed by (seed, n, how often n was drawn before).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
 
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.trial import Trial, TrialState
-
-from hpcmass.config.job import CategoricalDimension, Dimension, FloatDimension, SweepTable
+from hpcmass.config.sweep import SweepTable
 from hpcmass.errors import ConfigError
+from hpcmass.sweep.evolve import Evolution, Member
+from hpcmass.sweep.history import OutcomeState, Record
+from hpcmass.sweep.points import key_of, random_point, seed_of
+from hpcmass.sweep.prune import make_pruner
 from hpcmass.sweep.space import Params, Space
 
-OutcomeState = Literal["complete", "pruned", "failed"]
-
-_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-_ASHA_REDUCTION = 3
-_MEDIAN_STARTUP_TRIALS = 4
-_TPE_STARTUP_TRIALS = 8
-
-
-@dataclass(frozen=True)
-class Record:
-    """A trial as the study's folder tells it.
-
-    Attributes:
-        told: How many outcomes had been counted when it was drawn.
-        state: None while it has no outcome.
-        values: `[evaluation's step, value]` in order; the study counts evaluations, not steps.
-        order: Its place among the outcomes, in the order in which they were counted.
-    """
-
-    number: int
-    params: Params
-    told: int = 0
-    state: OutcomeState | None = None
-    value: float | None = None
-    values: list[list[float]] = field(default_factory=list)
-    order: int = 0
+REDRAWS = 20  # of a point that there is already, before it is allowed
+# How often the sampler itself is asked before a redraw is a random point. The maximum of a Gaussian process
+# stays where it is, and CMA-ES counts what it has drawn.
+_OWN_DRAWS = {"random": REDRAWS, "qmc": 1, "tpe": 5, "nsga2": 10, "gp": 1, "cmaes": 1}
+_BY_OPTUNA = ("tpe", "gp", "cmaes")
 
 
 class Study:
@@ -63,74 +36,154 @@ class Study:
     are drawn at random beside it.
     """
 
-    def __init__(self, table: SweepTable, history: Sequence[Record] = ()) -> None:
+    def __init__(
+        self,
+        table: SweepTable,
+        history: Sequence[Record] = (),
+        *,
+        known: Sequence[Record] = (),
+        evaluations: int | None = None,
+    ) -> None:
         """Rebuild the study from its trials, which are numbered without a gap.
+
+        Args:
+            table: `[sweep]`.
+            history: Its trials.
+            known: Results from elsewhere, with numbers below 0: learnt from, and no trials of this study.
+            evaluations: Of a whole trial, where that is known.
 
         Raises:
             ConfigError: A grid over a float dimension without `step`.
         """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._table = table
+        self._signs = [one.sign for one in table.objectives]
         self.space = Space(table.space)
-        self.grid_size = sum(1 for _ in islice(self.space.grid(), table.trials)) if self._grid else None
-        self._study = optuna.create_study(direction=table.direction, pruner=_pruner(table))
+        grid = table.sampler == "grid"
+        self.grid_size = sum(1 for _ in islice(self.space.grid(), table.trials)) if grid else None
+        self._grid: Iterator[Params] = iter(())  # its points from `_grid_next` on
+        self._grid_next = sys.maxsize
+        self._points: dict[str, int] = {}  # by `key_of`, the first trial that has it
+        self.twins: dict[int, int] = {}  # trials that are where another one was before
+        self._open: dict[int, Record] = {}
+        self._pruner = make_pruner(table, evaluations)
+        self._window = None
+        if table.sampler in _BY_OPTUNA:
+            from hpcmass.sweep.window import Window
+
+            self._window = Window(table)
+        self._propose = self._proposer()
+        self._evolution = Evolution(self.space)
+        self._worst: float | None = None  # loss of a trial that keeps to the constraints
+        for record in known:
+            self._learn(record)
         self._replay(sorted(history, key=lambda record: record.number))
 
-    @property
-    def _grid(self) -> bool:
-        return self._table.sampler == "grid"
-
+    # -- asking -----------------------------------------------------------------------------------------
     def ask(self, number: int) -> Params | None:
         """The point of trial `number`, which is the next one; None when the grid has no further point."""
-        if self._grid:
-            point = next(islice(self.space.grid(), number, None), None)
+        if self.grid_size is not None:
+            if number < self._grid_next:
+                self._grid, self._grid_next = self.space.grid(), 0
+            point = next(islice(self._grid, number - self._grid_next, None), None)
+            self._grid_next = number + 1
             if point is not None:
-                self._add(Record(number, point))
+                self._begin(Record(number, point))
             return point
-        with _quiet():
-            self._study.sampler = _sampler(self._table, number)
-            trial = self._study.ask()
-            assert trial.number == number
-            return self.space.draw(lambda name, dimension: _suggest(trial, name, dimension))
+        own, allowed = _OWN_DRAWS[self._table.sampler], None
+        for redraw in range(REDRAWS):
+            seed = seed_of(self._table.seed, number, redraw)
+            last_own = redraw == own - 1
+            if redraw < own:
+                params = self._propose(number, redraw, seed)
+                allowed = params if last_own or allowed is None else allowed
+            else:
+                params = random_point(self.space, random.Random(seed))
+            if key_of(params) not in self._points:
+                break
+        else:
+            assert allowed is not None
+            params = allowed
+            self.twins[number] = self._points[key_of(params)]
+        self._begin(Record(number, params))
+        return params
 
+    def _proposer(self) -> Callable[[int, int, int], Params]:
+        """How the sampler draws, given trial, redraw and seed."""
+        name = self._table.sampler
+        if name in ("random", "grid"):  # a grid draws nothing
+            return lambda number, redraw, seed: random_point(self.space, random.Random(seed))
+        if name == "nsga2":
+            return lambda number, redraw, seed: self._evolution.propose(random.Random(seed))
+        if name == "qmc":
+            from hpcmass.sweep.quasi import Sobol
+
+            sobol = Sobol(self.space, self._table.seed)
+            return lambda number, redraw, seed: sobol.point(number)
+        window = self._window
+        assert window is not None
+        return lambda number, redraw, seed: window.draw(self.space, seed)
+
+    def _begin(self, record: Record) -> None:
+        self._points.setdefault(key_of(record.params), record.number)
+        self._open[record.number] = record
+        if self._window is not None:
+            self._window.begin(record)
+
+    # -- telling ----------------------------------------------------------------------------------------
     def report(self, number: int, evaluation: int, value: float) -> bool:
         """Note the value of a running trial's n-th evaluation (from 1); whether to give the trial up."""
-        if not math.isfinite(value):
+        if self._pruner is None or not math.isfinite(value):
             return False
-        with _quiet():
-            trial = self._trial(number)
-            trial.report(value, evaluation)
-            return trial.should_prune() and evaluation >= self._table.min_evaluations
+        prune = self._pruner.report(number, evaluation, self._signs[0] * value)
+        return prune and evaluation >= self._table.min_evaluations
 
-    def tell(self, number: int, state: OutcomeState, value: float | None) -> None:
-        """Count a trial: `complete` with its value, `pruned` with what it reported, or `failed`."""
-        with _quiet():
-            values = None if state != "complete" or value is None else [value]
-            self._study.tell(number, values, state=_STATES[state])
+    def tell(
+        self,
+        number: int,
+        state: OutcomeState,
+        value: float | Sequence[float] | None,
+        values: list[list[float]] | None = None,
+        violations: Sequence[float] = (),
+    ) -> None:
+        """Count a trial: `complete` with its value or values, `pruned` with what it reported, or `failed`."""
+        record = replace(
+            self._open.pop(number), state=state, value=value, values=values or [], violations=violations
+        )
+        if self._pruner is not None and state == "complete":
+            self._pruner.complete(number)
+        self._learn(record)
 
-    def _trial(self, number: int) -> Trial:
-        frozen = self._study.get_trials(deepcopy=False)[number]
-        return Trial(self._study, frozen._trial_id)
+    def _learn(self, record: Record) -> None:
+        known = record.all_values if record.state == "complete" else None
+        if known is not None and self._table.sampler == "nsga2":
+            losses = tuple(s * v for s, v in zip(self._signs, known, strict=True))
+            self._evolution.elite.tell(Member(record.number, record.params, losses, sum(record.violations)))
+        if self._window is not None:
+            self._window.tell(self._penalised(record) if self._table.sampler == "cmaes" else record)
 
-    def _add(self, record: Record) -> None:
-        with _quiet():
-            distributions = {name: _distribution(self._table.space[name]) for name in record.params}
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=TrialState.RUNNING, params=record.params, distributions=distributions
-                )
-            )
+    def _penalised(self, record: Record) -> Record:
+        """CMA-ES knows no constraints: what is beyond them is worse than all that keeps to them."""
+        if record.state != "complete" or record.all_values is None:
+            return record
+        loss, violation = self._signs[0] * record.all_values[0], sum(record.violations)
+        if violation == 0:
+            self._worst = loss if self._worst is None else max(loss, self._worst)
+            return record
+        worst = 0.0 if self._worst is None else self._worst
+        return replace(record, value=self._signs[0] * (worst + violation), violations=())
 
+    # -- going on ---------------------------------------------------------------------------------------
     def _replay(self, history: list[Record]) -> None:
         """Bring the study to where the folder says it was.
 
         CMA-ES keeps its state in the trials that it drew, so its draws are made again, each after exactly
         those outcomes that had been counted then. The other samplers need the trials only.
         """
-        waiting = sorted((r for r in history if r.state is not None), key=lambda record: record.order)
+        waiting = sorted((r for r in history if r.state is not None), key=lambda record: -record.order)
         for record in history:
             if self._table.sampler == "cmaes":
-                waiting = self._count(waiting, lambda done, r=record: done.order < r.told)  # type: ignore[misc]
+                while waiting and waiting[-1].order < record.told:
+                    self._count(waiting.pop())
                 if _close(self.ask(record.number), record.params):
                     continue
                 raise ConfigError(
@@ -138,24 +191,15 @@ class Study:
                     where="sweep.sampler",
                     hint="the study was begun with another version of optuna or cmaes; begin it anew",
                 )
-            self._add(record)
-        self._count(waiting, lambda _: True)
+            self._begin(Record(record.number, record.params, record.told))
+        while waiting:
+            self._count(waiting.pop())
 
-    def _count(self, waiting: list[Record], now: Any) -> list[Record]:
-        for record in (done for done in waiting if now(done)):
-            for evaluation, (_, value) in enumerate(record.values, start=1):
-                self.report(record.number, evaluation, value)
-            assert record.state is not None
-            self.tell(record.number, record.state, record.value)
-        return [record for record in waiting if not now(record)]
-
-
-class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]
-    """Optuna's own warnings (experimental features, adjusted steps) are not the user's business."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
+    def _count(self, record: Record) -> None:
+        for evaluation, (_, value) in enumerate(record.values, start=1):
+            self.report(record.number, evaluation, value)
+        assert record.state is not None
+        self.tell(record.number, record.state, record.value, record.values, record.violations)
 
 
 def _close(drawn: Params | None, recorded: Params) -> bool:
@@ -168,53 +212,3 @@ def _close(drawn: Params | None, recorded: Params) -> bool:
             for a, b in zip(drawn.values(), recorded.values(), strict=True)
         )
     )
-
-
-def _seed(study_seed: int, number: int) -> int:
-    """The seed of one trial's draw: 31 bits of SHA-256 over (study's seed, trial's number)."""
-    digest = hashlib.sha256(f"{study_seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _sampler(table: SweepTable, number: int) -> optuna.samplers.BaseSampler:
-    seed = _seed(table.seed, number)
-    if table.sampler == "tpe":
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=_TPE_STARTUP_TRIALS, multivariate=True, group=True, constant_liar=True
-        )
-    if table.sampler == "cmaes":
-        return optuna.samplers.CmaEsSampler(
-            seed=seed,
-            independent_sampler=optuna.samplers.RandomSampler(seed=seed),
-            warn_independent_sampling=False,
-        )
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _pruner(table: SweepTable) -> optuna.pruners.BasePruner:
-    if table.pruner == "median":
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=_MEDIAN_STARTUP_TRIALS, n_warmup_steps=table.min_evaluations
-        )
-    if table.pruner == "asha":
-        # Li et al., A System for Massively Parallel Hyperparameter Tuning (2020): rungs at min * 3^k.
-        return optuna.pruners.SuccessiveHalvingPruner(
-            min_resource=table.min_evaluations, reduction_factor=_ASHA_REDUCTION
-        )
-    return optuna.pruners.NopPruner()
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if isinstance(dimension, CategoricalDimension):
-        return CategoricalDistribution(dimension.choices)
-    if isinstance(dimension, FloatDimension):
-        return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-    return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-
-
-def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
-    if isinstance(dimension, CategoricalDimension):
-        return trial.suggest_categorical(name, dimension.choices)
-    if isinstance(dimension, FloatDimension):
-        return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-    return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)

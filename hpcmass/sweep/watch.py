@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from hpcmass.config import Job
+from hpcmass.config import Job, nearest
 from hpcmass.errors import HpcmassError
 from hpcmass.files import read_records_from
 from hpcmass.runs import RankError, RunFolder, State, first_error
+from hpcmass.sweep.facts import FACTS
 
 PRUNED = "pruned: "
 
@@ -36,15 +37,18 @@ class Values:
     def __init__(self, run: RunFolder, job: Job) -> None:
         assert job.sweep is not None
         self._run = run
-        self._metric = job.sweep.metric
+        self._names = job.sweep.names
+        self._metric = job.sweep.objectives[0].name
         self._kind = "report" if job.command is not None else "valid"
         self._offset_bytes = 0
-        self._seen: list[tuple[float, Any]] = []  # step and value of every evaluation, also of no number
+        self._seen: list[tuple[float, dict[str, Any]]] = []  # step and values of every evaluation
         self._values: list[list[float]] = []
-        self._ended_in: object = None  # the last evaluation's value where it is no number, such as "NaN"
 
     def read(self) -> list[list[float]]:
-        """`[step, value]` of every evaluation that counts, in order; values that are no number are left out."""
+        """`[step, value]` of every evaluation that counts, in order; values that are no number are left out.
+
+        Of several objectives this is the first one.
+        """
         try:
             records, self._offset_bytes = read_records_from(self._run.metrics_file, self._offset_bytes)
         except OSError:
@@ -52,40 +56,61 @@ class Values:
         for record in records:
             if record.get("kind") == "resume":  # As `RunFolder.records` has it: later steps did not count.
                 limit = int(record.get("from_step", 0))
-                self._seen = [(step, value) for step, value in self._seen if step <= limit]
-            elif record.get("kind") == self._kind and record.get(self._metric) is not None:
-                self._seen.append((record.get("step", 0), record[self._metric]))
+                self._seen = [(step, values) for step, values in self._seen if step <= limit]
+            elif record.get("kind") == self._kind:
+                values = {name: record[name] for name in self._names if record.get(name) is not None}
+                self._seen.append((record.get("step", 0), values))
         if records:
-            self._values = [[step, float(value)] for step, value in self._seen if _is_number(value)]
-            last = self._seen[-1][1] if self._seen else None
-            self._ended_in = None if _is_number(last) else last
+            series = [(step, values.get(self._metric)) for step, values in self._seen]
+            self._values = [[step, float(value)] for step, value in series if _is_number(value)]
         return self._values
 
-    def last(self) -> float | None:
-        """The final value: the last evaluation's, else what the status says; None where it is no number.
+    def last(self, name: str | None = None) -> float | None:
+        """The final value of a name: the last evaluation's, else what the status or the run's folder says.
 
-        A trial that diverged in the end is not worth what it was before.
+        None where there is none, or it is no number: a trial that diverged in the end is not worth what it
+        was before.
+
+        Args:
+            name: By default the (first) objective.
         """
-        values = self.read()
-        if self._ended_in is not None:
-            return None
-        if values:
-            return values[-1][1]
-        value = self._run.status().metrics.get(self._metric)
-        return float(value) if value is not None and _is_number(value) else None
+        name = name or self._metric
+        found = self._last_word(name)
+        if found is None:
+            found = self._run.status().metrics.get(name)
+        if found is None and name in FACTS:
+            found = FACTS[name](self._run)
+        return float(found) if _is_number(found) else None
 
-    def missing(self) -> str:
-        """Why there is no value, as a sentence."""
-        if self._ended_in is not None:
-            return f"the last '{self._metric}' is {self._ended_in}, not a number"
+    def measured(self) -> dict[str, float]:
+        """The final value of every name that the study looks at, where there is one."""
+        found = {name: self.last(name) for name in self._names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def missing(self) -> str | None:
+        """What a complete trial lacks, as a sentence; None where all names have a value."""
+        lacking = next((name for name in self._names if self.last(name) is None), None)
+        if lacking is None:
+            return None
+        word = self._last_word(lacking)
+        if word is not None:
+            return f"the last '{lacking}' is {word}, not a number"
+        if lacking in FACTS:
+            return f"'{lacking}' is not known of this run"
         seen: set[str] = set(self._run.status().metrics)
         for record in self._run.records(self._kind):
             seen |= {name for name, value in record.items() if _is_number(value)}
-        names = ", ".join(sorted(seen - {"step", "epoch", "time", "kind"}))
-        return f"the run never reported '{self._metric}'" + (f"; it reported {names}" if names else "")
+        names = sorted(seen - {"step", "epoch", "time", "kind"})
+        like = nearest(lacking, [*names, *FACTS])
+        said = f"; it reported {', '.join(names)}" if names else ""
+        return f"the run never reported '{lacking}'{said}" + (f"; did you mean '{like}'?" if like else "")
+
+    def _last_word(self, name: str) -> Any:
+        self.read()
+        return next((values[name] for _, values in reversed(self._seen) if name in values), None)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -94,7 +119,8 @@ def judge(run: RunFolder, values: Values) -> Verdict:
     stopped = run.asked_to_stop() or ""
     verdict = judge_run(run)
     if verdict.kind == "complete":
-        return verdict if values.last() is not None else Verdict("failed", values.missing())
+        missing = values.missing()
+        return verdict if missing is None else Verdict("failed", missing)
     if stopped.startswith(PRUNED):
         return Verdict("pruned", stopped)
     if stopped and run.status().state is State.STOPPED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,18 +20,20 @@ from hpcmass.config import (
     load_job,
     site_to_toml,
 )
-from hpcmass.errors import ConfigError, LeaseHeld, NotFound
+from hpcmass.errors import AlreadyExists, ConfigError, LeaseHeld, NotFound
 from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.driver import Submit, run_study
-from hpcmass.sweep.records import TrialSpec, read_trials
+from hpcmass.sweep.records import Outcome, TrialSpec, read_trials
 from hpcmass.sweep.space import Space
+from hpcmass.sweep.warm import read_warm_start
 from hpcmass.train.pins import read_pins, record_pins, settle
 from hpcmass.train.script import fill_command
 from hpcmass.workflow.pool import Pool, open_pool
 from hpcmass.workflow.targets import trial_resources, trial_targets
 from hpcmass.workflow.trials import run_trial
+from hpcmass.workflow.warm import gather
 
 # What may differ between the job of a study and the job with which it goes on.
 _MAY_CHANGE = (
@@ -86,7 +89,11 @@ def sweep(
             yield _PoolSubmit(pool, project.root, ranks)
 
     def begin() -> str:
+        warm = read_warm_start(folder) or gather(job, project, folder)  # refused before anything is written
         said = lay_down(job, site, folder)
+        if warm.told():
+            warm.keep(folder)
+            said = "; ".join(filter(None, (said, warm.told())))
         if job.recipe is not None:
             with contextlib.suppress(NotFound):  # data that is not there the trials tell of
                 record_pins(folder, settle(job, project, RunFolder(folder)))
@@ -111,6 +118,54 @@ def sweep(
         prepare=prepare,
         on_event=on_event or (lambda _: None),
     )
+
+
+def rerun_trial(study: Path, number: int, project: Project) -> tuple[TrialSpec, Outcome | None, RunFolder]:
+    """Run a trial again alone, here, from its own job, recipe and datasets; the study does not notice.
+
+    Args:
+        study: The study's folder.
+        number: The trial.
+        project: Where its data lies.
+
+    Returns:
+        The trial, what came of it then, and the run folder of this time: `STUDY/reruns/000007-1`, or the
+        next number behind the dash.
+
+    Raises:
+        NotFound: There is no such trial, or it was never laid down.
+        ConfigError: `study` is no study's folder.
+    """
+    job = load_job(study / "job.toml")
+    if job.sweep is None:
+        raise ConfigError("the job has no [sweep] table", where=study / "job.toml")
+    trials = read_trials(study)
+    if not 0 <= number < len(trials):
+        raise NotFound(
+            f"there is no trial {number}",
+            where=study,
+            hint=f"there are {len(trials)}: 0 to {len(trials) - 1}" if trials else "there is none yet",
+        )
+    spec, outcome = trials[number]
+    if not spec.run.exists():
+        raise NotFound(
+            f"trial {number} was never laid down", where=spec.path, hint="go on with the study first"
+        )
+    recipe = spec.path / "recipe.py"
+    for count in itertools.count(1):
+        run = RunFolder(study / "reruns" / f"{number:06d}-{count}")
+        with contextlib.suppress(AlreadyExists):
+            site = (spec.path / "site.toml").read_text(encoding="utf-8")
+            if run.path.exists():
+                continue
+            if pins := read_pins(spec.path):
+                record_pins(run.path, pins)
+            run.create(
+                spec.run.job_file.read_text(encoding="utf-8"), site, recipe if recipe.is_file() else None
+            )
+            break
+    run_trial(str(run.path), str(project.root), job.sweep.ranks)
+    return spec, outcome, run
 
 
 def check_study(job: Job, site: Site) -> dict[str, Target]:

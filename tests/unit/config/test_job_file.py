@@ -77,6 +77,10 @@ def test_a_good_job_survives_being_written_and_read(tmp_path: Path) -> None:
         ('name = "digits"', 'name = "$(touch x)"', 1, ["is not allowed"]),
         ('recipe = "recipe.py"', 'recipe = "nope.py"', 2, ["'nope.py' does not exist"]),
         ("[params]", "[params", 7, ["not valid TOML"]),
+        ("trials = 4", 'sampler = "nsga"', 16, ["'sweep.sampler' is 'nsga'", "did you mean 'nsga2'"]),
+        ("trials = 4", 'constraint = ["a < 1"]', 16, ["sweep.constraint", "did you mean 'constraints'"]),
+        ("trials = 4", 'constraints = ["a == 1"]', 16, ["'a == 1' is none", "NAME <= NUMBER"]),
+        ("trials = 4", 'directions = ["maximize"]', 16, ["'sweep.directions': is for sweep.metrics"]),
     ],
 )
 def test_a_fault_is_told_with_line_key_and_help(
@@ -87,6 +91,46 @@ def test_a_fault_is_told_with_line_key_and_help(
     assert error.where == f"{tmp_path / 'job.toml'}:{line}"
     for word in words:
         assert word in str(error)
+
+
+SEVERAL = 'metrics = ["accuracy", "latency_ms"]\ndirections = ["maximize", "minimize"]\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('metric = "accuracy"', ["'sweep.metric'", "keep one of the two"]),
+        ('direction = "maximize"', ["'sweep.direction'", "keep one of the two"]),
+        ('pruner = "asha"', ["'sweep.pruner'", "by one objective", 'set pruner = "none"']),
+        ('sampler = "cmaes"', ["'sweep.sampler'", 'use "nsga2", "tpe" or "gp"']),
+    ],
+)
+def test_several_objectives_refuse_what_is_for_one(tmp_path: Path, more: str, words: list[str]) -> None:
+    error = refused(tmp_path, GOOD.replace("trials = 4", SEVERAL + more))
+    assert error.where == f"{tmp_path / 'job.toml'}:18"
+    for word in words:
+        assert word in str(error)
+    error = refused(tmp_path, GOOD.replace("trials = 4", SEVERAL.replace(', "minimize"', "")))
+    assert "for each of the 2 sweep.metrics" in str(error)
+
+
+def test_several_objectives_survive_being_written_and_read(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD.replace("trials = 4", SEVERAL + 'constraints = ["params < 1e6"]')))
+    assert job.sweep is not None
+    assert [(one.name, one.sign) for one in job.sweep.objectives] == [("accuracy", -1.0), ("latency_ms", 1.0)]
+    assert job.sweep.names == ("accuracy", "latency_ms", "params")
+    again = job_from_values(tomllib.loads(job_to_toml(job)))
+    assert again == job
+    assert "metric =" not in job_to_toml(job)
+    assert [limit.violation(2e6) for limit in job.sweep.limits] == [1e6]
+    assert job.sweep.limits[0].violation(1e6) > 0.0 == job.sweep.limits[0].violation(5.0)
+
+
+def test_hyperband_has_to_know_a_whole_trial_s_evaluations(tmp_path: Path) -> None:
+    text = GOOD.replace("trials = 4", 'pruner = "hyperband"')
+    assert load_job(write(tmp_path, text)).evaluations == 1
+    script = text.replace('recipe = "recipe.py"', 'command = "true"')
+    assert "needs sweep.max_evaluations" in str(refused(tmp_path, script))
 
 
 def test_all_faults_are_told_at_once_in_the_file_s_order(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from functools import partial
 import pytest
 from toy_trials import prepare, toy_job, toy_trial
 
+from hpcmass.config import job_to_toml, load_job
 from hpcmass.errors import BlockLost, LeaseHeld, SweepError
 from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.driver import run_study
 from hpcmass.sweep.records import read_outcome, read_trials
+from hpcmass.sweep.show import study_summary, study_table
 from hpcmass.sweep.watch import Values
 
 
@@ -306,3 +308,62 @@ def test_a_trial_that_diverges_in_the_end_is_not_worth_what_it_was_before(tmp_pa
     result, _ = drive(toy_job(trials=2), tmp_path, diverges)
     assert result.best.number == 0
     assert read_outcome(tmp_path / "trials/000001").reason == "the last 'loss' is NaN, not a number"
+
+
+def test_several_objectives_end_in_a_front_and_facts_of_the_run_are_among_them(tmp_path):
+    """The loss falls with `size`, the model grows with it; one trial writes none."""
+
+    def sized(path):
+        run = RunFolder(path)
+        size = load_job(run.job_file).params["size"]
+        with run.lease():
+            run.update(state=State.RUNNING, attempt=1, started=time.time())
+            run.append({"kind": "report", "step": 1, "loss": abs(3 - size)})
+            if size < 5:
+                run.model.mkdir()
+                (run.model / "weights.safetensors").write_bytes(b"x" * 1000 * size)
+            run.update(state=State.COMPLETED, ended=time.time())
+        return path
+
+    job = toy_job(
+        sampler="grid", trials=9, metrics=["loss", "bytes"], directions=["minimize", "minimize"],
+        space={"size": {"type": "int", "low": 1, "high": 5}},
+    )  # fmt: skip
+    (tmp_path / "job.toml").write_text(job_to_toml(job))
+    result, _ = drive(job, tmp_path, sized)
+    assert [(t.params["size"], t.measured) for t in result.front] == [
+        (size, {"loss": 3 - size, "bytes": 1000 * size}) for size in (1, 2, 3)
+    ]
+    assert (result.best, result.counts["complete"], result.counts["failed"]) == (None, 4, 1)
+    assert read_outcome(tmp_path / "trials/000004").reason == "'bytes' is not known of this run"
+    assert [row.front for row in study_table(tmp_path)] == [True, True, True, False, False]
+    assert [t.number for t in study_summary(tmp_path).front] == [0, 1, 2]
+    again, started = drive(job, tmp_path, sized)
+    assert (again.front, started) == (result.front, [])
+
+
+def test_the_best_keeps_to_the_constraints_and_where_none_does_this_is_said(tmp_path):
+    space = {"x": {"type": "categorical", "choices": [0.0, 1.0, 2.0]}}
+    for limit, best in ((1.0, 1), (5.0, None)):
+        job = toy_job(space=space, sampler="grid", constraints=[f"loss >= {limit}", "train_s < 1000"])
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        (folder / "job.toml").write_text(job_to_toml(job))
+        result, _ = drive(job, folder)
+        assert (result.best and result.best.number, result.beyond) == (best, 1 if best else 3)
+        summary = study_summary(folder)
+        assert (summary.best, summary.beyond) == (result.best, result.beyond)
+        assert [row.feasible for row in study_table(folder)] == [False, best is not None, best is not None]
+
+
+def test_a_metric_that_is_almost_named_is_offered(tmp_path):
+    drive(toy_job(trials=1, metric="lossy"), tmp_path)
+    assert "did you mean 'loss'?" in read_outcome(tmp_path / "trials/000000").reason
+
+
+def test_a_point_that_comes_twice_says_so(tmp_path):
+    space = {"n": {"type": "int", "low": 1, "high": 2}}
+    drive(toy_job(space=space, trials=4, parallel=1), tmp_path)
+    trials = [spec for spec, _ in read_trials(tmp_path)]
+    assert [spec.twin for spec in trials[:2]] == [None, None]
+    assert all(trials[spec.twin].params == spec.params for spec in trials[2:])
