@@ -29,7 +29,6 @@ from hpcmass.data.reading.choose import (
     kept_fields,
     reader_maker,
 )
-from hpcmass.data.reading.chunks import BothMaker
 from hpcmass.data.reading.crew import Crew, Each, Memory, Unit
 from hpcmass.data.reading.memory import Pool, Ring
 from hpcmass.data.reading.rows import BLOCK_BYTES
@@ -41,7 +40,7 @@ _IDS_AT_ONCE = 1 << 14
 
 
 class Loaded(NamedTuple):
-    """A batch: its sample numbers (b,), and an array a field, (b, *field.shape)."""
+    """A batch: its sample numbers (b,), and an array a field, (b, *field.shape), as of `Dataset.batch`."""
 
     ids: Ids
     arrays: Batch
@@ -225,8 +224,9 @@ class Loader(Iterator[Loaded]):
                 self._pool.release(unit)
         low = unit.ends[self._number - 1] if self._number else 0
         high = unit.ends[self._number]
+        batch = unit.batch(self._number)
         self._number += 1
-        return Loaded(unit.ids[low:high], {name: array[low:high] for name, array in unit.arrays.items()})
+        return Loaded(unit.ids[low:high], self.dataset.in_order(batch) if unit.frames else batch)
 
     def _begin(self) -> None:
         """Start threads; in a forked child: its own, which read again what the parent's were reading."""
@@ -238,12 +238,12 @@ class Loader(Iterator[Loaded]):
         for waiting in (self._pending, self._planned, self._used):
             waiting.clear()
         make = reader_maker(dataset, choice)
-        self._decoded_bytes = make.pool_bytes if isinstance(make, BothMaker) else 0
+        self._decoded_bytes = int(getattr(make, "pool_bytes", 0))
         threads = threads or (choice.threads if self._each is None else max(choice.threads, min(_cores(), 8)))
         self._depth = depth or threads + 1
-        self._ring = Ring(dataset.fields, self._depth + 1, self._allocate)
+        self._ring = Ring(dataset.fixed, self._depth + 1, self._allocate)
         if choice.way == "block":
-            held = {name: one for name, one in dataset.fields.items() if name not in kept_fields(dataset)}
+            held = {name: one for name, one in dataset.fixed.items() if name not in kept_fields(dataset)}
             block = self._block or default_block(dataset)
             self._pool = Pool(held, len(dataset), block, choice.pool_bytes) if held else None
         self._crew = Crew(make, threads)
@@ -277,6 +277,8 @@ class Loader(Iterator[Loaded]):
                 return
             joined = self.dataset.checked(np.concatenate(ids) if len(ids) > 1 else ids[0])
             unit = Unit(joined, np.cumsum([len(one) for one in ids]).tolist())
+            if self.dataset.ragged:
+                unit.frames = [self.dataset.framer.frame(one) for one in unit.batches()]
             if self._pool is not None:
                 blocks = self._pool.plan(unit)
                 if blocks is None:

@@ -25,6 +25,7 @@ from hpcmass.data.cut import STRATEGIES, Codes, Cut, fractions_of, plan_cut
 from hpcmass.data.filters import Packing, check_packing
 from hpcmass.data.manifest import ChunkInfo, Field, Manifest, ShardInfo, write_manifest
 from hpcmass.data.pool import ProcessPool
+from hpcmass.data.ragged import Sizes
 from hpcmass.data.roles import TARGET_NAMES, resolve_roles
 from hpcmass.data.scatter import (
     Scatter,
@@ -36,7 +37,8 @@ from hpcmass.data.scatter import (
 )
 from hpcmass.data.shardfile import create_shard
 from hpcmass.data.sources import Progress, Source, Unread, open_source
-from hpcmass.data.stats import FieldStats, is_countable
+from hpcmass.data.sources.base import sizes_of
+from hpcmass.data.stats import FieldStats, empty_stats, field_stats, is_countable
 from hpcmass.errors import DataError, StorageError
 from hpcmass.files import storage_errors
 
@@ -144,13 +146,27 @@ class _Plan:
         return list(dict.fromkeys(part.split for part in self.cut.parts))
 
     @property
-    def row_bytes(self) -> int:
-        return sum(one.row_bytes for one in self.fields)
+    def sizes(self) -> Sizes:
+        return sizes_of(self.source, self.fields)
 
     @property
-    def block_rows(self) -> int:
-        """Rows of a block: a function of the data alone, as the statistics are merged block by block."""
-        return int(min(max(1, BLOCK_BYTES // self.row_bytes), MAX_BLOCK_ROWS))
+    def data_bytes(self) -> int:
+        return self.sizes.before(self.source.n)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Blocks of samples: a function of the data alone, as the statistics are merged block by block."""
+        return self.sizes.blocks(0, BLOCK_BYTES, MAX_BLOCK_ROWS)
+
+    def values(self) -> dict[str, list[int]]:
+        """Of each ragged field the number of values in each part."""
+        found: dict[str, list[int]] = {}
+        for one in self.fields:
+            if one.ragged:
+                lengths, total = np.diff(self.source.offsets(one.name)), np.zeros(len(self.cut.parts), np.int64)
+                for start, stop in self.blocks():
+                    np.add.at(total, self.cut.part_of(start, stop), lengths[start:stop])
+                found[one.name] = total.tolist()
+        return found
 
 
 def _open(
@@ -204,14 +220,13 @@ def _plan(
     seed: int,
     label: str | None,
 ) -> _Plan:
-    row_bytes = sum(one.row_bytes for one in fields)
+    total_bytes = sizes_of(source, fields).before(source.n)
     codes = None if label is None else _codes(source.select([label]), label)
     if shards is None:
         # Checked before they are counted with: a NaN cannot be rounded.
         fractions = dict(zip(splits, fractions_of(splits), strict=True)) if splits else {"": Fraction(1)}
         wanted = {
-            name: max(1, round(source.n * fraction * row_bytes / SHARD_BYTES))
-            for name, fraction in fractions.items()
+            name: max(1, round(total_bytes * fraction / SHARD_BYTES)) for name, fraction in fractions.items()
         }
         shards = wanted if splits else wanted[""]
     cut = plan_cut(strategy, source.n, shards=shards, splits=splits, seed=seed, codes=codes)
@@ -229,7 +244,7 @@ def _codes(source: Source, label: str) -> Codes:
 def _workers(workers: int | None, plan: _Plan) -> int:
     if workers is not None:
         return workers
-    if plan.row_bytes * plan.source.n < 16 * BLOCK_BYTES and plan.source.kind != "images":
+    if plan.data_bytes < 16 * BLOCK_BYTES and plan.source.kind != "images":
         return 1
     return min(len(os.sched_getaffinity(0)), 4)
 
@@ -250,10 +265,12 @@ def _write(
         stats = _scatter_all(plan, scatter, pool, progress)
         scatter.close()
         chunks: list[dict[str, ChunkInfo]] = [{} for _ in sizes]
+        places = scatter.offsets
         if packing is not None:
-            parts = zip(scatter.paths, plan.cut.parts, scatter.offsets, strict=True)
-            tasks = ((path, plan.fields, part.samples, at, packing) for path, part, at in parts)
-            chunks = list(pool.map(compress_shard, tasks))
+            parts = zip(scatter.paths, plan.cut.parts, scatter.offsets, scatter.values, strict=True)
+            tasks = ((path, plan.fields, part.samples, at, packing, many) for path, part, at, many in parts)
+            packed = list(pool.map(compress_shard, tasks))
+            chunks, places = [one[0] for one in packed], [one[1] for one in packed]
             sizes = [path.stat().st_size for path in scatter.paths]
             total = sum(sizes)
         tell = _adder("checksum", total, progress)
@@ -271,8 +288,9 @@ def _write(
                 part.samples,
                 sizes[index],
                 sums[index],
-                {} if chunks[index] else scatter.offsets[index],
+                places[index],
                 chunks[index],
+                scatter.values[index],
             )
             for index, part in enumerate(plan.cut.parts)
             if part.split == split
@@ -291,16 +309,18 @@ def _write(
 
 
 def _create_shards(plan: _Plan, folder: Path) -> tuple[Scatter, list[int]]:
-    scatter = Scatter(plan.source, plan.fields, [], [], [], frozenset())
+    scatter = Scatter(plan.source, plan.fields, [], [], [], frozenset(), [])
     scatter.countable = frozenset(one.name for one in plan.fields if is_countable(one) or one.classes)
-    sizes = []
-    for part in plan.cut.parts:
+    sizes, values = [], plan.values()
+    for number, part in enumerate(plan.cut.parts):
         home = _split_folder(folder, part.split)
         with storage_errors(home, "make the folder"):
             home.mkdir(exist_ok=True)
         path = home / f"shard-{part.number:05d}.h5"
-        size, offsets = create_shard(path, plan.fields, part.samples)
+        many = {name: of_parts[number] for name, of_parts in values.items()}
+        size, offsets = create_shard(path, plan.fields, part.samples, many)
         scatter.paths.append(path)
+        scatter.values.append(many)
         scatter.offsets.append(offsets)
         scatter.split_of_part.append(plan.splits.index(part.split))
         sizes.append(size)
@@ -311,18 +331,21 @@ def _scatter_all(
     plan: _Plan, scatter: Scatter, pool: ProcessPool, progress: Progress | None
 ) -> list[dict[str, FieldStats]]:
     """Write all blocks; statistics a split are merged in the order of the blocks."""
-    stats = [{one.name: FieldStats() for one in plan.fields} for _ in plan.splits]
+    stats = [empty_stats(plan.fields) for _ in plan.splits]
     tell = _adder("shard", plan.source.n, progress)
-    before = np.zeros(len(plan.cut.parts), np.int64)
+    ragged = {one.name: plan.source.offsets(one.name) for one in plan.fields if one.ragged}
+    before = {name: np.zeros(len(plan.cut.parts), np.int64) for name in ("", *ragged)}
     lengths = []
 
-    def blocks() -> Iterator[tuple[int, Any, Any]]:
-        nonlocal before
-        for start in range(0, plan.source.n, plan.block_rows):
-            part_of = plan.cut.part_of(start, min(start + plan.block_rows, plan.source.n))
+    def blocks() -> Iterator[tuple[int, Any, Any, Any]]:
+        for start, stop in plan.blocks():
+            part_of = plan.cut.part_of(start, stop)
             lengths.append(len(part_of))
-            yield start, part_of, before
-            before = before + np.bincount(part_of, minlength=len(before))
+            samples, values = before[""].copy(), {name: before[name].copy() for name in ragged}
+            yield start, part_of, samples, values
+            np.add.at(before[""], part_of, 1)
+            for name, offsets in ragged.items():
+                np.add.at(before[name], part_of, np.diff(offsets[start : stop + 1]))
 
     function: Callable[..., SplitStats] = write_in_worker if pool.parallel else scatter.write
     for number, of_block in enumerate(pool.map(function, blocks())):
@@ -345,8 +368,7 @@ def _finished_fields(plan: _Plan, stats: Sequence[Mapping[str, FieldStats]]) -> 
                 classes = [str(number) for number in range(max(known))]
         for number, by_field in enumerate(stats):
             shown = len(classes) if classes is not None and one.role == "target" else None
-            values = by_field[one.name].to_json(shown)
-            finished[number].append(replace(one, classes=classes, stats=values))
+            finished[number].append(replace(one, classes=classes, stats=field_stats(one, by_field, shown)))
     return [tuple(fields) for fields in finished]
 
 
@@ -385,7 +407,7 @@ def _split_folder(folder: Path, split: str | None) -> Path:
 
 
 def _check_space(folder: Path, plan: _Plan) -> None:
-    needed = plan.row_bytes * plan.source.n
+    needed = plan.data_bytes
     with storage_errors(folder, "look at the file system"):
         space = os.statvfs(folder)
     free = space.f_bavail * space.f_frsize

@@ -16,6 +16,7 @@ from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
 from hpcmass.data.reading.packed import chunk_columns, chunk_pools, compressed_fields, stored_bytes
+from hpcmass.data.reading.ragged import ShapedMaker
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
 
@@ -95,11 +96,11 @@ def facts_of(dataset: Dataset, *, blocks: bool = False, ask_cache: bool = False)
         ask_cache: Whether to ask the page cache too, which opens every shard.
     """
     systems = tuple(dict.fromkeys(file_system(folder) for folder in dict.fromkeys(dataset.folders)))
-    total = dataset.row_bytes * len(dataset)
+    total = dataset.manifest.data_bytes
     resident = None
     if ask_cache:
-        widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
-        resident = resident_share(dataset.extents(widest.name))
+        widest = max(dataset.stored, key=dataset.mean_bytes)
+        resident = resident_share(dataset.extents(widest))
     stored = stored_bytes(dataset) if compressed_fields(dataset) else None
     return Facts(systems, total, memory_left(), resident, blocks, os.cpu_count() or 1, stored)
 
@@ -152,31 +153,32 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         StorageError: A shard cannot be read.
     """
     packed = compressed_fields(dataset)
-    plain = [name for name in dataset.fields if name not in packed]
-    narrow = list(dataset.fields) if choice.way == "memory" else kept_fields(dataset)
+    plain = [name for name in dataset.fixed if name not in packed]
+    narrow = list(dataset.stored) if choice.way == "memory" else kept_fields(dataset)
     if choice.way == "map":
         narrow = [name for name in narrow if name in packed]
     kept = keep(dataset, narrow)
-    packed = [name for name in packed if name not in kept]
+    packed = [name for name in packed if name not in kept and name in dataset.fixed]
+    kept = {name: whole for name, whole in kept.items() if name in dataset.fixed}
     make: Callable[[], Reader]
     if choice.way == "map":
         rows = {name: dataset.rows(name) for name in [*plain, *kept]}
-        make = partial(MapReader, rows, dataset.extents(next(iter(dataset.fields))))
+        make = partial(MapReader, rows, dataset.extents(next(iter(dataset.stored))))
     else:
-        columns = {name: Column(dataset.extents(name), dataset.fields[name].row_bytes) for name in plain}
+        columns = {name: Column(dataset.extents(name), dataset.fixed[name].row_bytes) for name in plain}
         make = partial(PreadReader, columns, kept, advise=choice.way == "pread")
-    if not packed:
-        return make
-    chunks = chunk_columns(dataset, packed)
-    pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
-    maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
-    return BothMaker(make, chunks, maps, pools)
+    if packed:
+        chunks = chunk_columns(dataset, packed)
+        pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
+        maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
+        make = BothMaker(make, chunks, maps, pools)
+    return ShapedMaker(make, dataset) if dataset.ragged else make
 
 
 def kept_fields(dataset: Dataset) -> list[str]:
     """Names of the fields that are held in memory when nothing is mapped: labels and the like."""
     kept, left = [], KEPT_BYTES
-    for one in sorted(dataset.fields.values(), key=lambda one: one.row_bytes):
+    for one in sorted(dataset.fixed.values(), key=lambda one: one.row_bytes):
         size = one.row_bytes * len(dataset)
         if one.row_bytes <= _KEPT_ROW_BYTES and size <= left:
             kept.append(one.name)
@@ -195,17 +197,18 @@ def keep(dataset: Dataset, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     for name in names:
         if name in dataset.held:
             continue
-        one = dataset.fields[name]
-        whole = np.empty((len(dataset), *one.shape), one.numpy_dtype)
+        one = dataset.stored[name]
+        extents = dataset.extents(name)
+        whole = np.empty((sum(extent.rows for extent in extents), *one.shape), one.numpy_dtype)
         many = max(1, READ_BYTES // max(1, one.row_bytes))
         make: Callable[[], Reader]
         if name in packed:
             # Whole chunks, in the first shard at least.
-            steps = [extent.chunks.samples for extent in dataset.extents(name) if extent.chunks]
+            steps = [extent.chunks.samples for extent in extents if extent.chunks]
             many = -(-many // max(steps)) * max(steps)
             make = partial(ChunkReader, chunk_columns(dataset, [name]))
         else:
-            columns = {name: Column(dataset.extents(name), one.row_bytes)}
+            columns = {name: Column(extents, one.row_bytes)}
             make = partial(PreadReader, columns, {}, gap_bytes=BLOCK_BYTES)
         _fill(make, name, whole, many, threads=4 if name in packed else 1)
         dataset.held[name] = whole

@@ -85,6 +85,15 @@ class ChunkReader:
         for plain in self._plain.values():
             plain.close()
 
+    def decoded(self, column: ChunkColumn, layout: Layout, keys: Ids) -> Bytes:
+        """Chunks (distinct), decoded, shape (len(keys), layout.chunk_bytes): valid until the next call."""
+        size = len(keys) * layout.chunk_bytes
+        if self._scratch.nbytes < size:
+            self._scratch = np.empty(size, np.uint8)
+        out = self._scratch[:size].reshape(len(keys), layout.chunk_bytes)
+        self._chunks(column, layout, keys, out)
+        return out
+
     # -- which chunks -------------------------------------------------------------------------------------
     def _column(self, name: str, column: ChunkColumn, ids: Ids, out: Bytes) -> None:
         shards: Ids = np.searchsorted(column.ends, ids, side="right")
@@ -136,11 +145,7 @@ class ChunkReader:
         if whole:
             self._chunks(column, layout, keys, out.reshape(len(keys), layout.chunk_bytes))
             return
-        size = len(keys) * layout.chunk_bytes
-        if self._scratch.nbytes < size:
-            self._scratch = np.empty(size, np.uint8)
-        decoded = self._scratch[:size].reshape(len(keys), layout.chunk_bytes)
-        self._chunks(column, layout, keys, decoded)
+        decoded = self.decoded(column, layout, keys)
         np.take(decoded.reshape(-1, out.shape[1]), rows, axis=0, out=out, mode="clip")
 
     # -- decoded chunks -----------------------------------------------------------------------------------

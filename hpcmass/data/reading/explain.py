@@ -17,6 +17,8 @@ from hpcmass.data.orders import make_order
 from hpcmass.data.reader import Dataset
 from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
 from hpcmass.data.reading.packed import compressed_fields, stored_bytes
+from hpcmass.data.reading.ragged import ShapedReader
+from hpcmass.data.reading.rows import Reader
 
 _PROBES = 24
 _DECODED = 5
@@ -74,12 +76,12 @@ def explain(
     facts = facts_of(dataset, blocks=block is not None, ask_cache=True)
     loader = Loader(dataset, _plan(made, batch_size), read=read, block=block)
     choice = loader.choice
-    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
+    kept = {"map": [], "memory": list(dataset.stored)}.get(choice.way, kept_fields(dataset))
     packed = compressed_fields(dataset)
     if choice.way == "map":
         kept = [name for name in kept_fields(dataset) if name in packed]
     memory = _memory_rate(dataset, batch_size, choice)
-    if not set(packed) <= set(kept):
+    if dataset.ragged or not set(packed) <= set(kept):  # what it costs to put values in place is measured
         memory = min(memory, _decode_rate(dataset, choice, batch_size, block or default_block(dataset)))
     storage = (
         None
@@ -117,7 +119,7 @@ def _memory_rate(dataset: Dataset, batch_size: int, choice: Choice) -> float:
         began = time.perf_counter()
         np.copyto(target, source[low : low + size])
         best = max(best, size / max(time.perf_counter() - began, 1e-9))
-    widest = max(one.row_bytes for one in dataset.fields.values())
+    widest = max(dataset.mean_bytes(name) for name in dataset.stored)
     share = _OF_MEMCPY[choice.way][widest >= _WIDE_ROW_BYTES]
     return best * share * min(choice.threads, 2) / max(1, dataset.row_bytes)
 
@@ -132,17 +134,23 @@ def _decode_rate(dataset: Dataset, choice: Choice, batch_size: int, block: int) 
                 start = int(random.integers(0, max(1, len(dataset) - block + 1)))
                 ids = np.arange(start, min(start + block, len(dataset)), dtype=np.int64)
             else:
-                ids = random.integers(0, len(dataset), min(batch_size, len(dataset)))
-            out = {
-                name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()
-            }
-            reader.read(ids, out)
+                ids = random.integers(0, len(dataset), min(batch_size, len(dataset)), dtype=np.int64)
+            _read(reader, dataset, ids)
             began = time.perf_counter()
-            reader.read(ids, out)
+            _read(reader, dataset, ids)
             rates.append(len(ids) / max(time.perf_counter() - began, 1e-9))
     finally:
         reader.close()
     return statistics.median(rates) * min(choice.threads, os.cpu_count() or 1)
+
+
+def _read(reader: Reader, dataset: Dataset, ids: Ids) -> None:
+    """Samples into memory of their own."""
+    out = {name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in dataset.fixed.items()}
+    reader.read(ids, out)
+    if isinstance(reader, ShapedReader):
+        frame = dataset.framer.frame(ids)
+        reader.fill(frame, {name: np.empty(shape, dtype) for name, dtype, shape in frame.specs})
 
 
 def _layout(dataset: Dataset) -> str:
@@ -152,11 +160,12 @@ def _layout(dataset: Dataset) -> str:
         return "contiguous rows"
     chunks = {name: [shard.chunks[name] for shard in shards if name in shard.chunks] for name in packed}
     kinds = ", ".join(sorted({one.compression for found in chunks.values() for one in found}))
-    widest = max(packed, key=lambda name: dataset.fields[name].row_bytes)
+    widest = max(packed, key=dataset.mean_bytes)
     many = max(one.samples for one in chunks[widest])
-    size = many * dataset.fields[widest].row_bytes
+    size = many * dataset.stored[widest].row_bytes
     ratio = dataset.row_bytes * len(dataset) / max(1, stored_bytes(dataset))
-    return f"chunks of {many} samples ({size} bytes) of {widest}, {kinds}, to 1/{ratio:.2f} of the bytes"
+    what = "values" if widest in dataset.ragged else "samples"
+    return f"chunks of {many} {what} ({size} bytes) of {widest}, {kinds}, to 1/{ratio:.2f} of the bytes"
 
 
 def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
@@ -165,11 +174,10 @@ def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
     many = block if choice.way == "block" else 1
     starts = np.random.default_rng(0).integers(0, max(1, len(dataset) - many + 1), _PROBES)
     try:
-        out = {name: np.empty((many, *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()}
         seconds = []
         for start in starts.tolist():
             began = time.perf_counter()
-            reader.read(np.arange(start, start + many, dtype=np.int64), out)
+            _read(reader, dataset, np.arange(start, start + many, dtype=np.int64))
             seconds.append(time.perf_counter() - began)
     finally:
         reader.close()

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 def compressed_fields(dataset: Dataset) -> list[str]:
     """Names of the fields that are compressed, in one shard at least."""
     found = {name for shard in dataset.manifest.shards for name in shard.chunks}
-    return [name for name in dataset.fields if name in found]
+    return [name for name in dataset.stored if name in found]
 
 
 def stored_bytes(dataset: Dataset) -> int:
     """Bytes that the samples take in the shards: compressed chunks, and rows that are not compressed."""
     total = 0
     for shard in dataset.manifest.shards:
-        for name, one in dataset.fields.items():
+        for name, one in dataset.stored.items():
             chunks = shard.chunks.get(name)
-            total += chunks.bytes if chunks else shard.samples * one.row_bytes
+            total += chunks.bytes if chunks else shard.rows(one) * one.row_bytes
     return total
 
 
@@ -37,7 +37,7 @@ def chunk_columns(dataset: Dataset, names: Sequence[str]) -> dict[str, ChunkColu
     """The chunks of compressed fields; what was read of their tables is kept by the dataset."""
     for name in names:
         if name not in dataset.columns:
-            dataset.columns[name] = ChunkColumn(dataset.fields[name], dataset.extents(name))
+            dataset.columns[name] = ChunkColumn(dataset.stored[name], dataset.extents(name))
     return {name: dataset.columns[name] for name in names}
 
 

@@ -102,7 +102,7 @@ class Watched:
 
 
 class Files:
-    """Open shards, whose sizes are looked at again now and then: a reader's own."""
+    """Open shards, whose sizes are looked at again now and then: a reader's own, closed with it."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, tuple[int, float]] = OrderedDict()  # handle, when it was looked at
@@ -148,6 +148,9 @@ class Files:
         """Close all."""
         while self._open:
             os.close(self._open.popitem()[1][0])
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class MapReader:

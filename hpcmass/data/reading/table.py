@@ -124,8 +124,9 @@ class ChunkColumn:
         assert extent.chunks is not None
         low = number * extent.chunks.samples
         high = min(low + extent.chunks.samples, extent.rows) - 1
+        what = "values" if self.one.ragged else "samples"
         return CorruptError(
-            f"field {self.one.name}, chunk {number} (samples {low} … {high} of the shard) {why}",
+            f"field {self.one.name}, chunk {number} ({what} {low} … {high} of the shard) {why}",
             where=extent.path,
             hint="copy the dataset again, or make it again with `hpcmass shard`",
         )

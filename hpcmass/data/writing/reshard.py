@@ -58,8 +58,8 @@ def reshard(
     if newest_manifest(folder) is not None:
         sweep(folder)
         raise AlreadyExists("holds a dataset already", where=folder, hint="name another folder", complete=True)
-    fields = dataset.manifest.fields
-    sizes = even_sizes(len(dataset), shards, fields) if shard_samples is None else shard_samples
+    whole = dataset.manifest.data_bytes
+    sizes = even_sizes(len(dataset), shards, whole) if shard_samples is None else shard_samples
     try:
         writer = _writer(dataset, folder, sizes)
     except DataError as error:
@@ -72,10 +72,8 @@ def reshard(
     with writer:
         if writer.resumed_samples and note:
             note(f"goes on where it was interrupted: {writer.resumed_samples} samples are there")
-        rows = max(1, _BLOCK_BYTES // dataset.row_bytes)
-        for start in range(writer.samples, len(dataset), rows):
-            stop = min(start + rows, len(dataset))
-            writer.write_batch(dataset.batch(np.arange(start, stop, dtype=np.int64)))
+        for start, stop in dataset.sizes().blocks(writer.samples, _BLOCK_BYTES, len(dataset)):
+            writer.write_batch(dataset.raw(np.arange(start, stop, dtype=np.int64)))
             if progress:
                 progress("shard", stop, len(dataset))
     assert writer.manifest is not None
@@ -89,7 +87,7 @@ def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int]) -> Shard
     }
     return ShardWriter(
         folder,
-        {one.name: (one.dtype, one.shape) for one in manifest.fields},
+        {one.name: (one.dtype, (None, *one.shape) if one.ragged else one.shape) for one in manifest.fields},
         inputs=roles["input"],
         targets=roles["target"],
         meta=roles["meta"],
