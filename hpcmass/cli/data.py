@@ -107,7 +107,8 @@ def verify(dataset: str) -> None:
     help="The order to read in.",
 )  # fmt: skip
 @click.option(
-    "--read", type=click.Choice(["auto", "map", "pread", "block", "memory"]), default="auto", show_default=True,
+    "--read", type=click.Choice(["auto", "map", "pread", "block", "direct", "memory"]), default="auto",
+    show_default=True,
     help="A way of reading to try instead of the one that fits.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

@@ -45,7 +45,7 @@ class DataTable(Table):
         "auto", description="check the shards' checksums at a run's start; auto: up to 1 GiB"
     )
     seed: int = Field(0, ge=0, description="seed of the sample order")
-    read: Literal["auto", "map", "pread", "block", "memory"] = Field(
+    read: Literal["auto", "map", "pread", "block", "direct", "memory"] = Field(
         "auto", description="how samples are read; auto: by file system and memory of each node"
     )
     stage: bool = Field(

@@ -23,6 +23,7 @@ from hpcmass.data.order import Ids, rank_slice
 from hpcmass.data.reader import Batch, Dataset
 from hpcmass.data.reading.choose import (
     POOL_BYTES,
+    POOLED,
     Choice,
     choose,
     facts_of,
@@ -127,13 +128,13 @@ class Loader(Iterator[Loaded]):
         Args:
             dataset: What is read.
             plan: Sample numbers batch by batch: a `Plan`, a list, a generator; taken a little ahead.
-            read: `auto`, `map`, `pread`, `block` or `memory`: see `hpcmass.data.reading.choose`.
+            read: `auto`, `map`, `pread`, `block`, `direct` or `memory`: see `hpcmass.data.reading.choose`.
             keep: For how many further requests a batch stays valid.
             depth: Units (several batches) read ahead; default: one more than there are threads.
             threads: Reading threads; default: what suits the way of reading.
             unit_bytes: Bytes that a thread reads at once, in whole batches; default: what suits.
             block: Samples a block, where the plan's order takes blocks of neighbouring samples together.
-            pool_bytes: What the blocks held by the way `block` may take together.
+            pool_bytes: What the blocks held by the ways `block` and `direct` may take together.
             allocate: Makes a buffer of so many bytes (pinned memory, say): a uint8 array.
             each: Called on a reading thread as each(number, ids, arrays) for each batch that was read; may
                 change the arrays' values.
@@ -242,7 +243,7 @@ class Loader(Iterator[Loaded]):
         threads = threads or (choice.threads if self._each is None else max(choice.threads, min(_cores(), 8)))
         self._depth = depth or threads + 1
         self._ring = Ring(dataset.fixed, self._depth + 1, self._allocate)
-        if choice.way == "block":
+        if choice.way in POOLED:
             held = {name: one for name, one in dataset.fixed.items() if name not in kept_fields(dataset)}
             block = self._block or default_block(dataset)
             self._pool = Pool(held, len(dataset), block, choice.pool_bytes) if held else None

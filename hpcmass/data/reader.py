@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from hpcmass.data.manifest import Field, Manifest, ShardInfo, check_shards, read
 from hpcmass.data.mapping import Extent, Rows, open_rows
 from hpcmass.data.order import Ids, epoch_ids
 from hpcmass.data.ragged import OFFSET_BYTES, Sizes
-from hpcmass.data.reading.choose import keep, kept_fields
-from hpcmass.data.reading.packed import ChunkRows, HeldRows, compressed_fields
+from hpcmass.data.reading.choose import batch_maker, keep
 from hpcmass.data.reading.ragged import Values, fill, gather, make_values, read_offsets
+from hpcmass.data.reading.rows import Reader
 from hpcmass.data.reading.table import ChunkColumn
 from hpcmass.data.shaping import Framer, Shape, fields_of, resolve
 from hpcmass.data.stats import merge_json
@@ -84,7 +84,8 @@ class Dataset:
         self._asked = dict(shapes or {})
         self._offsets: dict[str, Ids] = {}
         self._framer: Framer | None = None
-        self._own = threading.local()
+        self._own = threading.local()  # readers, a thread's own
+        self._maker: Callable[[], Reader] | None = None
         self.folders = list(folders)  # one a shard
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
@@ -168,7 +169,7 @@ class Dataset:
             DataError: A sample is longer than its row may be.
         """
         wanted = self.checked(ids)
-        batch = {name: self.rows(name).gather(wanted) for name in self.fixed}
+        batch = self._fixed_rows(wanted)
         if not self.ragged:
             return batch
         frame = self.framer.frame(wanted)
@@ -179,15 +180,12 @@ class Dataset:
     def raw(self, ids: npt.ArrayLike) -> dict[str, Any]:
         """The same samples as they are stored: of a ragged field a `Ragged`, neither padded nor packed."""
         wanted = self.checked(ids)
-        found: dict[str, Any] = {}
-        for name, one in self.stored.items():
-            if name in self.fixed:
-                found[name] = self.rows(name).gather(wanted)
-            else:
-                offsets = self.offsets(name)
-                starts = offsets[wanted]
-                found[name] = gather(one, self._values()[name], starts, offsets[wanted + 1] - starts)
-        return found
+        found: dict[str, Any] = {**self._fixed_rows(wanted)}
+        for name, one in self.ragged.items():
+            offsets = self.offsets(name)
+            starts = offsets[wanted]
+            found[name] = gather(one, self._values()[name], starts, offsets[wanted + 1] - starts)
+        return {name: found[name] for name in self.stored}
 
     def shaped(self, shapes: Mapping[str, Shape], *, alone: bool = False) -> Dataset:
         """The same dataset with other batches of ragged fields.
@@ -243,6 +241,17 @@ class Dataset:
             return one.row_bytes
         values = sum(shard.rows(one) for shard in self.manifest.shards)
         return -(-values * one.row_bytes // max(1, self.manifest.samples))
+
+    def _fixed_rows(self, ids: Ids) -> Batch:
+        """The fields whose samples are of one size."""
+        out = {name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in self.fixed.items()}
+        if not hasattr(self._own, "fixed"):
+            if self._maker is None:
+                self._maker = batch_maker(self)
+            self._own.fixed = self._maker()
+        if out:
+            self._own.fixed.read(ids, out)
+        return out
 
     def _values(self) -> dict[str, Values]:
         """A reader of ragged fields, this thread's."""
@@ -319,18 +328,11 @@ class Dataset:
         ]
 
     def rows(self, name: str) -> Rows:
-        """The rows of a field, mapped; compressed ones are decoded, narrow ones once and for all."""
-        rows = self._rows.get(name)
-        if rows is None:
+        """The rows of a field that is not compressed, mapped."""
+        if name not in self._rows:
             one = self.fixed[name]
-            if name not in compressed_fields(self):
-                rows = open_rows(self.extents(name), one.numpy_dtype, one.shape)
-            elif name in self.held or name in kept_fields(self):
-                rows = HeldRows(self.whole(name))
-            else:
-                rows = ChunkRows(self, name)
-            self._rows[name] = rows
-        return rows
+            self._rows[name] = open_rows(self.extents(name), one.numpy_dtype, one.shape)
+        return self._rows[name]
 
     def whole(self, name: str) -> npt.NDArray[Any]:
         """All of a field, (n, *field.shape), read into memory and held there.

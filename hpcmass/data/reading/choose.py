@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
+from hpcmass.data.reading.files import DirectFiles, Files, open_files
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
-from hpcmass.data.reading.packed import chunk_columns, chunk_pools, compressed_fields, stored_bytes
+from hpcmass.data.reading.packed import HeldRows, chunk_columns, chunk_pools, compressed_fields, stored_bytes
 from hpcmass.data.reading.ragged import ShapedMaker
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
@@ -23,14 +24,14 @@ from hpcmass.errors import DataError
 if TYPE_CHECKING:
     from hpcmass.data.reader import Dataset
 
-Way = Literal["map", "pread", "block", "memory"]
-WAYS = ("auto", "map", "pread", "block", "memory")
+Way = Literal["map", "pread", "block", "direct", "memory"]
+WAYS = ("auto", "map", "pread", "block", "direct", "memory")
+POOLED = ("block", "direct")  # ways that read blocks into a pool
 
 KEPT_BYTES = 64 << 20  # fields of narrow rows that are held in memory rather than read row by row, together
 _KEPT_ROW_BYTES = 64
 POOL_BYTES = 256 << 20
 _UNIT_BYTES = 4 << 20
-_MAPPED_SHARDS = 256  # compressed ones, each of which costs an open file while it is mapped
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Choice:
     """How a dataset is read.
 
     Attributes:
-        way: `map`, `pread`, `block` or `memory`.
+        way: `map`, `pread`, `block`, `direct` or `memory`.
         why: One sentence.
         threads: Reading threads.
         unit_bytes: Bytes that a thread reads at once.
@@ -126,13 +127,15 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
     elif not local:
         way = "block" if facts.blocks else "pread"
         why = f"{names} may be shared: a shard that changes must be an error, which it cannot be when mapped"
-    elif packed and facts.blocks:
+    elif packed and facts.blocks and facts.fits:
         way, why = "block", "it is compressed: the chunks of a block are decoded once for all samples in it"
     elif facts.fits:
         way, why = "map", f"{names} belongs to this node, and its memory can hold the data"
+    elif facts.blocks:
+        way = "direct"
+        why = f"the data is larger than the memory at hand: blocks are read past the page cache of {names}"
     else:
-        way = "block" if facts.blocks else "pread"
-        why = f"the data is larger than the memory at hand, though {names} belongs to this node"
+        way, why = "pread", f"the data is larger than the memory at hand, though {names} belongs to this node"
     if way == "memory":
         return Choice("memory", why, max(1, min(2, cores)), _UNIT_BYTES)
     if way == "map":
@@ -142,6 +145,8 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
         )
     if way == "block":
         return Choice("block", why, 4, _UNIT_BYTES, pool_bytes)
+    if way == "direct":
+        return Choice("direct", why, 4, _UNIT_BYTES, pool_bytes)
     return Choice("pread", why, 4, _UNIT_BYTES, pool_bytes if packed else 0)
 
 
@@ -153,26 +158,55 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         StorageError: A shard cannot be read.
     """
     packed = compressed_fields(dataset)
-    plain = [name for name in dataset.fixed if name not in packed]
     narrow = list(dataset.stored) if choice.way == "memory" else kept_fields(dataset)
     if choice.way == "map":
         narrow = [name for name in narrow if name in packed]
-    kept = keep(dataset, narrow)
+    make = fixed_maker(dataset, choice, keep(dataset, narrow))
+    return ShapedMaker(make, dataset) if dataset.ragged else make
+
+
+def batch_maker(dataset: Dataset) -> Callable[[], Reader]:
+    """What makes a reader of the fixed fields for `Dataset.batch`: nothing is read ahead, little is held.
+
+    Shards that are this node's own are mapped, others read: one that changes must be an error there.
+
+    Raises:
+        CorruptError: A shard has another size than the manifest says.
+        StorageError: A shard cannot be read.
+    """
+    local = all(file_system(folder).local for folder in dict.fromkeys(dataset.folders))
+    packed = compressed_fields(dataset)
+    kept = keep(dataset, [name for name in kept_fields(dataset) if name in packed])
+    return fixed_maker(dataset, Choice("map" if local else "pread", "", 1, _UNIT_BYTES), kept)
+
+
+def fixed_maker(dataset: Dataset, choice: Choice, kept: Mapping[str, npt.NDArray[Any]]) -> Callable[[], Reader]:
+    """What makes a reader of the fields whose samples are of one size.
+
+    Args:
+        dataset: The dataset.
+        choice: How it is read.
+        kept: Fields that are held in memory.
+    """
+    packed = compressed_fields(dataset)
+    plain = [name for name in dataset.fixed if name not in packed]
     packed = [name for name in packed if name not in kept and name in dataset.fixed]
     kept = {name: whole for name, whole in kept.items() if name in dataset.fixed}
+    files = DirectFiles if choice.way == "direct" else Files
     make: Callable[[], Reader]
     if choice.way == "map":
-        rows = {name: dataset.rows(name) for name in [*plain, *kept]}
+        rows = {name: dataset.rows(name) for name in plain} | {n: HeldRows(one) for n, one in kept.items()}
         make = partial(MapReader, rows, dataset.extents(next(iter(dataset.stored))))
     else:
         columns = {name: Column(dataset.extents(name), dataset.fixed[name].row_bytes) for name in plain}
-        make = partial(PreadReader, columns, kept, advise=choice.way == "pread")
-    if packed:
-        chunks = chunk_columns(dataset, packed)
-        pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
-        maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
-        make = BothMaker(make, chunks, maps, pools)
-    return ShapedMaker(make, dataset) if dataset.ragged else make
+        make = partial(PreadReader, columns, kept, advise=choice.way == "pread", files=files)
+    if not packed:
+        return make
+    chunks = chunk_columns(dataset, packed)
+    pools = {} if choice.way in POOLED else chunk_pools(dataset, chunks, choice.pool_bytes)
+    # A compressed shard costs an open file while it is mapped.
+    maps = Maps() if choice.way == "map" and len(dataset.folders) <= open_files() else None
+    return BothMaker(make, chunks, maps, pools, files)
 
 
 def kept_fields(dataset: Dataset) -> list[str]:

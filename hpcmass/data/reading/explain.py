@@ -15,7 +15,7 @@ from hpcmass.data.loader import Loader, Plan, default_block
 from hpcmass.data.order import Ids, Order
 from hpcmass.data.orders import make_order
 from hpcmass.data.reader import Dataset
-from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
+from hpcmass.data.reading.choose import POOLED, Choice, Facts, facts_of, kept_fields, reader_maker
 from hpcmass.data.reading.packed import compressed_fields, stored_bytes
 from hpcmass.data.reading.ragged import ShapedReader
 from hpcmass.data.reading.rows import Reader
@@ -24,7 +24,13 @@ _PROBES = 24
 _DECODED = 5
 # Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
 # wait for memory, and preadv has its price a row.
-_OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8), "memory": (0.75, 0.95)}
+_OF_MEMCPY = {
+    "map": (0.7, 0.95),
+    "pread": (0.1, 0.9),
+    "block": (0.6, 0.8),
+    "direct": (0.6, 0.8),
+    "memory": (0.75, 0.95),
+}
 _WIDE_ROW_BYTES = 16 << 10
 
 
@@ -130,7 +136,7 @@ def _decode_rate(dataset: Dataset, choice: Choice, batch_size: int, block: int) 
     random, rates = np.random.default_rng(1), []
     try:
         for _ in range(_DECODED):
-            if choice.way == "block":
+            if choice.way in POOLED:
                 start = int(random.integers(0, max(1, len(dataset) - block + 1)))
                 ids = np.arange(start, min(start + block, len(dataset)), dtype=np.int64)
             else:
@@ -171,7 +177,7 @@ def _layout(dataset: Dataset) -> str:
 def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
     """Samples a second from a few reads as the way makes them: single rows, or whole blocks."""
     reader = reader_maker(dataset, choice)()
-    many = block if choice.way == "block" else 1
+    many = block if choice.way in POOLED else 1
     starts = np.random.default_rng(0).integers(0, max(1, len(dataset) - many + 1), _PROBES)
     try:
         seconds = []
@@ -195,7 +201,7 @@ def sentences(found: Explained, dataset: Dataset, batch_size: int) -> dict[str, 
     memory = "unknown" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e9:.1f} GB"
     cached = "the file system does not say" if facts.resident is None else f"{facts.resident:.0%} of the pages"
     held = f", {', '.join(found.kept)} held whole" if found.kept else ""
-    what = "blocks" if choice.way == "block" else "decoded chunks"
+    what = "blocks" if choice.way in POOLED else "decoded chunks"
     pool = f"; a pool of {choice.pool_bytes / 1e6:.0f} MB of {what}" if choice.pool_bytes else ""
     limit = "memory" if set(compressed_fields(dataset)) <= set(found.kept) else "decoding"
     if found.storage_rate is not None and found.storage_rate <= found.memory_rate:

@@ -1,8 +1,7 @@
-"""What a dataset has compressed, and its rows for `Dataset.batch`: decoded when asked for, or held whole."""
+"""What a dataset has compressed, where its chunks lie, and rows that are held whole."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.mapping import Ids, Rows
-from hpcmass.data.reading.chunks import ChunkReader
 from hpcmass.data.reading.table import ChunkColumn, ChunkPool
 
 if TYPE_CHECKING:
@@ -51,22 +49,6 @@ def chunk_pools(dataset: Dataset, columns: Mapping[str, ChunkColumn], pool_bytes
         if len(column.layouts) == 1 and share >= column.layouts[0].chunk_bytes:
             pools[name] = ChunkPool(int(column.last[-1]), column.layouts[0].chunk_bytes, share)
     return pools
-
-
-class ChunkRows(Rows):
-    """Rows decoded when they are asked for; every thread has a reader of its own."""
-
-    def __init__(self, dataset: Dataset, name: str) -> None:
-        one = dataset.fields[name]
-        self.dtype, self.shape = one.numpy_dtype, one.shape
-        self._name, self._columns = name, chunk_columns(dataset, [name])
-        self._own = threading.local()
-
-    def gather_into(self, ids: Ids, out: npt.NDArray[Any]) -> None:
-        """See `Rows`."""
-        if not hasattr(self._own, "reader"):
-            self._own.reader = ChunkReader(self._columns)
-        self._own.reader.read(ids, {self._name: out})
 
 
 class HeldRows(Rows):

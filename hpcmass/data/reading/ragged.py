@@ -16,8 +16,9 @@ import numpy.typing as npt
 from hpcmass.data.mapping import open_checked
 from hpcmass.data.ragged import Ids, Ragged, spread, wrong_offsets
 from hpcmass.data.reading.chunks import ChunkReader
+from hpcmass.data.reading.files import Files, fill_slowly
 from hpcmass.data.reading.packed import chunk_columns, compressed_fields
-from hpcmass.data.reading.rows import READ_BYTES, Arrays, Column, Files, Reader, fill_slowly
+from hpcmass.data.reading.rows import READ_BYTES, Arrays, Column, Reader
 from hpcmass.data.reading.table import ChunkColumn
 from hpcmass.data.shaping import Frame
 from hpcmass.errors import CorruptError

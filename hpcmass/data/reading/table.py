@@ -14,7 +14,7 @@ from hpcmass.data.filters import INDEX_DTYPE, parse_compression
 from hpcmass.data.manifest import Field
 from hpcmass.data.mapping import Extent, Ids
 from hpcmass.data.reading.decode import Bytes, Decoder, decoder_for
-from hpcmass.data.reading.rows import Files
+from hpcmass.data.reading.files import Files
 from hpcmass.errors import CorruptError
 
 

@@ -36,7 +36,7 @@ from hpcmass.data.reading.choose import Facts, choose
 from hpcmass.data.reading.filesystem import FileSystem
 from hpcmass.errors import CorruptError, DataError
 
-WAYS = ["map", "pread", "block", "memory"]
+WAYS = ["map", "pread", "block", "direct", "memory"]
 NAMES = ["bitshuffle-lz4", "gzip-1", "lzf", "zstd-2"]
 DTYPES = ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"]
 
@@ -306,7 +306,7 @@ def test_a_damaged_table_is_found_and_named(base: Path, tmp_path: Path, what: st
     assert not verify_dataset(folder).ok
 
 
-@pytest.mark.parametrize("way", ["map", "pread", "block"])
+@pytest.mark.parametrize("way", ["map", "pread", "block", "direct"])
 def test_a_shard_cut_off_within_an_epoch(base: Path, tmp_path: Path, way: str) -> None:
     folder = copy(base, "bitshuffle-lz4", tmp_path)
     dataset = open_dataset(folder)
