@@ -324,7 +324,7 @@ def _check_metrics(values: object, n: int, where: str) -> None:
             raise RecipeError(
                 f"metrics: {name!r} is {_describe(value)}, not a tensor of one value per sample ({n})",
                 where=where,
-                hint="do not average: hpcmass averages over all samples of all ranks; or give pairs of a sum and "
+                hint="do not average: hpcmass averages over all samples of all ranks; or give pairs, a sum and "
                 "of how many values it is",
             )
 
