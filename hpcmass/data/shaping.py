@@ -43,6 +43,12 @@ class Shape:
     longer: Literal["refuse", "cut"] = "refuse"
     alone: bool = False
 
+    def of_length(self, longest: int) -> Shape:
+        """The same, with a length where it has none: that which samples of this length come to."""
+        if self.length is not None:
+            return self
+        return replace(self, length=max(1, -(-longest // self.to_multiple)) * self.to_multiple, to_multiple=1)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, `alone` left out."""
         said = asdict(self)
@@ -51,7 +57,10 @@ class Shape:
 
 
 def resolve(stored: Mapping[str, Field], asked: Mapping[str, Shape]) -> dict[str, Shape]:
-    """What becomes of each ragged field: as asked; of the others as the others are, with their own fill.
+    """What becomes of each ragged field.
+
+    As asked; one that is not named is as a named one that has the same lengths, with a fill of its own (tags
+    beside the tokens that they are of); where samples are packed, all are.
 
     Raises:
         DataError: What is asked is of no ragged field, or contradicts itself; `where` names the key.
@@ -75,8 +84,11 @@ def resolve(stored: Mapping[str, Field], asked: Mapping[str, Shape]) -> dict[str
                 where=f"data.ragged.{name}",
                 hint="give all of them the same as, length and longer, or leave the others out",
             )
-    rest = replace(first, fill=None) if packed else Shape()
-    found = {name: asked.get(name, rest) for name in ragged}
+    found = {}
+    for name, one in ragged.items():
+        lengths = one.stats.get("lengths")
+        alike = (shape for other, shape in asked.items() if ragged[other].stats.get("lengths") == lengths)
+        found[name] = asked.get(name) or replace(first if packed else next(alike, Shape()), fill=None)
     for name, shape in found.items():
         batch_dtype(ragged[name], shape)
     return found
@@ -119,7 +131,7 @@ def fields_of(stored: Mapping[str, Field], shapes: Mapping[str, Shape]) -> dict[
     fields: dict[str, Field] = {}
     ragged = {name: one for name, one in stored.items() if one.ragged}
     for name, one in stored.items():
-        fields[name] = one
+        fields[name] = replace(one, dtype=batch_dtype(one, shapes[name]).name) if one.ragged else one
         role = "input" if one.role == "input" else "meta"
         if not one.ragged:
             continue
@@ -293,8 +305,8 @@ def _cut(name: str, lengths: Ids, shape: Shape, ids: Ids) -> Ids:
 def _padded(lengths: Ids, shape: Shape) -> tuple[Ids, int, int]:
     width = shape.length
     if width is None:
-        longest = max(1, int(lengths.max()) if len(lengths) else 0)
-        width = -(-longest // shape.to_multiple) * shape.to_multiple
+        width = shape.of_length(int(lengths.max()) if len(lengths) else 0).length
+        assert width is not None
     return np.arange(len(lengths), dtype=np.int64) * width, len(lengths), width
 
 
