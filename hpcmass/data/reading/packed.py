@@ -45,9 +45,10 @@ def chunk_pools(dataset: Dataset, columns: Mapping[str, ChunkColumn], pool_bytes
     pools = {}
     for name, column in columns.items():
         share = pool_bytes * dataset.fields[name].row_bytes // width
-        # Chunks of one size only: concatenated datasets may have several.
-        if len(column.layouts) == 1 and share >= column.layouts[0].chunk_bytes:
-            pools[name] = ChunkPool(int(column.last[-1]), column.layouts[0].chunk_bytes, share)
+        # Chunks of one size only (concatenated datasets may have several), beside shards that have none.
+        sizes = {layout.chunk_bytes for layout in column.layouts if layout.samples}
+        if len(sizes) == 1 and share >= max(sizes):
+            pools[name] = ChunkPool(int(column.last[-1]), max(sizes), share)
     return pools
 
 

@@ -175,9 +175,11 @@ def _new(
         if classes is None and is_countable(one) and counted is not None:
             classes = [str(number) for number in range(counted.size)]
         fields.append(_finished(replace(one, classes=classes), stats))
+    split = plan.source.get("split")
     return Manifest(
-        None, part["samples"], tuple(fields), tuple(infos), part["cut"], plan.source, created=time.time()
-    )
+        split if isinstance(split, str) else None, part["samples"], tuple(fields), tuple(infos), part["cut"],
+        plan.source, created=time.time(),
+    )  # fmt: skip
 
 
 def _longer(

@@ -141,6 +141,11 @@ def _check_shape(one: Field, values: npt.NDArray[Any], where: Path) -> None:
         )
 
 
+def _rounded(values: npt.NDArray[Any], want: np.dtype[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return values.astype(want)
+
+
 def _cast(one: Field, values: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]:
     """The values as the field's type, where none changes by more than a float's rounding."""
     have, want = values.dtype, one.numpy_dtype
@@ -155,7 +160,12 @@ def _cast(one: Field, values: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]
             raise DataError(
                 f"field {one.name} is {one.dtype}, and was given {have} values that do not fit", where=where
             )
-        values = values.astype(want)
+        cast = _rounded(values, want)
+        if want.kind == "f" and bool((np.isinf(cast) & np.isfinite(values)).any()):
+            raise DataError(
+                f"field {one.name} is {one.dtype}, and was given {have} values beyond its range", where=where
+            )
+        values = cast
     if one.classes is not None and values.size:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= len(one.classes):

@@ -20,7 +20,7 @@ from hpcmass.data.ragged import OFFSET_BYTES, Ids, Ragged
 from hpcmass.data.scatter import finish_shard
 from hpcmass.data.shardfile import create_shard
 from hpcmass.data.stats import empty_stats, is_countable, of_block
-from hpcmass.data.writing.shardout import BLOCK_BYTES, pwrite
+from hpcmass.data.writing.shardout import BLOCK_BYTES, pread, pwrite
 from hpcmass.data.writing.staging import Piece
 from hpcmass.files import fsync_dir, storage_errors
 
@@ -166,8 +166,8 @@ class RaggedShard:
     def _copy_out(self, one: Field, out: int, place: int) -> None:
         _, handle = self._spilt[one.name]
         for at in range(0, self._at[one.name], BLOCK_BYTES):
-            data = os.pread(handle, min(BLOCK_BYTES, self._at[one.name] - at), at)
-            pwrite(out, memoryview(data), place + at)
+            data = pread(handle, min(BLOCK_BYTES, self._at[one.name] - at), at)
+            pwrite(out, data, place + at)
 
     def _write_offsets(self, one: Field, out: int, place: int) -> None:
         end = np.zeros(1, np.int64)

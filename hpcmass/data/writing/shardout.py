@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ class OpenShard:
                 for one in self.fields:
                     for at in range(0, self.samples * one.row_bytes, BLOCK_BYTES):
                         length = min(BLOCK_BYTES, self.samples * one.row_bytes - at)
-                        data = memoryview(os.pread(self._handle, length, self._offsets[one.name] + at))
+                        data = pread(self._handle, length, self._offsets[one.name] + at)
                         pwrite(out, data, offsets[one.name] + at)
             except BaseException:
                 os.close(out)
@@ -128,3 +129,19 @@ def pwrite(handle: int, view: memoryview, place: int) -> None:
     while view:
         written = os.pwrite(handle, view, place)
         view, place = view[written:], place + written
+
+
+def pread(handle: int, length: int, place: int) -> memoryview:
+    """Read as many bytes from a place.
+
+    Raises:
+        OSError: The file ends before.
+    """
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        got = os.preadv(handle, [view], place)
+        if not got:
+            raise OSError(errno.EIO, "what was written just now is not there")
+        view, place = view[got:], place + got
+    return memoryview(data)

@@ -89,6 +89,7 @@ class ShardWriter:
         self._shard: OpenShard | RaggedShard | None = None
         self._limit = SHARD_BYTES if shard_samples is None else None  # of a shard with ragged fields
         self._closed = False
+        self._failed = ""
         self.rank, self.ranks = int(rank), int(ranks)
         self.manifest: Manifest | None = None
         if not 0 <= self.rank < self.ranks:
@@ -218,7 +219,7 @@ class ShardWriter:
 
         Raises:
             DataError: It does not fit the fields.
-            StorageError: The file system refused; what was finished before is safe.
+            StorageError: As `write_batch`.
         """
         ragged = {one.name for one in self.fields if one.ragged}
         self.write_batch(
@@ -234,8 +235,10 @@ class ShardWriter:
 
         Raises:
             DataError: It does not fit the fields; nothing of it is written.
-            StorageError: The file system refused; what was finished before is safe.
+            StorageError: The file system refused. What was finished before is safe; this writer has ended, and
+                a new one goes on from there.
         """
+        self._check_whole()
         if self._closed:
             raise DataError("the writer is closed", where=self._out)
         rows, count = as_rows(self.fields, batch, self._out)
@@ -245,6 +248,25 @@ class ShardWriter:
                 where=self._out,
                 hint="begin with sample number `resumed_samples` of this rank",
             )
+        try:
+            self._take(rows, count)
+        except BaseException as error:
+            # How much of it is in the shard is not known: were it gone on with, samples could be lost.
+            self._failed = str(error) or type(error).__name__
+            self.abandon()
+            raise
+
+    def _check_whole(self) -> None:
+        """Refuse to go on after an error."""
+        if self._failed:
+            raise StorageError(
+                f"this writer ended when its samples could not be written ({self._failed})",
+                where=self._out,
+                hint="open a new one: it goes on with sample number `resumed_samples` of this rank",
+                transient=True,
+            )
+
+    def _take(self, rows: Mapping[str, Any], count: int) -> None:
         at = 0
         while at < count:
             if self._shard is None:
@@ -283,8 +305,9 @@ class ShardWriter:
 
         Raises:
             DataError: No rank has written a sample.
-            StorageError: The file system refused; a new start goes on.
+            StorageError: The file system refused, now or before; a new start goes on.
         """
+        self._check_whole()
         if self._closed:
             return
         if self.manifest is None:
@@ -297,8 +320,10 @@ class ShardWriter:
                 self.abandon()
                 raise
             self._closed = True
-            self._lease.release()
-            self._publish_if_last()
+            try:
+                self._publish_if_last()
+            finally:
+                self._lease.release()  # not before: whoever has it may begin anew, and clear away
         self._closed = True
 
     def _publish_if_last(self) -> None:
