@@ -276,6 +276,10 @@ class Loader(Iterator[Loaded]):
             ids = self._next_batches()
             if not ids:
                 return
+            while self._pool is not None and len(ids) > 1 and self._pool.wide(np.concatenate(ids)):
+                half = len(ids) // 2
+                self._ahead.extendleft(reversed(ids[half:]))
+                del ids[half:]
             joined = self.dataset.checked(np.concatenate(ids) if len(ids) > 1 else ids[0])
             unit = Unit(joined, np.cumsum([len(one) for one in ids]).tolist())
             if self.dataset.ragged:

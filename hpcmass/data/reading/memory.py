@@ -123,16 +123,20 @@ class Pool:
         self._idle: OrderedDict[int, Block] = OrderedDict()  # blocks that no unit needs, longest unused first
         self.reads = 0
 
+    def wide(self, ids: Ids) -> bool:
+        """Whether samples lie in more blocks than half the pool holds: nothing would be read ahead of them."""
+        return len(np.unique(ids // self._block)) > self.places // 2
+
     def plan(self, unit: Unit) -> list[Block] | None:
         """Find places for the blocks that a unit needs.
 
-        A unit whose samples lie in more blocks than half the pool holds is left to be read row by row.
+        A unit whose samples lie in more blocks than the pool holds is left to be read row by row.
 
         Returns:
             Blocks that have to be read; None while there are too few places.
         """
         numbers, inverse = np.unique(unit.ids // self._block, return_inverse=True)
-        if len(numbers) > self.places // 2:
+        if len(numbers) > self.places:
             return []
         wanted = numbers.tolist()
         there = [self._blocks[number] for number in wanted if number in self._blocks]
