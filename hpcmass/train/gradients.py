@@ -174,7 +174,8 @@ class Gradients:
             whole = float(self._comm.allreduce_values(np.array([self._step.count]))[0])
             scale = self._step.samples / whole if whole else 1.0
             grads = [p.grad for p in self._task.model.parameters() if p.grad is not None]
-            torch._foreach_mul_(grads, scale)
+            if grads:
+                torch._foreach_mul_(grads, scale)
         self._add_losses({number: total * scale for number, total in self._step.totals.items()})
 
     def _add_losses(self, totals: Mapping[int, float]) -> None:

@@ -105,6 +105,12 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             raise DataError(f"data set {item.name} is a single value, without samples", where=path)
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        if h5py.check_vlen_dtype(item.dtype) is not None:
+            raise DataError(
+                f"data set {item.name} has a type of variable length",
+                where=path,
+                hint=f"write all values in one data set, and where each sample's begin as {name}{OFFSETS}",
+            )
         dtype = check_dtype(item.dtype, item.name, path)
         _check_filters(item, path)
         shape = tuple(item.shape[1:])

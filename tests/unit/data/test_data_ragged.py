@@ -265,6 +265,11 @@ def test_what_cannot_be_samples_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "o.npz", tokens=objects)
     with pytest.raises(DataError, match="Python objects"):
         shard(tmp_path / "o.npz", tmp_path / "out")
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("tokens", (2,), h5py.vlen_dtype("u2"))
+    with pytest.raises(DataError, match="type of variable length") as caught:
+        shard(tmp_path / "v.h5", tmp_path / "out")
+    assert "tokens.offsets" in str(caught.value.hint)
     for offsets, what in (
         ([1, 2], "begin with 1"), ([0, 3, 2, 5], "do not ascend: 2 follows 3"), ([0, 4], "end with 4"),
         ([0.0, 5.0], "float64"),

@@ -141,6 +141,20 @@ def test_validation_and_evaluation_are_means_over_tokens(root: Path) -> None:
         at += len(one)
 
 
+def test_metrics_may_be_sums(root: Path) -> None:
+    own = """
+def metrics(outputs, tags):
+    right = (outputs.argmax(1) == tags).sum()
+    return {"accuracy": (right, (tags != -100).sum()), "long": (tags != -100).sum(1) > 4}
+"""
+    found = [train(root, MODEL, "default"), train(root, MODEL + SUM + own, "own", accumulation=2)]
+    valid = [[record["accuracy"] for record in run.records("valid")] for run in found]
+    assert valid[0] == valid[1]
+    metrics = evaluate(load_bundle(found[1].model), open_dataset(root / "data" / "d"), batch_size=9).metrics
+    assert metrics["accuracy"].value == pytest.approx(valid[0][-1])
+    assert metrics["long"].value == np.mean([len(one) > 4 for one in samples()])
+
+
 def test_prediction_pads_all_batches_to_one_length_and_a_model_takes_any(root: Path) -> None:
     run = train(root, MODEL, data={"ragged": {"tokens": {"to_multiple": 4}}})
     model = load_bundle(run.model)
