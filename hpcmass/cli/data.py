@@ -46,7 +46,7 @@ def show(dataset: str, as_json: bool) -> None:
         table(
             [
                 (
-                    *(f.name, f.role, f.dtype, "x".join(map(str, f.shape)) or "scalar", *_statistics(f)),
+                    *(f.name, f.role, f.dtype, _shape(f), *_statistics(f)),
                     *([stored[f.name]] if stored else []),
                 )
                 for f in manifest.fields
@@ -63,8 +63,21 @@ def _stored(manifest: Manifest, field: Field) -> str:
     chunks = [shard.chunks[field.name] for shard in manifest.shards if field.name in shard.chunks]
     if not chunks:
         return "plain"
-    ratio = field.row_bytes * manifest.samples / max(1, sum(one.bytes for one in chunks))
+    ratio = (
+        field.row_bytes
+        * sum(one.rows(field) for one in manifest.shards)
+        / max(1, sum(one.bytes for one in chunks))
+    )
     return f"{chunks[0].compression}, {chunks[0].samples} a chunk, {ratio:.1f} to 1"
+
+
+def _shape(field: Field) -> str:
+    """Shape of a sample; of a ragged field with its lengths, such as `2…512 (37 in the mean)`."""
+    if not field.ragged:
+        return "x".join(map(str, field.shape)) or "scalar"
+    lengths = field.stats["lengths"]
+    said = f"{lengths['min']}…{lengths['max']} (mean {lengths['mean']:.4g})"
+    return " x ".join([said, *map(str, field.shape)])
 
 
 def _statistics(field: object) -> tuple[object, ...]:
@@ -94,7 +107,8 @@ def verify(dataset: str) -> None:
     help="The order to read in.",
 )  # fmt: skip
 @click.option(
-    "--read", type=click.Choice(["auto", "map", "pread", "block", "memory"]), default="auto", show_default=True,
+    "--read", type=click.Choice(["auto", "map", "pread", "block", "direct", "memory"]), default="auto",
+    show_default=True,
     help="A way of reading to try instead of the one that fits.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

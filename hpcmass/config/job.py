@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from hpcmass.config.resources import Resources
 from hpcmass.config.sweep import SweepTable
@@ -18,6 +18,39 @@ class BlockTable(Table):
     kib: int = Field(512, ge=1, description="KiB of a block in the widest field, at least: one read")
     window: int = Field(16, ge=1, description="blocks whose samples are shuffled together")
     lanes: int = Field(16, ge=1, description="windows that a global batch draws from")
+
+
+# `as` is a word of Python's, so it cannot be named in a class.
+_KIND: dict[str, Any] = {
+    "as": (Literal["pad", "pack"], Field("pad", description="a row a sample, or several in a row"))
+}
+_As: Any = create_model("_As", __base__=Table, **_KIND)
+
+
+class RaggedTable(_As):  # type: ignore[misc]
+    """`[data.ragged.NAME]`: what becomes of a field whose samples differ in length, in a batch."""
+
+    length: int | None = Field(None, ge=1, description="of a row; default: the batch's longest sample")
+    longer: Literal["refuse", "cut"] = Field("refuse", description="samples above `length`")
+    to_multiple: int = Field(1, ge=1, description="without `length`: the row is a multiple of this")
+    fill: float | None = Field(None, description="where no value is; default: 0, integer targets -100")
+
+    @property
+    def kind(self) -> Literal["pad", "pack"]:
+        """`as` of the table."""
+        kind: Literal["pad", "pack"] = getattr(self, "as")
+        return kind
+
+    @model_validator(mode="after")
+    def _of_length(self) -> RaggedTable:
+        if self.length is None:
+            if self.kind == "pack":
+                raise ValueError('as = "pack" needs the length of a row')
+            if self.longer != "refuse":
+                raise ValueError('longer = "cut" needs a length')
+        elif self.to_multiple != 1:
+            raise ValueError("give either a length or to_multiple")
+        return self
 
 
 class DataTable(Table):
@@ -39,11 +72,14 @@ class DataTable(Table):
         "auto", description="check the shards' checksums at a run's start; auto: up to 1 GiB"
     )
     seed: int = Field(0, ge=0, description="seed of the sample order")
-    read: Literal["auto", "map", "pread", "block", "memory"] = Field(
+    read: Literal["auto", "map", "pread", "block", "direct", "memory"] = Field(
         "auto", description="how samples are read; auto: by file system and memory of each node"
     )
     stage: bool = Field(
         False, description="copy the shards to each node's own disk first (the target's `scratch`)"
+    )
+    ragged: dict[str, RaggedTable] | None = Field(
+        None, description="fields whose samples differ in length, by name: padded or packed"
     )
     inputs: list[str] | None = Field(None, description="fields used as inputs; default: the manifest's role")
     targets: list[str] | None = Field(None, description="fields used as targets; default: the manifest's role")

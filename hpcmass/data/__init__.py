@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from hpcmass.data.manifest import Field, Manifest, ShardInfo, read_manifest, split_folders
     from hpcmass.data.order import Order, epoch_ids, rank_slice
     from hpcmass.data.orders import make_mix, make_order
+    from hpcmass.data.ragged import Ragged
     from hpcmass.data.reader import Dataset, Samples, concat, open_dataset
+    from hpcmass.data.shaping import Shape
     from hpcmass.data.sources import open_source
     from hpcmass.data.verify import VerifyReport, verify_dataset
     from hpcmass.data.write import shard
@@ -32,8 +34,10 @@ _WHERE = {
     "Manifest": "manifest",
     "Order": "order",
     "Plan": "loader",
+    "Ragged": "ragged",
     "STRATEGIES": "cut",
     "Samples": "reader",
+    "Shape": "shaping",
     "ShardInfo": "manifest",
     "ShardWriter": "writing.writer",
     "VerifyReport": "verify",
@@ -62,7 +66,9 @@ __all__ = [
     "Manifest",
     "Order",
     "Plan",
+    "Ragged",
     "Samples",
+    "Shape",
     "ShardInfo",
     "ShardWriter",
     "VerifyReport",

@@ -28,7 +28,7 @@ from hpcmass.data.filters import (
     set_filters,
 )
 from hpcmass.data.manifest import INDEX_GROUP, ChunkInfo, Field, ShardInfo
-from hpcmass.data.shardfile import system_error
+from hpcmass.data.shardfile import create_set, data_sets, system_error
 from hpcmass.errors import HpcmassError
 from hpcmass.files import storage_errors
 from hpcmass.files.publish import temporary_beside
@@ -43,7 +43,8 @@ def compress_shard(
     offsets: Mapping[str, int],
     packing: Packing,
     out: Path,
-) -> dict[str, ChunkInfo]:
+    values: Mapping[str, int] | None = None,
+) -> tuple[dict[str, ChunkInfo], dict[str, int]]:
     """Make a shard with compressed chunks out of a plain one, which stays.
 
     Args:
@@ -53,9 +54,11 @@ def compress_shard(
         offsets: Byte offset of each field's rows.
         packing: How it is to be compressed.
         out: The file that is made, or made anew.
+        values: Of each ragged field the number of its values.
 
     Returns:
-        What the manifest says of each field.
+        What the manifest says of each field; and the byte offsets of what stays as it is: the offsets of ragged
+        fields, and their values where there are none.
 
     Raises:
         DataError: A chunk would be too large, or a filter is missing.
@@ -63,19 +66,27 @@ def compress_shard(
     """
     compression = packing.compression
     part = temporary_beside(out)
-    found = {}
+    found, places = {}, {}
     try:
         with h5py.File(part, "w", libver=("earliest", "v108"), locking=False, rdcc_nbytes=0) as file:
             indexes = {}
-            for one in fields:
-                chunk = chunk_samples(one, samples, compression, packing.chunk_samples)
-                created = _create(file, one, samples, compression, chunk)
-                rows = np.memmap(path, one.numpy_dtype, "r", offsets[one.name], (samples, *one.shape))
+            plain = {one.offsets for one in fields if one.ragged}
+            for one, many in data_sets(fields, samples, values or {}):
+                if one.name in plain or not many:
+                    places[one.name] = create_set(file, one, many)
+                    if not many:
+                        continue
+                    created, chunk = file[one.name], many
+                else:
+                    chunk = chunk_samples(one, many, compression, packing.chunk_samples)
+                    created = _create(file, one, many, compression, chunk)
+                rows = np.memmap(path, one.numpy_dtype, "r", offsets[one.name], (many, *one.shape))
                 step = max(1, _AT_ONCE_BYTES // (chunk * one.row_bytes)) * chunk
-                for low in range(0, samples, step):
+                for low in range(0, many, step):
                     created[low : low + step] = rows[low : low + step]
                 del rows
-                indexes[one.name] = chunk, _index(created, chunk)
+                if one.name not in plain:
+                    indexes[one.name] = chunk, _index(created, chunk)
             group = file.create_group(INDEX_GROUP)
             for name, (chunk, index) in indexes.items():
                 place = _write_index(group, name, index)
@@ -89,7 +100,7 @@ def compress_shard(
             raise system_error(error) from error
     with storage_errors(out, "write the shard"):
         os.replace(part, out)
-    return found
+    return found, places
 
 
 def check_chunks(file: h5py.File, one: Field, shard: ShardInfo) -> str | None:

@@ -23,13 +23,13 @@ from hpcmass.data.order import Ids, rank_slice
 from hpcmass.data.reader import Batch, Dataset
 from hpcmass.data.reading.choose import (
     POOL_BYTES,
+    POOLED,
     Choice,
     choose,
     facts_of,
     kept_fields,
     reader_maker,
 )
-from hpcmass.data.reading.chunks import BothMaker
 from hpcmass.data.reading.crew import Crew, Each, Memory, Unit
 from hpcmass.data.reading.memory import Pool, Ring
 from hpcmass.data.reading.rows import BLOCK_BYTES
@@ -41,7 +41,7 @@ _IDS_AT_ONCE = 1 << 14
 
 
 class Loaded(NamedTuple):
-    """A batch: its sample numbers (b,), and an array a field, (b, *field.shape)."""
+    """A batch: its sample numbers (b,), and an array a field, (b, *field.shape), as of `Dataset.batch`."""
 
     ids: Ids
     arrays: Batch
@@ -128,13 +128,13 @@ class Loader(Iterator[Loaded]):
         Args:
             dataset: What is read.
             plan: Sample numbers batch by batch: a `Plan`, a list, a generator; taken a little ahead.
-            read: `auto`, `map`, `pread`, `block` or `memory`: see `hpcmass.data.reading.choose`.
+            read: `auto`, `map`, `pread`, `block`, `direct` or `memory`: see `hpcmass.data.reading.choose`.
             keep: For how many further requests a batch stays valid.
             depth: Units (several batches) read ahead; default: one more than there are threads.
             threads: Reading threads; default: what suits the way of reading.
             unit_bytes: Bytes that a thread reads at once, in whole batches; default: what suits.
             block: Samples a block, where the plan's order takes blocks of neighbouring samples together.
-            pool_bytes: What the blocks held by the way `block` may take together.
+            pool_bytes: What the blocks held by the ways `block` and `direct` may take together.
             allocate: Makes a buffer of so many bytes (pinned memory, say): a uint8 array.
             each: Called on a reading thread as each(number, ids, arrays) for each batch that was read; may
                 change the arrays' values.
@@ -225,8 +225,9 @@ class Loader(Iterator[Loaded]):
                 self._pool.release(unit)
         low = unit.ends[self._number - 1] if self._number else 0
         high = unit.ends[self._number]
+        batch = unit.batch(self._number)
         self._number += 1
-        return Loaded(unit.ids[low:high], {name: array[low:high] for name, array in unit.arrays.items()})
+        return Loaded(unit.ids[low:high], self.dataset.in_order(batch) if unit.frames else batch)
 
     def _begin(self) -> None:
         """Start threads; in a forked child: its own, which read again what the parent's were reading."""
@@ -238,12 +239,12 @@ class Loader(Iterator[Loaded]):
         for waiting in (self._pending, self._planned, self._used):
             waiting.clear()
         make = reader_maker(dataset, choice)
-        self._decoded_bytes = make.pool_bytes if isinstance(make, BothMaker) else 0
+        self._decoded_bytes = int(getattr(make, "pool_bytes", 0))
         threads = threads or (choice.threads if self._each is None else max(choice.threads, min(_cores(), 8)))
         self._depth = depth or threads + 1
-        self._ring = Ring(dataset.fields, self._depth + 1, self._allocate)
-        if choice.way == "block":
-            held = {name: one for name, one in dataset.fields.items() if name not in kept_fields(dataset)}
+        self._ring = Ring(dataset.fixed, self._depth + 1, self._allocate)
+        if choice.way in POOLED:
+            held = {name: one for name, one in dataset.fixed.items() if name not in kept_fields(dataset)}
             block = self._block or default_block(dataset)
             self._pool = Pool(held, len(dataset), block, choice.pool_bytes) if held else None
         self._crew = Crew(make, threads)
@@ -275,8 +276,14 @@ class Loader(Iterator[Loaded]):
             ids = self._next_batches()
             if not ids:
                 return
+            while self._pool is not None and len(ids) > 1 and self._pool.wide(np.concatenate(ids)):
+                half = len(ids) // 2
+                self._ahead.extendleft(reversed(ids[half:]))
+                del ids[half:]
             joined = self.dataset.checked(np.concatenate(ids) if len(ids) > 1 else ids[0])
             unit = Unit(joined, np.cumsum([len(one) for one in ids]).tolist())
+            if self.dataset.ragged:
+                unit.frames = [self.dataset.framer.frame(one) for one in unit.batches()]
             if self._pool is not None:
                 blocks = self._pool.plan(unit)
                 if blocks is None:

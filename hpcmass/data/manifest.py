@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcmass.data.ragged import OFFSET_BYTES, OFFSETS
 from hpcmass.errors import CorruptError, DataError, NameNotAllowed, NotFound
 from hpcmass.files import canonical_json, check_name, publish_json, read_json, sha256_bytes, storage_errors
 
-FORMAT = 2  # of manifests with compressed shards; those without are of format 1, as ever
+FORMAT = 3  # of manifests with ragged fields; 2 with compressed shards alone; the others are of 1, as ever
 INDEX_ENTRY_BYTES = 20  # a chunk in a shard's table of them
 INDEX_GROUP = "_chunks"  # in a shard: no field can have this name
 ROLES = ("input", "target", "meta")
@@ -37,6 +38,8 @@ class Field:
         role: `input`, `target` or `meta`.
         stats: Statistics over the split (count, min, max, mean, std, histogram; or class_counts).
         classes: Names of the classes 0, 1, … of a target, or None.
+        ragged: Whether a sample has any number of values; `shape` and `row_bytes` are then of one of them, and
+            `stats["lengths"]` is of the samples' lengths.
     """
 
     name: str
@@ -45,16 +48,29 @@ class Field:
     role: str = "input"
     stats: dict[str, Any] = field(default_factory=dict)
     classes: list[str] | None = None
+    ragged: bool = False
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample's value."""
+        """Bytes of one sample's value; of a ragged field of one of its values."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The type on disk."""
         return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def offsets(self) -> str:
+        """Name of a ragged field's offsets, a data set in each shard."""
+        return self.name + OFFSETS
+
+    def to_json(self) -> dict[str, Any]:
+        """The field as JSON values; what it has not is not there."""
+        entry = {**asdict(self), "shape": list(self.shape)}
+        if not self.ragged:
+            del entry["ragged"]
+        return entry
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,8 @@ class ChunkInfo:
 class ShardInfo:
     """One shard: its file, and where in the file the rows of each field begin (byte offsets).
 
-    A field is either in `offsets` (contiguous rows) or in `chunks` (compressed).
+    A field is either in `offsets` (contiguous rows) or in `chunks` (compressed). Of a ragged field the rows are
+    the values of all samples, whose number is in `values`; the place of its offsets is in `offsets`, always.
     """
 
     file: str
@@ -87,12 +104,18 @@ class ShardInfo:
     sha256: str
     offsets: dict[str, int]
     chunks: dict[str, ChunkInfo] = field(default_factory=dict)
+    values: dict[str, int] = field(default_factory=dict)
+
+    def rows(self, one: Field) -> int:
+        """Rows that a field has in it: its samples, or the values of a ragged field."""
+        return self.values[one.name] if one.ragged else self.samples
 
     def to_json(self) -> dict[str, Any]:
-        """The shard as JSON values; `chunks` only where there are some."""
+        """The shard as JSON values; `chunks` and `values` only where there are some."""
         entry = asdict(self)
-        if not self.chunks:
-            del entry["chunks"]
+        for key in ("chunks", "values"):
+            if not entry[key]:
+                del entry[key]
         return entry
 
 
@@ -114,6 +137,18 @@ class Manifest:
         """Whether some shard has compressed chunks."""
         return any(shard.chunks for shard in self.shards)
 
+    @property
+    def format(self) -> int:
+        """The least format that says all of it."""
+        if any(one.ragged for one in self.fields):
+            return FORMAT
+        return 2 if self.compressed else 1
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all samples, not compressed, offsets left out."""
+        return sum(shard.rows(one) * one.row_bytes for shard in self.shards for one in self.fields)
+
     def with_id(self) -> Manifest:
         """The same manifest with the id that its content has."""
         return replace(self, id=self.content_id())
@@ -127,12 +162,12 @@ class Manifest:
         """The manifest as JSON values."""
         fields = []
         for one in self.fields:
-            entry = {**asdict(one), "shape": list(one.shape)}
+            entry = one.to_json()
             if one.classes is None:
                 del entry["classes"]
             fields.append(entry)
         return {
-            "format": FORMAT if self.compressed else 1,
+            "format": self.format,
             "id": self.id,
             "split": self.split,
             "samples": self.samples,
@@ -278,6 +313,7 @@ def _parse_field(entry: dict[str, Any]) -> Field:
         role=entry["role"],
         stats=dict(entry["stats"]),
         classes=None if classes is None else [str(name) for name in classes],
+        ragged=bool(entry.get("ragged", False)),
     )
     if np.dtype(parsed.dtype).kind not in "biuf" or min(parsed.shape, default=1) < 1:
         raise ValueError(f"field {parsed.name}: {parsed.dtype} {parsed.shape}")
@@ -292,6 +328,7 @@ def _parse_shard(entry: dict[str, Any]) -> ShardInfo:
         sha256=str(entry["sha256"]),
         offsets={str(name): int(offset) for name, offset in entry["offsets"].items()},
         chunks={str(name): _parse_chunks(value) for name, value in entry.get("chunks", {}).items()},
+        values={str(name): int(many) for name, many in entry.get("values", {}).items()},
     )
 
 
@@ -303,16 +340,19 @@ def _check(manifest: Manifest, path: Path) -> None:
     """Refuse a manifest whose parts contradict each other, before anything is read at its offsets."""
     if sum(shard.samples for shard in manifest.shards) != manifest.samples:
         raise CorruptError("the shards' samples do not add up to `samples`", where=path)
+    names = {one.name for one in manifest.fields}
     for shard in manifest.shards:
         for one in manifest.fields:
-            offset = shard.offsets.get(one.name)
-            if one.name in shard.chunks and offset is None:
-                _check_chunks(shard, one.name, path)
-                continue
-            if shard.samples < 1 or offset is None or offset < 0:
-                raise CorruptError(f"{shard.file}: no place of field {one.name}", where=path)
-            if offset + shard.samples * one.row_bytes > shard.bytes:
-                raise CorruptError(f"{shard.file}: field {one.name} reaches past the file's end", where=path)
+            rows = shard.samples
+            if one.ragged:
+                rows = shard.values.get(one.name, -1)
+                if rows < 0 or one.offsets in names:
+                    raise CorruptError(f"{shard.file}: no place of field {one.name}", where=path)
+                _check_place(shard, one.offsets, (shard.samples + 1) * OFFSET_BYTES, path)
+            if one.name in shard.chunks and one.name not in shard.offsets:
+                _check_chunks(shard, one.name, rows, path)
+            else:
+                _check_place(shard, one.name, rows * one.row_bytes, path)
     if manifest.id != manifest.content_id():
         raise CorruptError(
             "the dataset id does not fit the manifest's content: it was changed by hand or damaged",
@@ -322,11 +362,19 @@ def _check(manifest: Manifest, path: Path) -> None:
         )
 
 
-def _check_chunks(shard: ShardInfo, name: str, path: Path) -> None:
+def _check_place(shard: ShardInfo, name: str, size: int, path: Path) -> None:
+    offset = shard.offsets.get(name)
+    if shard.samples < 1 or offset is None or offset < 0:
+        raise CorruptError(f"{shard.file}: no place of field {name}", where=path)
+    if offset + size > shard.bytes:
+        raise CorruptError(f"{shard.file}: field {name} reaches past the file's end", where=path)
+
+
+def _check_chunks(shard: ShardInfo, name: str, rows: int, path: Path) -> None:
     info = shard.chunks[name]
     if shard.samples < 1 or info.samples < 1 or info.index < 0:
         raise CorruptError(f"{shard.file}: no place of field {name}", where=path)
-    if info.index + -(-shard.samples // info.samples) * INDEX_ENTRY_BYTES > shard.bytes:
+    if info.index + -(-rows // info.samples) * INDEX_ENTRY_BYTES > shard.bytes:
         raise CorruptError(f"{shard.file}: the chunks of field {name} reach past the file's end", where=path)
 
 

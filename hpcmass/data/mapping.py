@@ -140,10 +140,10 @@ class SeparateRows(Rows):
             np.copyto(target[number], self._views[shard][row])
 
 
-def open_checked(extent: Extent) -> int:
+def open_checked(extent: Extent, flags: int = 0) -> int:
     """A file descriptor of a shard, whose size is checked: touching pages past its end would be a SIGBUS."""
     with storage_errors(extent.path, "read the shard"):
-        handle = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC | flags)
     found = os.fstat(handle).st_size
     if found != extent.file_bytes:
         os.close(handle)

@@ -192,7 +192,7 @@ def _simple(
 
 def _row_bytes(dataset: Dataset) -> int:
     """Bytes of a sample in its widest field: what one read of contiguous rows moves a sample."""
-    return max(one.row_bytes for one in dataset.fields.values())
+    return max(dataset.mean_bytes(name) for name in dataset.stored)
 
 
 def _block_bytes(dataset: Dataset, asked: int) -> int:
@@ -200,7 +200,7 @@ def _block_bytes(dataset: Dataset, asked: int) -> int:
 
     A chunk at the edge of two blocks is decoded for each of them.
     """
-    widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
+    widest = dataset.stored[max(dataset.stored, key=dataset.mean_bytes)]
     chunks = [shard.chunks[widest.name] for shard in dataset.manifest.shards if widest.name in shard.chunks]
     samples = max((one.samples for one in chunks), default=1)
     return asked if samples == 1 else max(asked, 4 * samples * widest.row_bytes)
@@ -212,7 +212,7 @@ def _class_field(dataset: Dataset, field: str | None) -> str:
     Raises:
         ConfigError: There is none, or not one only.
     """
-    whole = [name for name, one in dataset.fields.items() if one.numpy_dtype.kind in "biu" and not one.shape]
+    whole = [name for name, one in dataset.fixed.items() if one.numpy_dtype.kind in "biu" and not one.shape]
     if field is not None:
         if field in whole:
             return field

@@ -8,7 +8,8 @@ the shards when it first reads. Only numpy is needed: rows are found at the byte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ import numpy.typing as npt
 from hpcmass.data.manifest import Field, Manifest, ShardInfo, check_shards, read_manifest
 from hpcmass.data.mapping import Extent, Rows, open_rows
 from hpcmass.data.order import Ids, epoch_ids
-from hpcmass.data.reading.choose import keep, kept_fields
-from hpcmass.data.reading.packed import ChunkRows, HeldRows, compressed_fields
+from hpcmass.data.ragged import OFFSET_BYTES, Sizes
+from hpcmass.data.reading.choose import batch_maker, keep
+from hpcmass.data.reading.ragged import Values, fill, gather, make_values, read_offsets
+from hpcmass.data.reading.rows import Reader
 from hpcmass.data.reading.table import ChunkColumn
+from hpcmass.data.shaping import Framer, Shape, fields_of, resolve
 from hpcmass.data.stats import merge_json
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import canonical_json, sha256_bytes, sha256_file
@@ -59,16 +63,29 @@ class Dataset:
 
     Attributes:
         manifest: What the dataset holds. For a part or a concatenation, a manifest made for it.
-        fields: The fields by name.
-        row_bytes: Bytes of one sample, all fields together.
+        fields: The fields of batches by name: those that are stored, and what says how long ragged ones are.
+        stored: The fields of the manifest by name; `ragged` and `fixed` are some of them each.
+        shapes: What becomes of each ragged field in a batch.
+        row_bytes: Bytes of one sample, all fields together; of ragged ones those of a mean sample.
         held: Fields that a loader has read into memory as a whole; a process's own.
         columns: Where the chunks of compressed fields lie, as far as it was read; a process's own.
     """
 
-    def __init__(self, manifest: Manifest, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, manifest: Manifest, folders: Sequence[Path], shapes: Mapping[str, Shape] | None = None
+    ) -> None:
         self.manifest = manifest
-        self.fields: dict[str, Field] = {one.name: one for one in manifest.fields}
-        self.row_bytes = sum(one.row_bytes for one in manifest.fields)
+        self.stored: dict[str, Field] = {one.name: one for one in manifest.fields}
+        self.ragged = {name: one for name, one in self.stored.items() if one.ragged}
+        self.fixed = {name: one for name, one in self.stored.items() if not one.ragged}
+        self.shapes = resolve(self.stored, shapes or {})
+        self.fields: dict[str, Field] = fields_of(self.stored, self.shapes)
+        self.row_bytes = sum(self.mean_bytes(name) for name in self.stored)
+        self._asked = dict(shapes or {})
+        self._offsets: dict[str, Ids] = {}
+        self._framer: Framer | None = None
+        self._own = threading.local()  # readers, a thread's own
+        self._maker: Callable[[], Reader] | None = None
         self.folders = list(folders)  # one a shard
         self._ends = np.cumsum([shard.samples for shard in manifest.shards])
         self._rows: dict[str, Rows] = {}
@@ -115,15 +132,24 @@ class Dataset:
         return f"<Dataset {self._where()}: {len(self)} samples, {len(self.folders)} shards; {fields}>"
 
     def __getitem__(self, index: int) -> Batch:
-        """Sample `index` (negative: from the end); arrays without a sample axis."""
+        """Sample `index` (negative: from the end); arrays without a sample axis, ragged ones of its length."""
         number = int(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
-        batch = self.batch(np.array([number % len(self)], np.int64))
-        return {name: values[0, ...] for name, values in batch.items()}
+        batch = self.raw(np.array([number % len(self)], np.int64))
+        return {name: rows[0] if name in self.ragged else rows[0, ...] for name, rows in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Samples:
-        """Several samples read as one batch; what a torch `DataLoader` calls."""
+        """Several samples read as one batch; what a torch `DataLoader` calls.
+
+        Raises:
+            DataError: Samples are packed, so that a batch has no row for each of them.
+        """
+        if any(shape.kind == "pack" and not shape.alone for shape in self.shapes.values()):
+            raise DataError(
+                "packed batches cannot be taken apart sample by sample", where=self._where(),
+                hint="use hpcmass.data.Loader, or dataset.batch(ids)",
+            )  # fmt: skip
         return Samples(self.batch(np.asarray(indices, np.int64)), len(indices))
 
     def batch(self, ids: npt.ArrayLike) -> Batch:
@@ -133,14 +159,106 @@ class Dataset:
             ids: Sample numbers within 0 … n-1, shape (b,).
 
         Returns:
-            A C-contiguous copy a field, shape (b, *field.shape).
+            A C-contiguous copy a field, shape (b, *field.shape). A ragged field is padded, (b, length, *shape),
+            with its lengths (b,) as NAME_length; or packed, (rows, length, *shape), with NAME_segment and
+            NAME_position: see `shaped`.
 
         Raises:
             IndexError: A number is outside 0 … n-1.
             CorruptError: A shard has another size than the manifest says.
+            DataError: A sample is longer than its row may be.
         """
         wanted = self.checked(ids)
-        return {name: self.rows(name).gather(wanted) for name in self.fields}
+        batch = self._fixed_rows(wanted)
+        if not self.ragged:
+            return batch
+        frame = self.framer.frame(wanted)
+        shaped = {name: np.empty(shape, dtype) for name, dtype, shape in frame.specs}
+        fill(frame, self._values(), shaped)
+        return self.in_order(batch | shaped)
+
+    def raw(self, ids: npt.ArrayLike) -> dict[str, Any]:
+        """The same samples as they are stored: of a ragged field a `Ragged`, neither padded nor packed."""
+        wanted = self.checked(ids)
+        found: dict[str, Any] = {**self._fixed_rows(wanted)}
+        for name, one in self.ragged.items():
+            offsets = self.offsets(name)
+            starts = offsets[wanted]
+            found[name] = gather(one, self._values()[name], starts, offsets[wanted + 1] - starts)
+        return {name: found[name] for name in self.stored}
+
+    def shaped(self, shapes: Mapping[str, Shape], *, alone: bool = False) -> Dataset:
+        """The same dataset with other batches of ragged fields.
+
+        Args:
+            shapes: What becomes of each ragged field; of those not named: see `hpcmass.data.shaping.resolve`.
+            alone: A row a sample also where samples are packed.
+
+        Raises:
+            DataError: A name is none of a ragged field's, or settings contradict each other.
+        """
+        asked = {name: replace(one, alone=alone) for name, one in shapes.items()}
+        return Dataset(self.manifest, self.folders, asked)
+
+    def offsets(self, name: str) -> Ids:
+        """Where the values of each sample of a ragged field begin, and the end of the last one, (n + 1,).
+
+        Numbers of values in the order of the samples, over all shards; read once, and held: 8 bytes a sample.
+
+        Raises:
+            CorruptError: A shard's offsets are damaged; the message names it.
+        """
+        if name not in self._offsets:
+            self._offsets[name] = read_offsets(self, name)
+        return self._offsets[name]
+
+    @property
+    def framer(self) -> Framer:
+        """What lays out batches of ragged fields."""
+        if self._framer is None:
+            offsets = {name: self.offsets(name) for name in self.ragged}
+            self._framer = Framer(self.ragged, self.shapes, offsets)
+        return self._framer
+
+    def in_order(self, batch: Mapping[str, Any]) -> Batch:
+        """A batch with its fields in the order of `fields`."""
+        return {name: batch[name] for name in self.fields if name in batch}
+
+    def views(self, ids: Ids, batch: Batch) -> dict[str, Any]:
+        """The samples of a batch one by one, without the padding of ragged fields: see `Frame.samples`."""
+        return self.framer.frame(ids).samples(batch) if self.ragged else batch
+
+    def sizes(self) -> Sizes:
+        """How many bytes samples take, as they are written."""
+        fixed = sum(one.row_bytes for one in self.fixed.values())
+        ragged = [(self.offsets(name), one.row_bytes) for name, one in self.ragged.items()]
+        return Sizes(len(self), fixed + OFFSET_BYTES * len(ragged), ragged)
+
+    def mean_bytes(self, name: str) -> int:
+        """Bytes of a sample in a field that is stored; of a ragged field those of a mean sample, rounded up."""
+        one = self.stored[name]
+        if not one.ragged:
+            return one.row_bytes
+        values = sum(shard.rows(one) for shard in self.manifest.shards)
+        return -(-values * one.row_bytes // max(1, self.manifest.samples))
+
+    def _fixed_rows(self, ids: Ids) -> Batch:
+        """The fields whose samples are of one size."""
+        out = {name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in self.fixed.items()}
+        if not hasattr(self._own, "fixed"):
+            if self._maker is None:
+                self._maker = batch_maker(self)
+            self._own.fixed = self._maker()
+        if out:
+            self._own.fixed.read(ids, out)
+        return out
+
+    def _values(self) -> dict[str, Values]:
+        """A reader of ragged fields, this thread's."""
+        if not hasattr(self._own, "values"):
+            self._own.values = make_values(self)
+        values: dict[str, Values] = self._own.values
+        return values
 
     def batches(
         self, batch_size: int, *, order: str = "sequential", seed: int = 0, epoch: int = 0
@@ -186,41 +304,35 @@ class Dataset:
         manifest = replace(
             self.manifest, id=identity, shards=chosen, samples=sum(shard.samples for shard in chosen)
         )
-        return Dataset(manifest, [self.folders[number] for number in numbers])
+        return Dataset(manifest, [self.folders[number] for number in numbers], self._asked)
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps belong to a process.
-        return {"manifest": self.manifest, "folders": self.folders}
+        return {"manifest": self.manifest, "folders": self.folders, "shapes": self._asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["manifest"], state["folders"])  # type: ignore[misc]
+        self.__init__(state["manifest"], state["folders"], state["shapes"])  # type: ignore[misc]
 
     def extents(self, name: str) -> list[Extent]:
-        """Where the rows of a field lie, shard by shard."""
+        """Where the rows of a field lie, shard by shard; of a ragged field the values of its samples."""
+        one = self.stored[name]
         return [
             Extent(
                 folder / shard.file,
                 shard.bytes,
                 shard.offsets.get(name, 0),
-                shard.samples,
+                shard.rows(one),
                 shard.chunks.get(name),
             )
             for folder, shard in zip(self.folders, self.manifest.shards, strict=True)
         ]
 
     def rows(self, name: str) -> Rows:
-        """The rows of a field, mapped; compressed ones are decoded, narrow ones once and for all."""
-        rows = self._rows.get(name)
-        if rows is None:
-            one = self.fields[name]
-            if name not in compressed_fields(self):
-                rows = open_rows(self.extents(name), one.numpy_dtype, one.shape)
-            elif name in self.held or name in kept_fields(self):
-                rows = HeldRows(self.whole(name))
-            else:
-                rows = ChunkRows(self, name)
-            self._rows[name] = rows
-        return rows
+        """The rows of a field that is not compressed, mapped."""
+        if name not in self._rows:
+            one = self.fixed[name]
+            self._rows[name] = open_rows(self.extents(name), one.numpy_dtype, one.shape)
+        return self._rows[name]
 
     def whole(self, name: str) -> npt.NDArray[Any]:
         """All of a field, (n, *field.shape), read into memory and held there.
@@ -299,14 +411,9 @@ def concat(datasets: Sequence[Dataset]) -> Dataset:
     fields = list(first.manifest.fields)
     for other in datasets[1:]:
         for number, one in enumerate(fields):
-            theirs = other.fields.get(one.name)
-            same = theirs and (theirs.dtype, theirs.shape, theirs.role, theirs.classes) == (
-                one.dtype,
-                one.shape,
-                one.role,
-                one.classes,
-            )
-            if theirs is None or not same or len(other.fields) != len(fields):
+            theirs = other.stored.get(one.name)
+            same = theirs and replace(theirs, stats={}) == replace(one, stats={})
+            if theirs is None or not same or len(other.stored) != len(fields):
                 raise DataError(
                     f"has other fields than {first._where()} (see field {one.name})",
                     where=other._where(),
@@ -323,4 +430,4 @@ def concat(datasets: Sequence[Dataset]) -> Dataset:
         shards=tuple(shard for part in parts for shard in part.shards),
         cut={"strategy": "concat", "of": [part.id for part in parts]},
     )
-    return Dataset(manifest, [folder for one in datasets for folder in one.folders])
+    return Dataset(manifest, [folder for one in datasets for folder in one.folders], first._asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hpcmass.data.manifest import Field
+from hpcmass.data.ragged import OFFSETS
 from hpcmass.data.sources.base import SourceField
 from hpcmass.errors import DataError
 from hpcmass.files import check_name
@@ -58,6 +59,13 @@ def resolve_roles(
         raise DataError(
             "a field may not be called 'sample_id': batches use it", hint="give it another name in the source"
         )
+    for one in fields:
+        taken = [one.name + OFFSETS, one.name + "_length", one.name + "_segment", one.name + "_position"]
+        if one.ragged and one.name in roles and (clash := [name for name in taken if name in roles]):
+            raise DataError(
+                f"a field may not be called {clash[0]!r} beside the ragged field {one.name!r}",
+                hint="give it another name in the source",
+            )
     if "input" not in roles.values() and by is not None and roles.get(by) == "meta" and by not in (meta or ()):
         raise DataError(
             f"no field is left as input: the strategy goes by {by}, which is therefore none",
@@ -81,6 +89,7 @@ def resolve_roles(
             shape=one.shape,
             role=roles[one.name],
             classes=None if one.classes is None else list(one.classes),
+            ragged=one.ragged,
         )
         for one in fields
         if one.name in roles

@@ -11,7 +11,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.manifest import Field
+from hpcmass.data.ragged import OFFSET_BYTES, Ragged
 from hpcmass.data.sources.base import Source
-from hpcmass.data.stats import FieldStats
+from hpcmass.data.stats import FieldStats, of_block
 from hpcmass.errors import DataError
 from hpcmass.files import sha256_file, storage_errors
 from hpcmass.files.publish import fsync_file
@@ -45,6 +46,7 @@ class Scatter:
         offsets: Byte offset of each field's rows, a part.
         split_of_part: Number of each part's split.
         countable: Fields whose values are counted as classes.
+        values: Of each part the number of values of each ragged field.
     """
 
     source: Source
@@ -53,15 +55,23 @@ class Scatter:
     offsets: list[dict[str, int]]
     split_of_part: list[int]
     countable: frozenset[str]
+    values: list[dict[str, int]]
     _open: dict[int, int] = field(default_factory=dict, repr=False)
 
-    def write(self, start: int, part_of: npt.NDArray[np.int32], before: npt.NDArray[np.int64]) -> SplitStats:
+    def write(
+        self,
+        start: int,
+        part_of: npt.NDArray[np.int32],
+        before: npt.NDArray[np.int64],
+        values_before: Mapping[str, npt.NDArray[np.int64]],
+    ) -> SplitStats:
         """Write the samples from `start` on.
 
         Args:
             start: First sample of the block.
             part_of: Part of each sample of the block, shape (b,).
             before: Samples of each part that lie before this block, shape (parts,).
+            values_before: Of each ragged field their values, shape (parts,).
 
         Returns:
             Statistics of the block.
@@ -73,17 +83,21 @@ class Scatter:
         bounds = [*firsts.tolist(), len(order)]
         stats: SplitStats = {}
         for one in self.fields:
-            values = block.pop(one.name)
-            if values.shape != (len(part_of), *one.shape):
-                raise DataError(f"field {one.name}: a block has shape {values.shape}", where=start)
-            rows = values if len(parts) == 1 else values[order]
-            rows = rows.astype(one.numpy_dtype, copy=False)
+            rows = _in_order(one, block.pop(one.name), order, many=len(parts))
             for index, part in enumerate(parts.tolist()):
-                place = self.offsets[part][one.name] + int(before[part]) * one.row_bytes
-                self._put(part, rows[bounds[index] : bounds[index + 1]], place)
+                low, high = bounds[index], bounds[index + 1]
+                if isinstance(rows, Ragged):
+                    mine, first = rows.part(low, high), int(values_before[one.name][part])
+                    self._put(part, mine.values, self.offsets[part][one.name] + first * one.row_bytes)
+                    # The first of them ends the sample before, or begins with 0.
+                    place = self.offsets[part][one.offsets] + int(before[part]) * OFFSET_BYTES
+                    self._put(part, (mine.offsets + first).astype("<i8"), place)
+                else:
+                    place = self.offsets[part][one.name] + int(before[part]) * one.row_bytes
+                    self._put(part, rows[low:high], place)
             for split, low, high in self._stretches(parts.tolist(), bounds):
-                seen = FieldStats.of(rows[low:high], countable=one.name in self.countable)
-                stats.setdefault(split, {})[one.name] = seen
+                seen = rows.part(low, high) if isinstance(rows, Ragged) else rows[low:high]
+                stats.setdefault(split, {}).update(of_block(one, seen, countable=one.name in self.countable))
         return stats
 
     def _stretches(self, parts: list[int], bounds: list[int]) -> list[tuple[int, int, int]]:
@@ -109,6 +123,19 @@ class Scatter:
         """Close the shards that are open."""
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def _in_order(one: Field, values: Any, order: npt.NDArray[np.int64], *, many: int) -> Any:
+    """A block's values of a field, of the field's type, by part."""
+    if isinstance(values, Ragged):
+        if len(values) != len(order) or values.values.shape[1:] != one.shape:
+            raise DataError(f"field {one.name}: a block has {len(values)} samples")
+        rows = values if many == 1 else values.take(order)
+        return Ragged(rows.values.astype(one.numpy_dtype, copy=False), rows.offsets)
+    if values.shape != (len(order), *one.shape):
+        raise DataError(f"field {one.name}: a block has shape {values.shape}")
+    fixed = values if many == 1 else values[order]
+    return fixed.astype(one.numpy_dtype, copy=False)
 
 
 def finish_shard(path: Path) -> tuple[int, str]:
@@ -165,7 +192,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def write_in_worker(start: int, part_of: npt.NDArray[np.int32], before: npt.NDArray[np.int64]) -> SplitStats:
+def write_in_worker(
+    start: int,
+    part_of: npt.NDArray[np.int32],
+    before: npt.NDArray[np.int64],
+    values_before: Mapping[str, npt.NDArray[np.int64]],
+) -> SplitStats:
     """`Scatter.write` of the scatter that `start_worker` was given."""
     assert _scatter is not None
-    return _scatter.write(start, part_of, before)
+    return _scatter.write(start, part_of, before, values_before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -19,7 +19,9 @@ ALIGNMENT_BYTES = 4096
 _STRUCTURE_BYTES = 4 * ALIGNMENT_BYTES
 
 
-def create_shard(path: Path, fields: Sequence[Field], samples: int) -> tuple[int, dict[str, int]]:
+def create_shard(
+    path: Path, fields: Sequence[Field], samples: int, values: Mapping[str, int] | None = None
+) -> tuple[int, dict[str, int]]:
     """Create a shard whose rows are allocated and not yet written (they read as zeros).
 
     The bytes of the file depend on the arguments alone: no times are recorded, and the file format is
@@ -29,14 +31,16 @@ def create_shard(path: Path, fields: Sequence[Field], samples: int) -> tuple[int
         path: The file, not there yet.
         fields: Fields; their dtype and shape are used.
         samples: Number of samples.
+        values: Of each ragged field the number of values of all samples.
 
     Returns:
-        The file's size in bytes, and the byte offset of each field's rows.
+        The file's size in bytes, and the byte offset of each field's rows, and of ragged fields' offsets.
 
     Raises:
         StorageError: The file system refused (no space, a size limit).
     """
-    needed = sum(samples * one.row_bytes + _STRUCTURE_BYTES for one in fields) + _STRUCTURE_BYTES
+    sets = data_sets(fields, samples, values or {})
+    needed = sum(rows * one.row_bytes + _STRUCTURE_BYTES for one, rows in sets) + _STRUCTURE_BYTES
     with storage_errors(path, "write the shard"):
         # A limit on file sizes is found here: HDF5 would report it only when closing, and not clearly.
         with open(path, "xb") as probe:
@@ -52,8 +56,8 @@ def create_shard(path: Path, fields: Sequence[Field], samples: int) -> tuple[int
             alignment_threshold=1,
             alignment_interval=ALIGNMENT_BYTES,
         ) as file:
-            for one in fields:
-                offsets[one.name] = _create_set(file, one, samples)
+            for one, rows in sets:
+                offsets[one.name] = create_set(file, one, rows)
     except (OSError, RuntimeError) as error:
         with storage_errors(path, "write the shard"):
             raise system_error(error) from error
@@ -69,8 +73,19 @@ def system_error(error: OSError | RuntimeError) -> OSError:
     return error if isinstance(error, OSError) else OSError(str(error))
 
 
-def _create_set(file: h5py.File, one: Field, samples: int) -> int:
-    shape = (samples, *one.shape)
+def data_sets(fields: Sequence[Field], samples: int, values: Mapping[str, int]) -> list[tuple[Field, int]]:
+    """The data sets of a shard, as fields, and how many rows each has: behind a ragged field its offsets."""
+    sets = []
+    for one in fields:
+        sets.append((one, values[one.name] if one.ragged else samples))
+        if one.ragged:
+            sets.append((Field(one.offsets, "int64", ()), samples + 1))
+    return sets
+
+
+def create_set(file: h5py.File, one: Field, rows: int) -> int:
+    """Make a contiguous data set, not written yet; the byte at which it begins in the file."""
+    shape = (rows, *one.shape)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -78,7 +93,7 @@ def _create_set(file: h5py.File, one: Field, samples: int) -> int:
     properties.set_obj_track_times(False)
     kind = h5py.h5t.py_create(np.dtype(one.numpy_dtype), logical=True)
     created = h5py.h5d.create(file.id, one.name.encode(), kind, h5py.h5s.create_simple(shape), properties)
-    offset = created.get_offset()
+    offset = created.get_offset() if rows else 0  # HDF5 gives no place to nothing
     if offset is None:
         raise RuntimeError(f"HDF5 gave no place to the rows of {one.name}")
     return int(offset)

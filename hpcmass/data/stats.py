@@ -8,6 +8,7 @@ bins nest exactly, the counts do not depend on how the data were cut into blocks
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.manifest import Field
+from hpcmass.data.ragged import QUANTILES, Ragged
 
 MAX_BINS = 64
 MAX_CLASSES = 4096
@@ -172,6 +174,54 @@ class FieldStats:
         return result
 
 
+def field_stats(one: Field, seen: Mapping[str, FieldStats], classes: int | None = None) -> dict[str, Any]:
+    """What the manifest says of a field: its values, and of a ragged one its samples' lengths too.
+
+    Args:
+        one: The field.
+        seen: Statistics by field name, and of lengths by the name of the offsets.
+        classes: As of `FieldStats.to_json`.
+    """
+    said = seen[one.name].to_json(classes)
+    if one.ragged:
+        said["lengths"] = _lengths_json(seen[one.offsets])
+    return said
+
+
+def seen_before(one: Field) -> dict[str, FieldStats]:
+    """The statistics of a field in a manifest, by name, to be merged with others: what `field_stats` takes."""
+    seen = {one.name: from_json(one.stats)}
+    if one.ragged:
+        seen[one.offsets] = from_json(one.stats["lengths"])
+    return seen
+
+
+def of_block(one: Field, values: Any, *, countable: bool) -> dict[str, FieldStats]:
+    """Statistics of some samples by name; of a `Ragged` also those of lengths."""
+    if not isinstance(values, Ragged):
+        return {one.name: FieldStats.of(values, countable=countable)}
+    lengths = FieldStats.of(values.lengths, countable=False)
+    return {one.name: FieldStats.of(values.values, countable=countable), one.offsets: lengths}
+
+
+def empty_stats(fields: Iterable[Field]) -> dict[str, FieldStats]:
+    """Statistics of no samples by name, those of lengths too."""
+    names = (name for one in fields for name in ([one.name, one.offsets] if one.ragged else [one.name]))
+    return {name: FieldStats() for name in names}
+
+
+def _lengths_json(lengths: FieldStats) -> dict[str, Any]:
+    """Statistics of lengths; a quantile is the length that so many samples do not exceed, by the histogram."""
+    said = lengths.to_json()
+    counts, exponent = np.cumsum(lengths.histogram.counts), lengths.histogram.exponent
+    quantiles = {}
+    for share in QUANTILES if lengths.count else ():
+        number = lengths.histogram.first + int(np.searchsorted(counts, share * lengths.count))
+        assert lengths.high is not None
+        quantiles[str(share)] = min(math.ceil(math.ldexp(float(number + 1), exponent)) - 1, int(lengths.high))
+    return {**said, "quantiles": quantiles}
+
+
 def from_json(value: dict[str, Any]) -> FieldStats:
     """Statistics out of a manifest, to be merged with others.
 
@@ -237,6 +287,9 @@ def state_from_json(value: dict[str, Any]) -> FieldStats:
 
 def merge_json(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Statistics of two datasets read one after the other, from the manifests' values, no histogram."""
+    if "lengths" in first and "lengths" in second:
+        plain = [{key: said for key, said in one.items() if key != "lengths"} for one in (first, second)]
+        return {**merge_json(*plain), "lengths": merge_json(first["lengths"], second["lengths"])}
     count = first["count"] + second["count"]
     if "class_counts" in first and "class_counts" in second:
         longer = max(len(first["class_counts"]), len(second["class_counts"]))
@@ -263,4 +316,4 @@ def merge_json(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def is_countable(one: Field) -> bool:
     """Whether a field may hold class numbers: a scalar integer (or boolean) target."""
-    return one.role == "target" and one.shape == () and np.dtype(one.dtype).kind in "iub"
+    return one.role == "target" and not one.ragged and one.shape == () and np.dtype(one.dtype).kind in "iub"

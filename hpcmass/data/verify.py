@@ -20,7 +20,9 @@ from hpcmass.data.manifest import (
     read_manifest,
     split_folders,
 )
+from hpcmass.data.ragged import wrong_offsets
 from hpcmass.data.reader import check_sum
+from hpcmass.data.shardfile import data_sets
 from hpcmass.errors import HpcmassError, NotFound
 
 
@@ -108,17 +110,20 @@ def _check_shard(folder: Path, manifest: Manifest, shard: ShardInfo) -> list[Pro
         problems.append(Problem(path, changed))
     try:
         with h5py.File(path, "r", locking=False) as file:
-            for one in manifest.fields:
+            for one, rows in data_sets(manifest.fields, shard.samples, shard.values):
                 chunks = shard.chunks.get(one.name)
-                what = _check_set(
-                    file.get(one.name), one.numpy_dtype, (shard.samples, *one.shape), chunks is not None
-                )
+                what = _check_set(file.get(one.name), one.numpy_dtype, (rows, *one.shape), chunks is not None)
                 if what is None and chunks is not None:
                     what = check_chunks(file, one, shard)
-                elif what is None and file[one.name].id.get_offset() != shard.offsets[one.name]:
+                elif what is None and rows and file[one.name].id.get_offset() != shard.offsets[one.name]:
                     what = f"begins at byte {file[one.name].id.get_offset()}, not {shard.offsets[one.name]}"
                 if what:
                     problems.append(Problem(path, f"data set {one.name}: {what}"))
+            for one in manifest.fields:
+                if one.ragged and isinstance(offsets := file.get(one.offsets), h5py.Dataset):
+                    what = wrong_offsets(np.asarray(offsets[...]).reshape(-1), shard.rows(one))
+                    if what:
+                        problems.append(Problem(path, f"field {one.name}: the offsets {what}"))
     except (OSError, RuntimeError, KeyError) as error:
         problems.append(Problem(path, f"is not a readable HDF5 file ({error})"))
     return problems
@@ -129,7 +134,7 @@ def _check_set(item: Any, dtype: np.dtype[Any], shape: tuple[int, ...], chunked:
         return "is not there"
     if item.dtype != dtype or item.shape != shape:
         return f"is {item.dtype} {item.shape}, not {dtype} {shape}"
-    if not chunked and (item.chunks is not None or item.id.get_offset() is None):
+    if not chunked and (item.chunks is not None or (item.size and item.id.get_offset() is None)):
         return "is not contiguous"
     return None
 
@@ -137,9 +142,14 @@ def _check_set(item: Any, dtype: np.dtype[Any], shape: tuple[int, ...], chunked:
 def _check_statistics(folder: Path, manifest: Manifest) -> list[Problem]:
     problems = []
     for one in manifest.fields:
-        values = manifest.samples * int(np.prod(one.shape, dtype=np.int64))
+        rows = sum(shard.rows(one) for shard in manifest.shards)
+        values = rows * int(np.prod(one.shape, dtype=np.int64))
         counted = one.stats.get("count", -1) + one.stats.get("nonfinite", 0)
+        path = newest_manifest(folder) or folder
         if counted != values:
-            path = newest_manifest(folder) or folder
             problems.append(Problem(path, f"statistics of {one.name} count {counted} values, not {values}"))
+        if one.ragged and (many := one.stats.get("lengths", {}).get("count")) != manifest.samples:
+            problems.append(
+                Problem(path, f"lengths of {one.name} count {many} samples, not {manifest.samples}")
+            )
     return problems

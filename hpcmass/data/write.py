@@ -25,6 +25,7 @@ from hpcmass.data.sharding.plan import BLOCK_BYTES, ShardPlan
 from hpcmass.data.sharding.staging import Note, ShardStaging, sweep, sweep_gone
 from hpcmass.data.sharding.work import work, write_manifests
 from hpcmass.data.sources import Progress, Source, Unread, open_source
+from hpcmass.data.sources.base import sizes_of
 from hpcmass.data.writing.together import Together
 from hpcmass.errors import AlreadyExists, DataError, StorageError
 from hpcmass.files import storage_errors
@@ -254,14 +255,13 @@ def _plan(
     asked: dict[str, Any],
 ) -> ShardPlan:
     splits, label = record["splits"], record["by"]
-    row_bytes = sum(one.row_bytes for one in fields)
+    total_bytes = sizes_of(source, fields).before(source.n)
     codes = None if label is None else _codes(source.select([label]), label)
     if shards is None:
         # Checked before they are counted with: a NaN cannot be rounded.
         fractions = dict(zip(splits, fractions_of(splits), strict=True)) if splits else {"": Fraction(1)}
         wanted = {
-            name: max(1, round(source.n * fraction * row_bytes / SHARD_BYTES))
-            for name, fraction in fractions.items()
+            name: max(1, round(total_bytes * fraction / SHARD_BYTES)) for name, fraction in fractions.items()
         }
         shards = wanted if splits else wanted[""]
     cut = plan_cut(record["strategy"], source.n, shards=shards, splits=splits, seed=record["seed"], codes=codes)

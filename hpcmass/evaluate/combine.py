@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hpcmass.errors import DataError, RecipeError
+from hpcmass.evaluate.interfaces import for_model
 from hpcmass.evaluate.merge import merge_forests
 from hpcmass.train.bundle import Bundle, read_bundle, read_weights, same_signature
 from hpcmass.train.bundle_writer import write_ensemble_bundle, write_estimator, write_weights
@@ -134,7 +135,9 @@ def _average(bundles: Sequence[Bundle], out: Path, shares: Sequence[float]) -> P
     state = {name: mean[name].to(value.dtype) if name in mean else value for name, value in first.items()}
     source = bundles[0].recipe_file.read_text(encoding="utf-8")
     first_one = bundles[0]
-    return write_weights(out, state, source, first_one.params, first_one.signature, first_one.data)
+    return write_weights(
+        out, state, source, first_one.params, first_one.signature, first_one.data, first_one.ragged
+    )
 
 
 def _structure(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -178,6 +181,7 @@ def fit_stack(
         DataError: The labels are not those of the models.
     """
     models = [load_bundle(member) for member in members]
+    valid_ds = for_model(models[0], valid_ds)
     signature = models[0].signature
     names = [spec.name for spec in signature.inputs]
     _, wanted = select_fields(valid_ds, names, targets)

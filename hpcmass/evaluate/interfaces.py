@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcmass.train.interfaces import DatasetLike
+
 Array = NDArray[Any]
 Inputs = Array | dict[str, Array]
 """An array (n, *shape) of a model with one input, else arrays by input name."""
@@ -61,6 +63,25 @@ class Model(Protocol):
 
     def score(self, batch: Mapping[str, Array], /) -> dict[str, Array]:
         """The recipe's metrics of n samples, each (n,); asked of a model of task `other`."""
+
+
+def for_model(model: object, dataset: DatasetLike, *, even: bool = False) -> DatasetLike:
+    """A dataset with the batches that a model takes: ragged fields as in its training, but a row a sample.
+
+    Args:
+        model: Says what its ragged fields became.
+        dataset: Has ragged fields, or none.
+        even: Pad all samples to one length, so that outputs of several batches can be put together.
+    """
+    ragged, known = getattr(model, "ragged", None), getattr(dataset, "ragged", None)
+    if not ragged or not known:
+        return dataset
+    shapes = {name: shape for name, shape in ragged.items() if name in known}
+    if even:
+        longest = {name: known[name].stats["lengths"]["max"] for name in shapes}
+        shapes = {name: shape.of_length(longest[name]) for name, shape in shapes.items()}
+    shaped: DatasetLike = dataset.shaped(shapes, alone=True)  # type: ignore[attr-defined]
+    return shaped
 
 
 def take_inputs(batch: Mapping[str, Array], signature: SignatureLike) -> Inputs:

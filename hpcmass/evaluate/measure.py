@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmass.errors import CorruptError, DataError
-from hpcmass.evaluate.interfaces import Model, take_inputs
+from hpcmass.evaluate.interfaces import Model, for_model, take_inputs
 from hpcmass.evaluate.metrics import (
     Metric,
     confusion_matrix,
@@ -18,6 +18,7 @@ from hpcmass.evaluate.metrics import (
     log_losses,
     mean_metric,
     proportion,
+    ratio_metric,
     regression_metrics,
 )
 from hpcmass.train.interfaces import DatasetLike
@@ -185,7 +186,7 @@ def evaluate(
     Raises:
         DataError: The dataset does not fit the model, or the model gives what is no probability.
     """
-    signature = model.signature
+    signature, dataset = model.signature, for_model(model, dataset)
     if len(dataset) == 0:
         raise DataError("the dataset has no samples to evaluate on")
     if signature.task not in ("classification", "regression"):
@@ -209,20 +210,26 @@ def _check_fields(names: Sequence[str], what: str, dataset: DatasetLike) -> None
 
 
 def _own_metrics(model: Model, dataset: DatasetLike, batch_size: int, target: str | None) -> Evaluation:
-    """The recipe's metrics, with the normal interval of a mean over samples."""
+    """The recipe's metrics, with the normal interval of a mean over samples, or over the values in them."""
     if target is not None:
         raise DataError(f"the recipe's metrics go by the model's own targets, not by {target!r}")
     _check_fields([spec.name for spec in model.signature.inputs], "input", dataset)
     _check_fields(model.signature.targets, "target", dataset)
-    sums: dict[str, tuple[float, float]] = {}
+    sums: dict[str, list[float]] = {}
     start = 0
     for batch in dataset.batches(batch_size):
         ids = np.arange(start, start := start + len(next(iter(batch.values()))))
         for name, values in model.score({**batch, "sample_id": ids}).items():
             values = _finite(np.asarray(values, np.float64))
-            total, squares = sums.get(name, (0.0, 0.0))
-            sums[name] = total + float(values.sum()), squares + float((values**2).sum())
-    metrics = {name: mean_metric(*found, len(dataset)) for name, found in sums.items()}
+            moments = [float(values.sum()), float((values**2).sum())]
+            if values.ndim == 2:  # sums, and of how many values each is
+                moments = [*values.sum(axis=0).tolist(), *(values.T @ values)[np.triu_indices(2)].tolist()]
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(moments)), moments, strict=True)]
+    n = len(dataset)
+    metrics = {
+        name: mean_metric(found[0], found[1], n) if len(found) == 2 else ratio_metric(*found, n=n)
+        for name, found in sums.items()
+    }
     return Evaluation("other", len(dataset), metrics, dataset=dataset.id)
 
 

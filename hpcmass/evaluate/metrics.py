@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcmass.errors import DataError
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -98,6 +100,35 @@ def mean_metric(total: float, total_squares: float, n: int) -> Metric:
         return Metric(mean)
     variance = max(0.0, total_squares - n * mean * mean) / (n - 1)
     half = Z95 * float(np.sqrt(variance / n))
+    return Metric(mean, mean - half, mean + half, "normal")
+
+
+def ratio_metric(
+    total: float, count: float, squares: float, products: float, count_squares: float, *, n: int
+) -> Metric:
+    """A mean over values that are unequally many in each sample, with its normal interval.
+
+    The samples are what is drawn, so the interval is that of a ratio of two means (the delta method: Cochran,
+    "Sampling Techniques", 1977, chapter 6); with one value a sample that of a mean.
+
+    Args:
+        total: Sum over samples of the sums of their values.
+        count: Sum of the numbers of values.
+        squares: Sum of the squares of the sums.
+        products: Sum of sums times numbers.
+        count_squares: Sum of the squares of the numbers.
+        n: Samples.
+
+    Raises:
+        DataError: There is no value.
+    """
+    if not count:
+        raise DataError("the dataset has no value that a metric could be of")
+    mean = total / count
+    if n < 2:
+        return Metric(mean)
+    residues = max(0.0, squares - 2 * mean * products + mean * mean * count_squares)
+    half = Z95 * float(np.sqrt(n / (n - 1) * residues)) / count
     return Metric(mean, mean - half, mean + half, "normal")
 
 

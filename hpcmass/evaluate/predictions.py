@@ -15,7 +15,7 @@ import numpy as np
 from hpcmass.data import open_dataset
 from hpcmass.errors import DataError
 from hpcmass.evaluate.inputs import read_inputs
-from hpcmass.evaluate.interfaces import Array, Inputs, Model, take_inputs
+from hpcmass.evaluate.interfaces import Array, Inputs, Model, for_model, take_inputs
 from hpcmass.files import replace
 
 FORMAT = 1
@@ -150,7 +150,7 @@ def predict_file(model: Model, path: Path, *, batch_size: int = 256) -> Predicti
     path = Path(path)
     if not path.is_dir():
         return predict(model, read_inputs(path, model.signature), batch_size=batch_size)
-    dataset = open_dataset(path)
+    dataset = for_model(model, open_dataset(path), even=True)
     parts = []
     for batch in dataset.batches(batch_size):
         try:

@@ -45,7 +45,7 @@ class Augment:
             epoch: The epoch.
             first: Position of the first one in the epoch.
             ids: Sample numbers, shape (n,).
-            arrays: An array a field, shape (n, *field.shape).
+            arrays: An array a field, shape (n, *field.shape); `Pieces` of a ragged one, whose lengths stay.
 
         Raises:
             RecipeError: It raised, or gave something of another shape or type.

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hpcmass.data.shaping import Shape
 from hpcmass.errors import CorruptError, HpcmassError, NotFound, RecipeError
 from hpcmass.files import check_name, read_json, sha256_file
 from hpcmass.train.signature import Signature
@@ -40,6 +41,7 @@ class Bundle:
         members: The member bundles of an ensemble.
         framework: Versions of the packages that wrote it.
         data: The facts about the training data that `build_model` was given, where the recipe takes them.
+        ragged: What became of the ragged fields of its training data in batches.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Bundle:
     combine: str | None = None
     framework: dict[str, str] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] | None = None
+    ragged: dict[str, Shape] = field(default_factory=dict)
 
     @property
     def recipe_file(self) -> Path:
@@ -135,6 +138,7 @@ def _parse(folder: Path, raw: Any) -> Bundle:
         combine=combine,
         framework={str(key): str(value) for key, value in raw["framework"].items()},
         data={str(one["name"]): _without_name(one) for one in raw["data"]} if "data" in raw else None,
+        ragged={str(name): Shape(**said) for name, said in raw.get("ragged", {}).items()},
     )
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hpcmass.data.shaping import Shape
 from hpcmass.errors import AlreadyExists, RecipeError, StorageError
 from hpcmass.files import fsync_dir, make_dir, sha256_file, storage_errors
 from hpcmass.files.publish import temporary_beside
@@ -67,7 +68,8 @@ def write_torch_bundle(
     """
     signature = make_signature(dataset, sample_output, inputs, targets)
     data = facts_of(dataset, inputs, targets) if recipe.takes_data else None
-    return write_weights(folder, model_state(model), recipe.source, params, signature, data)
+    shapes = getattr(dataset, "shapes", {})
+    return write_weights(folder, model_state(model), recipe.source, params, signature, data, shapes)
 
 
 def model_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -94,6 +96,7 @@ def write_weights(
     params: Mapping[str, Any],
     signature: Signature,
     data: Facts | None = None,
+    ragged: Mapping[str, Shape] | None = None,
 ) -> Path:
     """Write a torch bundle from its parts; as `write_torch_bundle`."""
 
@@ -105,6 +108,8 @@ def write_weights(
     if data is not None:
         # A list: the order of the fields counts, and the keys of model.json are sorted.
         meta["data"] = [{"name": name, **facts} for name, facts in data.items()]
+    if ragged:
+        meta["ragged"] = {name: one.to_json() for name, one in ragged.items()}
     return _write(folder, meta, signature, {"torch": torch.__version__}, fill)
 
 
@@ -173,6 +178,8 @@ def write_ensemble_bundle(
             save_arrays(arrays, str(temporary / STACK))
 
     meta: dict[str, Any] = {"kind": "ensemble", "members": names, "combine": combine}
+    if bundles[0].ragged:
+        meta["ragged"] = {name: one.to_json() for name, one in bundles[0].ragged.items()}
     if stack is not None:
         meta["stack"] = STACK
     framework: dict[str, str] = {}

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcmass.data.shaping import IGNORED
 from hpcmass.errors import RecipeError
 
 Targets = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum over so many values (tokens, say): what a mean over a whole global batch is made of.
+
+    Attributes:
+        total: The sum, a scalar tensor.
+        count: A whole number.
+    """
+
+    total: Tensor
+    count: float
+
+    @property
+    def mean(self) -> float:
+        """Its mean; 0 of nothing."""
+        return float(self.total.detach()) / self.count if self.count else 0.0
 
 
 def samples_of(targets: Targets) -> int:
@@ -51,6 +71,31 @@ def default_metrics(outputs: Any, targets: Targets, *, with_loss: bool = True) -
             return {}
     output, target = _one_of_each(outputs, targets)
     return {"loss": _per_sample(_losses(output, target)), **_second_metric(output, target)}
+
+
+def token_loss(outputs: Any, targets: Targets) -> Sum:
+    """Cross entropy of ragged integer targets (n, length), the fill left out; outputs (n, classes, length)."""
+    output, target = _tokens(outputs, targets)
+    total = functional.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum")
+    return Sum(total, float((target != IGNORED).sum()))
+
+
+def token_metrics(outputs: Any, targets: Targets) -> dict[str, Sum]:
+    """`loss` and `accuracy` of ragged integer targets, over their values."""
+    output, target = _tokens(outputs, targets)
+    loss = token_loss(outputs, targets)
+    return {"loss": loss, "accuracy": Sum((output.argmax(dim=1) == target).sum(), loss.count)}
+
+
+def _tokens(outputs: Any, targets: Targets) -> tuple[Tensor, Tensor]:
+    output, target = _one_of_each(outputs, targets)
+    if not _is_classes(target):
+        raise RecipeError(
+            "the default loss takes padding for values where a ragged target holds decimals",
+            hint="write loss(outputs, targets) in the recipe; NAME_length can be a target too (data.targets)",
+        )
+    _check_logits(output, target, ignored=IGNORED)
+    return output, target.long()
 
 
 def _one_of_each(outputs: Any, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -98,7 +143,7 @@ def _as_target(output: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def _check_logits(output: Tensor, target: Tensor) -> None:
+def _check_logits(output: Tensor, target: Tensor, ignored: int | None = None) -> None:
     expected = (target.shape[0], *target.shape[1:])
     if (
         output.ndim != target.ndim + 1
@@ -112,6 +157,8 @@ def _check_logits(output: Tensor, target: Tensor) -> None:
         )
     if target.device.type != "cpu" or not target.numel():
         return  # looking at the values would make an accelerator wait in every step
+    if ignored is not None:
+        target = target.masked_fill(target == ignored, 0)
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= output.shape[1]:
         raise RecipeError(

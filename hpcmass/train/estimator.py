@@ -19,6 +19,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.train.bundle_writer import write_estimator_bundle
 from hpcmass.train.comm.agree import on_root
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.defaults import Sum
 from hpcmass.train.inputs import Prepared, flatten, prepare, select_fields
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.predictor import Array, estimator_outputs
@@ -371,5 +372,6 @@ def _metrics(task: _Task, dataset: DatasetLike) -> dict[str, float]:
         if task.classes is not None:
             outputs = outputs.clamp_min(_SMALLEST).log()
         for name, values in task.recipe.metrics(outputs, torch.from_numpy(y)).items():
-            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+            total = values.mean * len(y) if isinstance(values, Sum) else float(values.double().sum())
+            sums[name] = sums.get(name, 0.0) + total
     return {name: total / len(dataset) for name, total in sums.items()} if len(dataset) else {}

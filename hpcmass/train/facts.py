@@ -34,10 +34,11 @@ def facts_of(
 
 def _facts(field: Any) -> dict[str, Any]:
     stats = getattr(field, "stats", None) or {}
-    classes = getattr(field, "classes", None)
+    classes, lengths = getattr(field, "classes", None), stats.get("lengths")
     return {
         "dtype": str(field.dtype),
         "shape": [int(size) for size in field.shape],
         "classes": None if classes is None else list(classes),
+        **({"lengths": {key: lengths.get(key) for key in ("min", "max", "mean")}} if lengths else {}),
         **{name: stats.get(name) for name in _STATS},
     }

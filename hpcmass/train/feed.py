@@ -115,7 +115,8 @@ class ReadAhead:
         if self._augment is None or key is None:
             return arrays
         arrays = {name: np.array(array) for name, array in arrays.items()}
-        self._augment(*key, ids, arrays)
+        samples = self._dataset.views(ids, arrays) if isinstance(self._dataset, Dataset) else arrays
+        self._augment(*key, ids, samples)
         return arrays
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,19 @@ from hpcmass.errors import RecipeError
 from hpcmass.train.augment import Augment
 from hpcmass.train.comm.base import Communicator, Values
 from hpcmass.train.compiled import compiled
+from hpcmass.train.defaults import Sum
 from hpcmass.train.feed import Cut, Key, ReadAhead, steps_ahead
 from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
 from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision
-from hpcmass.train.reducer import GradientReducer
+from hpcmass.train.ragged import is_packed
+from hpcmass.train.reducer import FLAGS, GradientReducer
 from hpcmass.train.shares import equal_shares, fractions, measured_shares, part_of
 from hpcmass.train.soundness import LossWatch
 from hpcmass.train.task import Plan, Position, Task
 
 NOTHING: Values = np.zeros(0)
+_COUNTED = FLAGS - 1  # the flag that some loss was a `Sum`
 
 
 class Gradients:
@@ -59,6 +63,8 @@ class Gradients:
         self._pace = pace
         self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
         self._losses = 0.0  # of this rank's samples, since `collect`
+        self._packed = is_packed(task.train)
+        self._step = StepLoss()
         self._ends: tuple[int, ...] | None = None  # of the ranks' shares; None: equal ones
         self._reducer = self._make_reducer()
         self._data = self._read_ahead()
@@ -69,8 +75,8 @@ class Gradients:
 
     @property
     def flags(self) -> Tensor:
-        """Numbers that ride along: see `GradientReducer.flags`."""
-        flags: Tensor = self._reducer.flags
+        """Numbers that ride along: see `GradientReducer.flags`; the last one is not shown."""
+        flags: Tensor = self._reducer.flags[:_COUNTED]
         return flags
 
     def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> None:
@@ -84,20 +90,23 @@ class Gradients:
         n = stop - at.samples
         seed_step(self._job.seed, at.step, self._comm.rank)
         self._reducer.zero()
-        total, self.spoilt = 0.0, None
+        self._step, self.spoilt = StepLoss(n), None
         micros = self._micros(at, n)
         self._pace.count(sum(len(ids) for _, ids in micros))
         for cut, ids in micros:
             loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
-            total += self._judged(loss, ids)
+            self._judged(loss, cut.number, ids)
             if cut is micros[-1][0]:
-                self._judge_step(total, np.concatenate([ids for _, ids in micros]))
-                set_flags(self.spoilt is None)
+                self._judge_step(np.concatenate([ids for _, ids in micros]))
+                self._set_flags(set_flags)
                 self._reducer.start()
             self._backward(loss, len(ids) / n)
         if not micros:
-            set_flags(True)
-        self._losses += total
+            self._set_flags(set_flags)
+
+    def _set_flags(self, set_flags: Callable[[bool], None]) -> None:
+        set_flags(self.spoilt is None)
+        self._reducer.flags[_COUNTED] = float(self._step.counted)
 
     def _cut(self, n: int) -> list[Cut]:
         """This rank's micro-batches of a global batch of `n` samples; those without a sample are left out."""
@@ -151,7 +160,30 @@ class Gradients:
             RankFailed: Another rank went away.
         """
         self._reducer.finish()
+        self._average()
         self._pace.lap(REDUCTION)
+
+    def _average(self) -> None:
+        """Where losses are sums over values: the gradient of their mean over the whole global batch.
+
+        The gradients are there divided by the samples; what they should be divided by is known by now.
+        """
+        scale = 1.0
+        if float(self._reducer.flags[_COUNTED]) > 0:
+            # Sums of whole numbers are the same in any order.
+            whole = float(self._comm.allreduce_values(np.array([self._step.count]))[0])
+            scale = self._step.samples / whole if whole else 1.0
+            grads = [p.grad for p in self._task.model.parameters() if p.grad is not None]
+            if grads:
+                torch._foreach_mul_(grads, scale)
+        self._add_losses({number: total * scale for number, total in self._step.totals.items()})
+
+    def _add_losses(self, totals: Mapping[int, float]) -> None:
+        """Take the losses of a step's micro-batches, each the sum over its samples, into the window."""
+        step = 0.0
+        for total in totals.values():
+            step += total
+        self._losses += step
 
     def collect(self, at: Position, more: Values = NOTHING) -> Values:
         """Bring the ranks' sums of losses together in the window. Collective.
@@ -186,7 +218,7 @@ class Gradients:
         task = self._task
         arrays = {**self._data.batch(shown, key), "sample_id": shown}
         ready = prepare(arrays, task.recipe, *task.fields, train=True, device=self._comm.device)
-        if ready.n != len(shown):
+        if ready.n != len(shown) and not self._packed:
             raise RecipeError(
                 f"transform made {ready.n} samples of {len(shown)}", where=task.recipe.path,
                 hint="change samples, but keep their number",
@@ -194,28 +226,38 @@ class Gradients:
         self._pace.lap(INPUT)
         return ready
 
-    def _loss(self, micro: Ids, ready: Prepared) -> Tensor:
-        """Mean loss of a micro-batch; the padding counts in nothing."""
+    def _loss(self, micro: Ids, ready: Prepared) -> Tensor | Sum:
+        """Mean loss of a micro-batch, or its sum; the padding counts in nothing."""
         recipe = self._task.recipe
         with self.precision.autocast():
             outputs, targets = forward(self._forward, recipe, ready.inputs), ready.targets
-            if ready.n > len(micro):
+            if ready.n > len(micro) and not self._packed:
                 outputs, targets = (without_padding(v, len(micro), ready.n) for v in (outputs, targets))
-            return recipe.loss(outputs, targets)
+            loss = recipe.loss(outputs, targets)
+        if self._packed and not isinstance(loss, Sum):
+            raise RecipeError(
+                "loss returned one number, and of packed samples nobody could tell which mean it is",
+                where=recipe.path,
+                hint='return a pair: cross_entropy(…, reduction="sum"), (targets != -100).sum()',
+            )
+        return loss
 
-    def _judged(self, loss: Tensor, micro: Ids) -> float:
-        """The sum of a micro-batch's losses; the first that is not finite is remembered."""
-        value = float(loss.detach())
+    def _judged(self, loss: Tensor | Sum, number: int, micro: Ids) -> None:
+        """Count the losses of a micro-batch; the first that is not finite is remembered."""
+        value = loss.mean if isinstance(loss, Sum) else float(loss.detach())
         if not math.isfinite(value) and self.spoilt is None:
             self.spoilt = micro, value
-        return value * len(micro)
+        self._step.add(loss, number, len(micro))
 
-    def _judge_step(self, total: float, ids: Ids) -> None:
+    def _judge_step(self, ids: Ids) -> None:
         """Whether this rank's loss of the whole step is sound, where those of its micro-batches are finite."""
-        if self.spoilt is None and not self.soundness.sound(total / len(ids)):
-            self.spoilt = ids, total / len(ids)
+        mean = self._step.mean
+        if self.spoilt is None and not self.soundness.sound(mean):
+            self.spoilt = ids, mean
 
-    def _backward(self, loss: Tensor, weight: float) -> None:
+    def _backward(self, loss: Tensor | Sum, weight: float) -> None:
+        if isinstance(loss, Sum):
+            loss, weight = loss.total, 1 / self._step.samples
         with self._task.recipe.errors("the backward pass"):
             self.precision.scaled(loss * weight).backward()  # type: ignore[no-untyped-call]
         self._pace.lap(COMPUTE)
@@ -239,6 +281,40 @@ class Gradients:
         return ReadAhead(
             task.train, plan, read=data.read, block=block, device=self._comm.device, augment=augment, keys=keys
         )
+
+
+@dataclass
+class StepLoss:
+    """This rank's losses in a step.
+
+    Attributes:
+        samples: Samples of the global batch.
+        totals: By micro-batch the sum of the losses of its samples, or of its values.
+        count: Number of those samples, or values.
+        counted: Whether they are values: some loss was a `Sum`.
+    """
+
+    samples: int = 0
+    totals: dict[int, float] = field(default_factory=dict)
+    count: float = 0.0
+    counted: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean over this rank's samples, or values."""
+        total = 0.0
+        for one in self.totals.values():
+            total += one
+        return total / self.count if self.count else 0.0
+
+    def add(self, loss: Tensor | Sum, number: int, samples: int) -> None:
+        """The loss of a micro-batch of so many samples."""
+        if isinstance(loss, Sum):
+            self.totals[number], self.counted = float(loss.total.detach()), True
+            self.count += loss.count
+        else:
+            self.totals[number] = float(loss.detach()) * samples
+            self.count += samples
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

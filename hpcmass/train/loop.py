@@ -22,6 +22,7 @@ from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, on_root
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.defaults import Sum
 from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
@@ -188,7 +189,8 @@ class Loop:
         arrays = {**task.train.batch(ids), "sample_id": ids}
         ready = prepare(arrays, task.recipe, *task.fields, train=False, device=self.comm.device)
         with torch.no_grad(), judging(task.model), self._precision.autocast():
-            return float(task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets))
+            loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
+        return loss.mean if isinstance(loss, Sum) else float(loss)
 
     def _blame(self) -> TrainError:
         """A rank's loss is bad: find out which samples are at fault. Collective."""

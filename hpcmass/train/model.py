@@ -11,10 +11,11 @@ import torch
 
 from hpcmass.errors import CorruptError, DataError, HpcmassError
 from hpcmass.train.bundle import Bundle, read_bundle, read_stack, read_weights, same_signature
+from hpcmass.train.defaults import Sum
 from hpcmass.train.inputs import flatten, forward, prepare
 from hpcmass.train.predictor import estimator_outputs
-from hpcmass.train.recipe import Recipe, load_recipe
-from hpcmass.train.signature import FieldSpec, Signature
+from hpcmass.train.recipe import Recipe, for_tokens, load_recipe
+from hpcmass.train.signature import ANY, FieldSpec, Signature
 from hpcmass.train.skops_files import load_estimator
 
 Array = np.ndarray[Any, Any]
@@ -34,12 +35,14 @@ class Model:
         kind: `torch`, `estimator` or `ensemble`.
         bundle: What it was loaded from.
         core: The torch module, the estimator, or the list of member models.
+        ragged: What its training data's ragged fields became in batches, for `Dataset.shaped`.
     """
 
     def __init__(self, bundle: Bundle, core: Any, run: Run, score: Score | None = None) -> None:
         self.bundle = bundle
         self.signature: Signature = bundle.signature
         self.kind = bundle.kind
+        self.ragged = bundle.ragged
         self.core = core
         self._run = run
         self._score = score
@@ -100,6 +103,8 @@ class Model:
     def score(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """The recipe's metrics of n samples, each (n,) float64; without a recipe's own the default ones.
 
+        One that is a sum over values (tokens) is (n, 2): each sample's sum, and its number of values.
+
         Args:
             batch: Arrays by field name: the model's inputs and targets (further fields may be there).
 
@@ -145,10 +150,11 @@ def _fit(value: Any, spec: FieldSpec) -> Array:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"is not an array ({error})", where=where) from error
-    if array.shape[1:] != spec.shape or array.ndim == 0:
-        one = array.shape == spec.shape
+    if not spec.fits(array.shape[1:]) or array.ndim == 0:
+        one = spec.fits(array.shape)
         raise DataError(
-            f"has shape {array.shape}; expected (n{''.join(f', {size}' for size in spec.shape)})",
+            f"has shape {array.shape}; expected (n{''.join(f', {size}' for size in spec.shape)})"
+            + (" with any length for -1" if ANY in spec.shape else ""),
             where=where,
             hint="a single sample needs a first axis: x[None]" if one else None,
         )
@@ -198,6 +204,8 @@ def load_bundle(folder: Path, *, verify: bool = True) -> Model:
         if bundle.kind == "ensemble":
             return _load_ensemble(bundle, verify)
         recipe = load_recipe(bundle.recipe_file)
+        if any(name in bundle.ragged for name in bundle.signature.targets):
+            recipe = for_tokens(recipe)
         return _load_torch(bundle, recipe) if bundle.kind == "torch" else _load_estimator(bundle, recipe)
     except CorruptError as error:
         if error.hint is None and (changed := _other_versions(bundle)):
@@ -243,10 +251,34 @@ def _load_torch(bundle: Bundle, recipe: Recipe) -> Model:
     def score(arrays: dict[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
             batch = prepare(arrays, recipe, names, bundle.signature.targets, train=False)
-            found = recipe.metrics(forward(module, recipe, batch.inputs), batch.targets)
-        return {name: values.double().numpy() for name, values in found.items()}
+            outputs = forward(module, recipe, batch.inputs)
+            return _scores(recipe, outputs, batch.targets, batch.n)
 
     return Model(bundle, module, run, score)
+
+
+def _scores(recipe: Recipe, outputs: Any, targets: Any, n: int) -> dict[str, Array]:
+    """Metrics (n,) of n samples; of those that are sums over values (n, 2): sum and number of each sample."""
+    found = recipe.metrics(outputs, targets)
+    made = {name: one.double().numpy() for name, one in found.items() if not isinstance(one, Sum)}
+    if len(made) < len(found):
+        each = [recipe.metrics(_row(outputs, number), _row(targets, number)) for number in range(n)]
+        for name, one in found.items():
+            if isinstance(one, Sum):
+                sums = [row[name] for row in each]
+                made[name] = np.array([(float(s.total), s.count) for s in sums if isinstance(s, Sum)])
+    return {name: made[name] for name in found}
+
+
+def _row(value: Any, number: int) -> Any:
+    """One sample's part of outputs or targets."""
+    if isinstance(value, torch.Tensor):
+        return value[number : number + 1]
+    if isinstance(value, Mapping):
+        return {name: _row(one, number) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_row(one, number) for one in value)
+    return value
 
 
 def _numpy(outputs: Any, softmax: bool) -> Any:

@@ -8,7 +8,7 @@ by micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from hpcmass.data.order import rank_slice
 from hpcmass.train.comm.base import Communicator, Values
 from hpcmass.train.feed import Cut, Key
-from hpcmass.train.gradients import NOTHING, Gradients, seed_step
+from hpcmass.train.gradients import NOTHING, Gradients, StepLoss, seed_step
 from hpcmass.train.ordered_reducer import OrderedReducer
 from hpcmass.train.pace import COMPUTE, Pace
 from hpcmass.train.reducer import FLAGS
@@ -47,8 +47,8 @@ class OrderedGradients(Gradients):
 
     @property
     def flags(self) -> Tensor:
-        """Numbers that ride along; the last one, whether buffers of the model changed, is not shown."""
-        flags: Tensor = self._reducer.flags[:FLAGS]
+        """Numbers that ride along; the last two, one whether buffers of the model changed, are not shown."""
+        flags: Tensor = self._reducer.flags[: FLAGS - 1]
         return flags
 
     def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> None:
@@ -56,32 +56,36 @@ class OrderedGradients(Gradients):
         n, seed = stop - at.samples, self._job.seed
         self._reducer.zero()
         self._buffers.begin()
-        self.spoilt = None
-        sums = self._window(at)
-        total, micros = 0.0, {cut.number: (cut, ids) for cut, ids in self._micros(at, n)}
+        self._step, self.spoilt = StepLoss(n), None
+        self._window(at)
+        micros = {cut.number: (cut, ids) for cut, ids in self._micros(at, n)}
         for number in range(*self._mine):
             if number in micros:
                 cut, ids = micros[number]
                 seed_step(seed, at.step, number)
                 loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
-                value = self._judged(loss, ids)
-                total += value
-                sums[number] += value
+                self._judged(loss, number, ids)
                 self._backward(loss, len(ids) / n)
                 self._buffers.put_back(keep=number == 0)
             self._reducer.add(number)
         self._pace.lap(COMPUTE)
         if micros:
-            self._judge_step(total, np.concatenate([ids for _, ids in micros.values()]))
-        set_flags(self.spoilt is None)
+            self._judge_step(np.concatenate([ids for _, ids in micros.values()]))
+        self._set_flags(set_flags)
         self._reducer.flags[FLAGS] = float(self._buffers.changed)
-        self._step = at.step
+        self._at_step = at.step
 
     def reduce(self) -> None:
         """See `Gradients.reduce`."""
         super().reduce()
         self._buffers.settle(changed=float(self._reducer.flags[FLAGS]) > 0)
-        seed_step(self._job.seed, self._step, self._many)  # an optimizer may draw, too
+        seed_step(self._job.seed, self._at_step, self._many)  # an optimizer may draw, too
+
+    def _add_losses(self, totals: Mapping[int, float]) -> None:
+        """See `Gradients._add_losses`: by micro-batch."""
+        assert self._sums is not None
+        for number, total in totals.items():
+            self._sums[number] += total
 
     def _cut(self, n: int) -> list[Cut]:
         """See `Gradients._cut`: this rank's whole micro-batches."""

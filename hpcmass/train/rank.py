@@ -23,7 +23,7 @@ from hpcmass.errors import ConfigError, HpcmassError, RankFailed, RecipeError
 from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
-from hpcmass.train import checkpoint, initial, opening, reproducible
+from hpcmass.train import checkpoint, initial, opening, ragged, reproducible
 from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
@@ -41,7 +41,7 @@ from hpcmass.train.pins import Pins, record_pins, settle
 from hpcmass.train.process import process_state
 from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
-from hpcmass.train.recipe import Recipe, load_recipe
+from hpcmass.train.recipe import Recipe, for_tokens, load_recipe
 from hpcmass.train.signals import Peer, Watch, fail_status
 from hpcmass.train.staging import Staged, stage
 from hpcmass.train.startup import Startup, place_of, write_places
@@ -143,6 +143,7 @@ class _Rank:
         recipe, train, valid = everywhere(self.comm, self._open)
         if self.job.data.stage:
             train, valid = self._bring(train, valid)
+        recipe, train, valid = everywhere(self.comm, lambda: self._shape(recipe, train, valid))
         self.startup.mark("data")
         fields = everywhere(self.comm, lambda: self._fields(train, valid))
         model = everywhere(self.comm, lambda: self._build(recipe, train))
@@ -194,6 +195,18 @@ class _Rank:
                 print(f"{self.job.name}: {note}", file=sys.stderr, flush=True)
         return staged.datasets[0], None if valid is None else staged.datasets[1]
 
+    def _shape(
+        self, recipe: Recipe, train: Dataset, valid: Dataset | None
+    ) -> tuple[Recipe, Dataset, Dataset | None]:
+        """The same, with the batches of ragged fields that the job wants."""
+        if not train.ragged and not self.job.data.ragged:
+            return recipe, train, valid
+        train = ragged.shape(self.job, train)
+        if valid is not None:
+            valid = ragged.shape(self.job, valid, alone=True)
+        _, targets = select_fields(train, self.job.data.inputs, self.job.data.targets)
+        return for_tokens(recipe) if ragged.has_ragged(train, targets) else recipe, train, valid
+
     def _fields(self, train: Dataset, valid: Dataset | None) -> tuple[list[str], list[str]]:
         data = self.job.data
         fields = select_fields(train, data.inputs, data.targets)
@@ -202,6 +215,7 @@ class _Rank:
         for name in (*fields[0], *fields[1]):
             if valid is not None and name not in valid.fields:
                 raise ConfigError(f"the validation dataset has no field {name!r}", where="data.valid")
+        ragged.check_packed(self.job, train, fields)
         return fields
 
     def _build(self, recipe: Recipe, train: Dataset) -> Any:
@@ -215,6 +229,12 @@ class _Rank:
             raise RecipeError(
                 "augment is for torch models, and build_model made an estimator", where=recipe.path,
                 hint="take augment out, or have transform(batch, train) do it",
+            )  # fmt: skip
+        if not isinstance(model, torch.nn.Module) and (uneven := ragged.has_ragged(train, list(facts))):
+            raise RecipeError(
+                "build_model made an estimator, which takes as many columns of every sample, and samples of "
+                f"{uneven[0]!r} differ in length", where=recipe.path,
+                hint="use a torch model, or other inputs (data.inputs)",
             )  # fmt: skip
         return model
 

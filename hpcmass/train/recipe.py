@@ -24,7 +24,16 @@ from torch import Tensor
 
 from hpcmass.errors import HpcmassError, NotFound, RecipeError
 from hpcmass.files import storage_errors
-from hpcmass.train.defaults import Targets, default_loss, default_metrics, default_transform, samples_of
+from hpcmass.train.defaults import (
+    Sum,
+    Targets,
+    default_loss,
+    default_metrics,
+    default_transform,
+    samples_of,
+    token_loss,
+    token_metrics,
+)
 
 Facts = dict[str, dict[str, Any]]
 """By field: `role`, `dtype`, `shape`, `classes`, and of the manifest: `mean`, `std`, `min`, `max`."""
@@ -48,8 +57,8 @@ class Recipe:
         build_model: `(params, data) -> torch.nn.Module | estimator`, checked; `data` are the facts about the
             training data (`hpcmass.train.facts`), or None where `takes_data` is false.
         takes_data: Whether the recipe's `build_model` has a parameter `data`.
-        loss: `(outputs, targets) -> scalar Tensor`, the mean over the samples.
-        metrics: `(outputs, targets) -> {name: Tensor of n values}`; always has `loss`.
+        loss: `(outputs, targets) -> scalar Tensor`, the mean over the samples; or a `Sum`, over tokens, say.
+        metrics: `(outputs, targets) -> {name: Tensor of n values, or a Sum}`; always has `loss`.
         optimizer: `(model, params, lr) -> Optimizer`, or None: the job file's choice.
         transform: `(batch, train, inputs) -> batch`; `inputs` are the names of the input fields.
         augment: `(sample, rng) -> sample`, one sample's arrays by field, in training alone; or None.
@@ -61,8 +70,8 @@ class Recipe:
     module: ModuleType
     build_model: Callable[..., Any]
     takes_data: bool
-    loss: Callable[[Any, Targets], Tensor]
-    metrics: Callable[[Any, Targets], dict[str, Tensor]]
+    loss: Callable[[Any, Targets], Tensor | Sum]
+    metrics: Callable[[Any, Targets], dict[str, Tensor | Sum]]
     optimizer: Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer] | None
     transform: Transform
     augment: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
@@ -170,7 +179,12 @@ def _excerpt(error: SyntaxError) -> str | None:
     return f"the line reads: {error.text.strip()}" if error.text else None
 
 
-def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recipe:
+def for_tokens(recipe: Recipe) -> Recipe:
+    """A recipe whose target is ragged: the default loss and metrics are then those of its values."""
+    return _complete(recipe.path, recipe.source, recipe.sha256, recipe.module, tokens=True)
+
+
+def _complete(path: Path, source: str, sha256: str, module: ModuleType, *, tokens: bool = False) -> Recipe:
     found = {name: getattr(module, name, None) for name in _NAMES}
     for name, function in found.items():
         if function is not None and not callable(function):
@@ -182,7 +196,8 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recip
             hint="def build_model(params): return a torch.nn.Module or a scikit-learn estimator",
         )
     takes_data = _takes_data(found["build_model"])
-    loss = _wrap_loss(path, found["loss"] or default_loss)
+    loss = _wrap_loss(path, found["loss"] or (token_loss if tokens else default_loss))
+    metrics = found["metrics"] or (token_metrics if tokens and found["loss"] is None else None)
     return Recipe(
         path=path,
         source=source,
@@ -191,7 +206,7 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType) -> Recip
         build_model=_wrap_build(path, found["build_model"], takes_data),
         takes_data=takes_data,
         loss=loss,
-        metrics=_wrap_metrics(path, found["metrics"], loss, own_loss=found["loss"] is not None),
+        metrics=_wrap_metrics(path, metrics, loss, own_loss=found["loss"] is not None),
         optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
         transform=_wrap_transform(path, found["transform"]) if found["transform"] else default_transform,
         augment=_wrap_augment(path, found["augment"]) if found["augment"] else None,
@@ -231,36 +246,71 @@ def _wrap_build(path: Path, function: Callable[..., Any], takes_data: bool) -> C
     return build_model
 
 
-def _wrap_loss(path: Path, function: Callable[..., Any]) -> Callable[[Any, Targets], Tensor]:
-    def loss(outputs: Any, targets: Targets) -> Tensor:
+def _wrap_loss(path: Path, function: Callable[..., Any]) -> Callable[[Any, Targets], Tensor | Sum]:
+    def loss(outputs: Any, targets: Targets) -> Tensor | Sum:
         with recipe_errors(path, "loss"):
             value = function(outputs, targets)
+        if isinstance(value, Sum):
+            return value
+        if isinstance(value, tuple):
+            return _sum(value, "loss", _definition(path, function))
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise RecipeError(
                 f"loss returned {_describe(value)}, not one number",
                 where=_definition(path, function),
-                hint="return a scalar tensor: the mean over the samples",
+                hint="return a scalar tensor, the mean over the samples; or a pair, a sum and of how many",
             )
         return value.reshape(())
 
     return loss
 
 
+def _sum(value: tuple[Any, ...], name: str, where: str) -> Sum:
+    """A pair (sum, count) of the user's."""
+    total, count = value if len(value) == 2 else (None, None)
+    scalar = isinstance(total, Tensor) and total.numel() == 1
+    many = (
+        float(count)
+        if isinstance(count, (int, float, Tensor)) and torch.as_tensor(count).numel() == 1
+        else -1.0
+    )
+    if not scalar or many < 0 or many != int(many):
+        raise RecipeError(
+            f"{name} returned a pair that is not a sum and a whole number of values",
+            where=where,
+            hint='return for instance cross_entropy(…, reduction="sum"), (targets != -100).sum()',
+        )
+    assert isinstance(total, Tensor)
+    return Sum(total.reshape(()), many)
+
+
 def _wrap_metrics(
-    path: Path, function: Callable[..., Any] | None, loss: Callable[[Any, Targets], Tensor], *, own_loss: bool
-) -> Callable[[Any, Targets], dict[str, Tensor]]:
-    def metrics(outputs: Any, targets: Targets) -> dict[str, Tensor]:
+    path: Path,
+    function: Callable[..., Any] | None,
+    loss: Callable[[Any, Targets], Tensor | Sum],
+    *,
+    own_loss: bool,
+) -> Callable[[Any, Targets], dict[str, Tensor | Sum]]:
+    def metrics(outputs: Any, targets: Targets) -> dict[str, Tensor | Sum]:
         n = samples_of(targets)
+        values: dict[str, Tensor | Sum]
         if function is None:
-            values = default_metrics(outputs, targets, with_loss=not own_loss)
+            values = dict(default_metrics(outputs, targets, with_loss=not own_loss))
         else:
             with recipe_errors(path, "metrics"):
                 values = function(outputs, targets)
-            _check_metrics(values, n, _definition(path, function))
-            values = {name: value.detach().reshape(n).float() for name, value in values.items()}
+            where = _definition(path, function)
+            if isinstance(values, dict):
+                values = {k: _sum(v, k, where) if isinstance(v, tuple) else v for k, v in values.items()}
+            _check_metrics(values, n, where)
+            values = {
+                name: value if isinstance(value, Sum) else value.detach().reshape(n).float()
+                for name, value in values.items()
+            }
         if "loss" not in values:
+            found = loss(outputs, targets)
             # A loss is a mean over the samples, so n times its value averages to the right number.
-            values = {"loss": loss(outputs, targets).detach().float().expand(n), **values}
+            values = {"loss": found if isinstance(found, Sum) else found.detach().float().expand(n), **values}
         return values
 
     return metrics
@@ -270,11 +320,12 @@ def _check_metrics(values: object, n: int, where: str) -> None:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise RecipeError(f"metrics returned {_describe(values)}, not a dict by name", where=where)
     for name, value in values.items():
-        if not isinstance(value, Tensor) or value.numel() != n:
+        if not isinstance(value, Sum) and (not isinstance(value, Tensor) or value.numel() != n):
             raise RecipeError(
                 f"metrics: {name!r} is {_describe(value)}, not a tensor of one value per sample ({n})",
                 where=where,
-                hint="do not average: hpcmass averages over all samples of all ranks",
+                hint="do not average: hpcmass averages over all samples of all ranks; or give pairs, a sum and "
+                "of how many values it is",
             )
 
 

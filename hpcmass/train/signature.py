@@ -11,19 +11,26 @@ import numpy as np
 from hpcmass.train.inputs import select_fields
 from hpcmass.train.interfaces import DatasetLike
 
+ANY = -1
 TASKS = ("classification", "regression", "other")
 
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One array of a signature; `shape` is that of one sample."""
+    """One array of a signature; `shape` is that of one sample, -1 where an axis has any length."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(['n', *map(str, self.shape)])}]"
+        axes = ("any" if size == ANY else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype}[{', '.join(['n', *axes])}]"
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a sample may have this shape."""
+        pairs = zip(self.shape, shape, strict=False)
+        return len(shape) == len(self.shape) and all(want in (ANY, size) for want, size in pairs)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def make_signature(
     known, task, classes = task, task or "other", None
     if single and len(wanted) == 1 and known in (None, "classification"):
         target = dataset.fields[wanted[0]]
-        kind = np.dtype(target.dtype).kind
+        kind = "" if getattr(target, "ragged", False) else np.dtype(target.dtype).kind
         if kind in "iub" and not tuple(target.shape) and len(outputs.shape) == 2 and outputs.shape[1] >= 2:
             task, classes = "classification", class_names(dataset.classes(wanted[0]), int(outputs.shape[1]))
         elif kind == "f":
@@ -119,8 +126,13 @@ def make_signature(
     if task == "classification":
         specs = tuple(FieldSpec(f.name, "float32", f.shape) for f in specs)
     fields = (dataset.fields[name] for name in names)
-    takes = tuple(FieldSpec(f.name, str(np.dtype(f.dtype)), tuple(int(s) for s in f.shape)) for f in fields)
+    takes = tuple(FieldSpec(f.name, str(np.dtype(f.dtype)), _axes(f)) for f in fields)
     return Signature(takes, specs, classes, task, tuple(wanted))
+
+
+def _axes(field: Any) -> tuple[int, ...]:
+    own = tuple(int(size) for size in field.shape)
+    return (ANY, *own) if getattr(field, "ragged", False) else own
 
 
 def class_names(known: Sequence[str] | None, count: int) -> tuple[str, ...]:

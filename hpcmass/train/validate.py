@@ -11,7 +11,10 @@ import torch
 
 from hpcmass.data.loader import Plan
 from hpcmass.data.order import rank_slice
+from hpcmass.errors import DataError
+from hpcmass.train.comm.agree import agreed
 from hpcmass.train.comm.base import Communicator
+from hpcmass.train.defaults import Sum
 from hpcmass.train.feed import ReadAhead
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.interfaces import DatasetLike
@@ -34,7 +37,7 @@ def validate(
 
     Args:
         model: Left in the mode it was in.
-        recipe: Its `metrics` gives one value per sample.
+        recipe: Its `metrics` gives one value per sample, or a sum and of how many values it is.
         dataset: Every sample counts once, whatever the number of ranks.
         fields: Names of the inputs and of the targets.
         comm: The ranks.
@@ -49,6 +52,7 @@ def validate(
         first, last = rank_slice(0, -(-len(dataset) // batch), comm.rank, comm.size)
         start, stop = first * batch, min(last * batch, len(dataset))
     sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, float] = defaultdict(float)
     by_batch: dict[str, dict[int, float]] = defaultdict(dict)
     was_training = model.training
     model.eval()
@@ -65,8 +69,10 @@ def validate(
                     outputs = forward(model, recipe, ready.inputs)
                     values = recipe.metrics(outputs, ready.targets)
                 for name, value in values.items():
-                    by_batch[name][low // batch] = float(value.double().sum())
+                    total = value.total if isinstance(value, Sum) else value
+                    by_batch[name][low // batch] = float(total.double().sum())
                     sums[name] += by_batch[name][low // batch]
+                    counts[name] += value.count if isinstance(value, Sum) else len(ids)
     finally:
         model.train(was_training)
     # A rank without a sample does not know the names.
@@ -74,9 +80,12 @@ def validate(
     if seed is not None:
         for name in names:
             sums[name] = _in_order(by_batch[name], -(-len(dataset) // batch), comm)
-    totals = np.array([sums[name] for name in names])
-    totals = comm.allreduce_values(totals) if seed is None else totals
-    return {name: float(total) / len(dataset) for name, total in zip(names, totals, strict=True)}
+    totals, many = np.array([sums[name] for name in names]), np.array([counts[name] for name in names])
+    both = comm.allreduce_values(np.concatenate([totals, many]))
+    totals, many = both[: len(names)] if seed is None else totals, both[len(names) :]
+    if not many.all():
+        raise agreed(DataError("the validation data has no value that a metric could be of"), comm)
+    return {name: float(total) / float(of) for name, total, of in zip(names, totals, many, strict=True)}
 
 
 def _in_order(mine: Mapping[int, float], many: int, comm: Communicator) -> float:

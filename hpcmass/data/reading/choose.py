@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,22 +14,24 @@ import numpy.typing as npt
 
 from hpcmass.data.memory import memory_left
 from hpcmass.data.reading.chunks import BothMaker, ChunkReader, Maps
+from hpcmass.data.reading.files import DirectFiles, Files, open_files
 from hpcmass.data.reading.filesystem import FileSystem, file_system, resident_share
-from hpcmass.data.reading.packed import chunk_columns, chunk_pools, compressed_fields, stored_bytes
+from hpcmass.data.reading.packed import HeldRows, chunk_columns, chunk_pools, compressed_fields, stored_bytes
+from hpcmass.data.reading.ragged import ShapedMaker
 from hpcmass.data.reading.rows import BLOCK_BYTES, READ_BYTES, Column, MapReader, PreadReader, Reader
 from hpcmass.errors import DataError
 
 if TYPE_CHECKING:
     from hpcmass.data.reader import Dataset
 
-Way = Literal["map", "pread", "block", "memory"]
-WAYS = ("auto", "map", "pread", "block", "memory")
+Way = Literal["map", "pread", "block", "direct", "memory"]
+WAYS = ("auto", "map", "pread", "block", "direct", "memory")
+POOLED = ("block", "direct")  # ways that read blocks into a pool
 
 KEPT_BYTES = 64 << 20  # fields of narrow rows that are held in memory rather than read row by row, together
 _KEPT_ROW_BYTES = 64
 POOL_BYTES = 256 << 20
 _UNIT_BYTES = 4 << 20
-_MAPPED_SHARDS = 256  # compressed ones, each of which costs an open file while it is mapped
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Choice:
     """How a dataset is read.
 
     Attributes:
-        way: `map`, `pread`, `block` or `memory`.
+        way: `map`, `pread`, `block`, `direct` or `memory`.
         why: One sentence.
         threads: Reading threads.
         unit_bytes: Bytes that a thread reads at once.
@@ -95,11 +97,11 @@ def facts_of(dataset: Dataset, *, blocks: bool = False, ask_cache: bool = False)
         ask_cache: Whether to ask the page cache too, which opens every shard.
     """
     systems = tuple(dict.fromkeys(file_system(folder) for folder in dict.fromkeys(dataset.folders)))
-    total = dataset.row_bytes * len(dataset)
+    total = dataset.manifest.data_bytes
     resident = None
     if ask_cache:
-        widest = max(dataset.fields.values(), key=lambda one: one.row_bytes)
-        resident = resident_share(dataset.extents(widest.name))
+        widest = max(dataset.stored, key=dataset.mean_bytes)
+        resident = resident_share(dataset.extents(widest))
     stored = stored_bytes(dataset) if compressed_fields(dataset) else None
     return Facts(systems, total, memory_left(), resident, blocks, os.cpu_count() or 1, stored)
 
@@ -125,13 +127,15 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
     elif not local:
         way = "block" if facts.blocks else "pread"
         why = f"{names} may be shared: a shard that changes must be an error, which it cannot be when mapped"
-    elif packed and facts.blocks:
+    elif packed and facts.blocks and facts.fits:
         way, why = "block", "it is compressed: the chunks of a block are decoded once for all samples in it"
     elif facts.fits:
         way, why = "map", f"{names} belongs to this node, and its memory can hold the data"
+    elif facts.blocks:
+        way = "direct"
+        why = f"the data is larger than the memory at hand: blocks are read past the page cache of {names}"
     else:
-        way = "block" if facts.blocks else "pread"
-        why = f"the data is larger than the memory at hand, though {names} belongs to this node"
+        way, why = "pread", f"the data is larger than the memory at hand, though {names} belongs to this node"
     if way == "memory":
         return Choice("memory", why, max(1, min(2, cores)), _UNIT_BYTES)
     if way == "map":
@@ -141,6 +145,8 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
         )
     if way == "block":
         return Choice("block", why, 4, _UNIT_BYTES, pool_bytes)
+    if way == "direct":
+        return Choice("direct", why, 4, _UNIT_BYTES, pool_bytes)
     return Choice("pread", why, 4, _UNIT_BYTES, pool_bytes if packed else 0)
 
 
@@ -152,31 +158,61 @@ def reader_maker(dataset: Dataset, choice: Choice) -> Callable[[], Reader]:
         StorageError: A shard cannot be read.
     """
     packed = compressed_fields(dataset)
-    plain = [name for name in dataset.fields if name not in packed]
-    narrow = list(dataset.fields) if choice.way == "memory" else kept_fields(dataset)
+    narrow = list(dataset.stored) if choice.way == "memory" else kept_fields(dataset)
     if choice.way == "map":
         narrow = [name for name in narrow if name in packed]
-    kept = keep(dataset, narrow)
-    packed = [name for name in packed if name not in kept]
+    make = fixed_maker(dataset, choice, keep(dataset, narrow))
+    return ShapedMaker(make, dataset) if dataset.ragged else make
+
+
+def batch_maker(dataset: Dataset) -> Callable[[], Reader]:
+    """What makes a reader of the fixed fields for `Dataset.batch`: nothing is read ahead, little is held.
+
+    Shards that are this node's own are mapped, others read: one that changes must be an error there.
+
+    Raises:
+        CorruptError: A shard has another size than the manifest says.
+        StorageError: A shard cannot be read.
+    """
+    local = all(file_system(folder).local for folder in dict.fromkeys(dataset.folders))
+    packed = compressed_fields(dataset)
+    kept = keep(dataset, [name for name in kept_fields(dataset) if name in packed])
+    return fixed_maker(dataset, Choice("map" if local else "pread", "", 1, _UNIT_BYTES), kept)
+
+
+def fixed_maker(dataset: Dataset, choice: Choice, kept: Mapping[str, npt.NDArray[Any]]) -> Callable[[], Reader]:
+    """What makes a reader of the fields whose samples are of one size.
+
+    Args:
+        dataset: The dataset.
+        choice: How it is read.
+        kept: Fields that are held in memory.
+    """
+    packed = compressed_fields(dataset)
+    plain = [name for name in dataset.fixed if name not in packed]
+    packed = [name for name in packed if name not in kept and name in dataset.fixed]
+    kept = {name: whole for name, whole in kept.items() if name in dataset.fixed}
+    files = DirectFiles if choice.way == "direct" else Files
     make: Callable[[], Reader]
     if choice.way == "map":
-        rows = {name: dataset.rows(name) for name in [*plain, *kept]}
-        make = partial(MapReader, rows, dataset.extents(next(iter(dataset.fields))))
+        rows = {name: dataset.rows(name) for name in plain} | {n: HeldRows(one) for n, one in kept.items()}
+        make = partial(MapReader, rows, dataset.extents(next(iter(dataset.stored))))
     else:
-        columns = {name: Column(dataset.extents(name), dataset.fields[name].row_bytes) for name in plain}
-        make = partial(PreadReader, columns, kept, advise=choice.way == "pread")
+        columns = {name: Column(dataset.extents(name), dataset.fixed[name].row_bytes) for name in plain}
+        make = partial(PreadReader, columns, kept, advise=choice.way == "pread", files=files)
     if not packed:
         return make
     chunks = chunk_columns(dataset, packed)
-    pools = chunk_pools(dataset, chunks, choice.pool_bytes) if choice.way != "block" else {}
-    maps = Maps() if choice.way == "map" and len(dataset.folders) <= _MAPPED_SHARDS else None
-    return BothMaker(make, chunks, maps, pools)
+    pools = {} if choice.way in POOLED else chunk_pools(dataset, chunks, choice.pool_bytes)
+    # A compressed shard costs an open file while it is mapped.
+    maps = Maps() if choice.way == "map" and len(dataset.folders) <= open_files() else None
+    return BothMaker(make, chunks, maps, pools, files)
 
 
 def kept_fields(dataset: Dataset) -> list[str]:
     """Names of the fields that are held in memory when nothing is mapped: labels and the like."""
     kept, left = [], KEPT_BYTES
-    for one in sorted(dataset.fields.values(), key=lambda one: one.row_bytes):
+    for one in sorted(dataset.fixed.values(), key=lambda one: one.row_bytes):
         size = one.row_bytes * len(dataset)
         if one.row_bytes <= _KEPT_ROW_BYTES and size <= left:
             kept.append(one.name)
@@ -195,17 +231,18 @@ def keep(dataset: Dataset, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     for name in names:
         if name in dataset.held:
             continue
-        one = dataset.fields[name]
-        whole = np.empty((len(dataset), *one.shape), one.numpy_dtype)
+        one = dataset.stored[name]
+        extents = dataset.extents(name)
+        whole = np.empty((sum(extent.rows for extent in extents), *one.shape), one.numpy_dtype)
         many = max(1, READ_BYTES // max(1, one.row_bytes))
         make: Callable[[], Reader]
         if name in packed:
             # Whole chunks, in the first shard at least.
-            steps = [extent.chunks.samples for extent in dataset.extents(name) if extent.chunks]
+            steps = [extent.chunks.samples for extent in extents if extent.chunks]
             many = -(-many // max(steps)) * max(steps)
             make = partial(ChunkReader, chunk_columns(dataset, [name]))
         else:
-            columns = {name: Column(dataset.extents(name), one.row_bytes)}
+            columns = {name: Column(extents, one.row_bytes)}
             make = partial(PreadReader, columns, {}, gap_bytes=BLOCK_BYTES)
         _fill(make, name, whole, many, threads=4 if name in packed else 1)
         dataset.held[name] = whole

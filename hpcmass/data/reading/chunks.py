@@ -16,7 +16,8 @@ import numpy as np
 
 from hpcmass.data.mapping import Extent, Ids, open_checked
 from hpcmass.data.reading.decode import BadChunk, Bytes
-from hpcmass.data.reading.rows import FRESH_S, READ_BYTES, Arrays, Column, Files, PreadReader, Reader, Watched
+from hpcmass.data.reading.files import Files, Watched
+from hpcmass.data.reading.rows import FRESH_S, READ_BYTES, Arrays, Column, PreadReader, Reader
 from hpcmass.data.reading.table import ChunkColumn, ChunkPool, Layout
 
 _AT_ONCE_BYTES = 8 << 20  # decoded before they are picked from
@@ -47,6 +48,7 @@ class ChunkReader:
         columns: The fields by name.
         maps: Where the shards are mapped; None: they are read by preadv.
         pools: Decoded chunks that are held, for some of the fields.
+        files: How shards are read that are not mapped.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class ChunkReader:
         columns: Mapping[str, ChunkColumn],
         maps: Maps | None = None,
         pools: Mapping[str, ChunkPool] | None = None,
+        files: Callable[[], Files] = Files,
     ) -> None:
         self._columns, self._maps, self._pools = columns, maps, pools or {}
-        self._files = Files()
+        self._files = files()
         extents = next(iter(columns.values())).extents if columns else []
         self._watched = Watched(extents) if maps else None
         self._checked = 0.0
@@ -84,6 +87,15 @@ class ChunkReader:
             self._watched.close()
         for plain in self._plain.values():
             plain.close()
+
+    def decoded(self, column: ChunkColumn, layout: Layout, keys: Ids) -> Bytes:
+        """Chunks (distinct), decoded, shape (len(keys), layout.chunk_bytes): valid until the next call."""
+        size = len(keys) * layout.chunk_bytes
+        if self._scratch.nbytes < size:
+            self._scratch = np.empty(size, np.uint8)
+        out = self._scratch[:size].reshape(len(keys), layout.chunk_bytes)
+        self._chunks(column, layout, keys, out)
+        return out
 
     # -- which chunks -------------------------------------------------------------------------------------
     def _column(self, name: str, column: ChunkColumn, ids: Ids, out: Bytes) -> None:
@@ -136,11 +148,7 @@ class ChunkReader:
         if whole:
             self._chunks(column, layout, keys, out.reshape(len(keys), layout.chunk_bytes))
             return
-        size = len(keys) * layout.chunk_bytes
-        if self._scratch.nbytes < size:
-            self._scratch = np.empty(size, np.uint8)
-        decoded = self._scratch[:size].reshape(len(keys), layout.chunk_bytes)
-        self._chunks(column, layout, keys, decoded)
+        decoded = self.decoded(column, layout, keys)
         np.take(decoded.reshape(-1, out.shape[1]), rows, axis=0, out=out, mode="clip")
 
     # -- decoded chunks -----------------------------------------------------------------------------------
@@ -227,16 +235,19 @@ class BothMaker:
         columns: What is decoded.
         maps: Where the shards are mapped, if they are.
         pools: Decoded chunks that are held, which all threads share.
+        files: How shards are read that are not mapped.
     """
 
     plain: Callable[[], Reader]
     columns: Mapping[str, ChunkColumn]
     maps: Maps | None
     pools: Mapping[str, ChunkPool]
+    files: Callable[[], Files] = Files
 
     def __call__(self) -> BothReader:
         """A reader for one thread."""
-        return BothReader(self.plain(), ChunkReader(self.columns, self.maps, self.pools), list(self.columns))
+        chunks = ChunkReader(self.columns, self.maps, self.pools, self.files)
+        return BothReader(self.plain(), chunks, list(self.columns))
 
     @property
     def pool_bytes(self) -> int:

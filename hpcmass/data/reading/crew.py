@@ -13,11 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.order import Ids
+from hpcmass.data.reading.ragged import ShapedReader
 from hpcmass.data.reading.rows import Arrays, Reader
+from hpcmass.data.shaping import Frame
 
 Memory = npt.NDArray[np.uint8]
 Each = Callable[[int, Ids, dict[str, npt.NDArray[Any]]], None]
-"""What changes a batch on a reading thread: its number in the plan, its sample numbers, an array a field."""
+"""What changes a batch on a reading thread: its number in the plan, its sample numbers, an array a field.
+
+Of a ragged field it is given `Pieces`: each sample's values, without padding.
+"""
 
 
 @dataclass
@@ -90,6 +95,8 @@ class Unit(Task):
         rows: Rows of the pool that hold the samples.
         memory: The buffer.
         arrays: Views of it, an array a field.
+        frames: Of each batch where the values of ragged fields go; none where there are no such fields.
+        shaped: Of each batch the arrays of those; views of the buffer too.
         each: Is called with each batch, once it is read; None: nothing is.
         first: Number of its first batch, in the plan.
         last: Number of its last batch, once all are handed out.
@@ -102,6 +109,8 @@ class Unit(Task):
     pool: Arrays = field(default_factory=dict)
     memory: Memory | None = None
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    frames: list[Frame] = field(default_factory=list)
+    shaped: list[dict[str, npt.NDArray[Any]]] = field(default_factory=list)
     each: Each | None = None
     first: int = 0
     last: int = -1
@@ -109,10 +118,21 @@ class Unit(Task):
     def run(self, reader: Reader) -> None:
         """See `Task`."""
         self._read(reader)
+        if self.frames:
+            assert isinstance(reader, ShapedReader)
+            for frame, arrays in zip(self.frames, self.shaped, strict=True):
+                reader.fill(frame, arrays)
         if self.each is not None:
             for number, (low, high) in enumerate(zip([0, *self.ends], self.ends, strict=False)):
-                batch = {name: array[low:high] for name, array in self.arrays.items()}
-                self.each(self.first + number, self.ids[low:high], batch)
+                batch = self.batch(number)
+                samples = self.frames[number].samples(batch) if self.frames else batch
+                self.each(self.first + number, self.ids[low:high], samples)
+
+    def batch(self, number: int) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of one batch."""
+        low, high = self.ends[number - 1] if number else 0, self.ends[number]
+        batch = {name: array[low:high] for name, array in self.arrays.items()}
+        return batch | self.shaped[number] if self.shaped else batch
 
     def _read(self, reader: Reader) -> None:
         if self.blocks is None or self.rows is None:

@@ -15,14 +15,22 @@ from hpcmass.data.loader import Loader, Plan, default_block
 from hpcmass.data.order import Ids, Order
 from hpcmass.data.orders import make_order
 from hpcmass.data.reader import Dataset
-from hpcmass.data.reading.choose import Choice, Facts, facts_of, kept_fields, reader_maker
+from hpcmass.data.reading.choose import POOLED, Choice, Facts, facts_of, kept_fields, reader_maker
 from hpcmass.data.reading.packed import compressed_fields, stored_bytes
+from hpcmass.data.reading.ragged import ShapedReader
+from hpcmass.data.reading.rows import Reader
 
 _PROBES = 24
 _DECODED = 5
 # Of a memcpy's rate, what gathering rows at random reaches from memory (benchmarks/loader.py): narrow rows
 # wait for memory, and preadv has its price a row.
-_OF_MEMCPY = {"map": (0.7, 0.95), "pread": (0.1, 0.9), "block": (0.6, 0.8), "memory": (0.75, 0.95)}
+_OF_MEMCPY = {
+    "map": (0.7, 0.95),
+    "pread": (0.1, 0.9),
+    "block": (0.6, 0.8),
+    "direct": (0.6, 0.8),
+    "memory": (0.75, 0.95),
+}
 _WIDE_ROW_BYTES = 16 << 10
 
 
@@ -74,12 +82,12 @@ def explain(
     facts = facts_of(dataset, blocks=block is not None, ask_cache=True)
     loader = Loader(dataset, _plan(made, batch_size), read=read, block=block)
     choice = loader.choice
-    kept = {"map": [], "memory": list(dataset.fields)}.get(choice.way, kept_fields(dataset))
+    kept = {"map": [], "memory": list(dataset.stored)}.get(choice.way, kept_fields(dataset))
     packed = compressed_fields(dataset)
     if choice.way == "map":
         kept = [name for name in kept_fields(dataset) if name in packed]
     memory = _memory_rate(dataset, batch_size, choice)
-    if not set(packed) <= set(kept):
+    if dataset.ragged or not set(packed) <= set(kept):  # what it costs to put values in place is measured
         memory = min(memory, _decode_rate(dataset, choice, batch_size, block or default_block(dataset)))
     storage = (
         None
@@ -117,7 +125,7 @@ def _memory_rate(dataset: Dataset, batch_size: int, choice: Choice) -> float:
         began = time.perf_counter()
         np.copyto(target, source[low : low + size])
         best = max(best, size / max(time.perf_counter() - began, 1e-9))
-    widest = max(one.row_bytes for one in dataset.fields.values())
+    widest = max(dataset.mean_bytes(name) for name in dataset.stored)
     share = _OF_MEMCPY[choice.way][widest >= _WIDE_ROW_BYTES]
     return best * share * min(choice.threads, 2) / max(1, dataset.row_bytes)
 
@@ -128,21 +136,27 @@ def _decode_rate(dataset: Dataset, choice: Choice, batch_size: int, block: int) 
     random, rates = np.random.default_rng(1), []
     try:
         for _ in range(_DECODED):
-            if choice.way == "block":
+            if choice.way in POOLED:
                 start = int(random.integers(0, max(1, len(dataset) - block + 1)))
                 ids = np.arange(start, min(start + block, len(dataset)), dtype=np.int64)
             else:
-                ids = random.integers(0, len(dataset), min(batch_size, len(dataset)))
-            out = {
-                name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()
-            }
-            reader.read(ids, out)
+                ids = random.integers(0, len(dataset), min(batch_size, len(dataset)), dtype=np.int64)
+            _read(reader, dataset, ids)
             began = time.perf_counter()
-            reader.read(ids, out)
+            _read(reader, dataset, ids)
             rates.append(len(ids) / max(time.perf_counter() - began, 1e-9))
     finally:
         reader.close()
     return statistics.median(rates) * min(choice.threads, os.cpu_count() or 1)
+
+
+def _read(reader: Reader, dataset: Dataset, ids: Ids) -> None:
+    """Samples into memory of their own."""
+    out = {name: np.empty((len(ids), *one.shape), one.numpy_dtype) for name, one in dataset.fixed.items()}
+    reader.read(ids, out)
+    if isinstance(reader, ShapedReader):
+        frame = dataset.framer.frame(ids)
+        reader.fill(frame, {name: np.empty(shape, dtype) for name, dtype, shape in frame.specs})
 
 
 def _layout(dataset: Dataset) -> str:
@@ -152,24 +166,24 @@ def _layout(dataset: Dataset) -> str:
         return "contiguous rows"
     chunks = {name: [shard.chunks[name] for shard in shards if name in shard.chunks] for name in packed}
     kinds = ", ".join(sorted({one.compression for found in chunks.values() for one in found}))
-    widest = max(packed, key=lambda name: dataset.fields[name].row_bytes)
+    widest = max(packed, key=dataset.mean_bytes)
     many = max(one.samples for one in chunks[widest])
-    size = many * dataset.fields[widest].row_bytes
+    size = many * dataset.stored[widest].row_bytes
     ratio = dataset.row_bytes * len(dataset) / max(1, stored_bytes(dataset))
-    return f"chunks of {many} samples ({size} bytes) of {widest}, {kinds}, to 1/{ratio:.2f} of the bytes"
+    what = "values" if widest in dataset.ragged else "samples"
+    return f"chunks of {many} {what} ({size} bytes) of {widest}, {kinds}, to 1/{ratio:.2f} of the bytes"
 
 
 def _storage_rate(dataset: Dataset, choice: Choice, block: int) -> float:
     """Samples a second from a few reads as the way makes them: single rows, or whole blocks."""
     reader = reader_maker(dataset, choice)()
-    many = block if choice.way == "block" else 1
+    many = block if choice.way in POOLED else 1
     starts = np.random.default_rng(0).integers(0, max(1, len(dataset) - many + 1), _PROBES)
     try:
-        out = {name: np.empty((many, *one.shape), one.numpy_dtype) for name, one in dataset.fields.items()}
         seconds = []
         for start in starts.tolist():
             began = time.perf_counter()
-            reader.read(np.arange(start, start + many, dtype=np.int64), out)
+            _read(reader, dataset, np.arange(start, start + many, dtype=np.int64))
             seconds.append(time.perf_counter() - began)
     finally:
         reader.close()
@@ -187,7 +201,7 @@ def sentences(found: Explained, dataset: Dataset, batch_size: int) -> dict[str, 
     memory = "unknown" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e9:.1f} GB"
     cached = "the file system does not say" if facts.resident is None else f"{facts.resident:.0%} of the pages"
     held = f", {', '.join(found.kept)} held whole" if found.kept else ""
-    what = "blocks" if choice.way == "block" else "decoded chunks"
+    what = "blocks" if choice.way in POOLED else "decoded chunks"
     pool = f"; a pool of {choice.pool_bytes / 1e6:.0f} MB of {what}" if choice.pool_bytes else ""
     limit = "memory" if set(compressed_fields(dataset)) <= set(found.kept) else "decoding"
     if found.storage_rate is not None and found.storage_rate <= found.memory_rate:

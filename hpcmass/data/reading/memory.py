@@ -5,6 +5,7 @@ Both are kept by the consumer's thread alone, so nothing here is locked.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ class Ring:
     """Buffers for units: made when first needed, then used again.
 
     Args:
-        fields: The fields by name.
+        fields: The fields by name that have one value a sample; others come as a unit's frames say.
         limit: Buffers at most, while there is a choice; fewer where they are very large.
         allocate: Makes a buffer of so many bytes.
     """
@@ -54,15 +55,25 @@ class Ring:
             unit: The unit.
             must: Make one more if there is none: the consumer could not go on otherwise.
         """
-        memory = self._find(len(unit.ids) * self._row_bytes + _ALIGN * (len(self._fields) + 1), must)
+        specs = [frame.specs for frame in unit.frames]
+        more = [(math.prod(shape) * dtype.itemsize) for of_batch in specs for _, dtype, shape in of_batch]
+        needed = len(unit.ids) * self._row_bytes + sum(more)
+        memory = self._find(needed + _ALIGN * (len(self._fields) + len(more) + 1), must)
         if memory is None:
             return False
         unit.memory = memory
         at, rows = -memory.ctypes.data % _ALIGN, len(unit.ids)
-        for name, row_bytes, dtype, shape in self._fields:
-            size = rows * row_bytes
-            unit.arrays[name] = memory[at : at + size].view(dtype).reshape(rows, *shape)
+
+        def take(dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+            nonlocal at
+            size = math.prod(shape) * dtype.itemsize
+            array = memory[at : at + size].view(dtype).reshape(shape)
             at += size + -size % _ALIGN
+            return array
+
+        for name, _, dtype, shape in self._fields:
+            unit.arrays[name] = take(dtype, (rows, *shape))
+        unit.shaped = [{name: take(dtype, shape) for name, dtype, shape in of_batch} for of_batch in specs]
         return True
 
     def give_back(self, unit: Unit) -> None:
@@ -112,16 +123,20 @@ class Pool:
         self._idle: OrderedDict[int, Block] = OrderedDict()  # blocks that no unit needs, longest unused first
         self.reads = 0
 
+    def wide(self, ids: Ids) -> bool:
+        """Whether samples lie in more blocks than half the pool holds: nothing would be read ahead of them."""
+        return len(np.unique(ids // self._block)) > self.places // 2
+
     def plan(self, unit: Unit) -> list[Block] | None:
         """Find places for the blocks that a unit needs.
 
-        A unit whose samples lie in more blocks than half the pool holds is left to be read row by row.
+        A unit whose samples lie in more blocks than the pool holds is left to be read row by row.
 
         Returns:
             Blocks that have to be read; None while there are too few places.
         """
         numbers, inverse = np.unique(unit.ids // self._block, return_inverse=True)
-        if len(numbers) > self.places // 2:
+        if len(numbers) > self.places:
             return []
         wanted = numbers.tolist()
         there = [self._blocks[number] for number in wanted if number in self._blocks]

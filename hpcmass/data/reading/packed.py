@@ -1,8 +1,7 @@
-"""What a dataset has compressed, and its rows for `Dataset.batch`: decoded when asked for, or held whole."""
+"""What a dataset has compressed, where its chunks lie, and rows that are held whole."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.mapping import Ids, Rows
-from hpcmass.data.reading.chunks import ChunkReader
 from hpcmass.data.reading.table import ChunkColumn, ChunkPool
 
 if TYPE_CHECKING:
@@ -20,16 +18,16 @@ if TYPE_CHECKING:
 def compressed_fields(dataset: Dataset) -> list[str]:
     """Names of the fields that are compressed, in one shard at least."""
     found = {name for shard in dataset.manifest.shards for name in shard.chunks}
-    return [name for name in dataset.fields if name in found]
+    return [name for name in dataset.stored if name in found]
 
 
 def stored_bytes(dataset: Dataset) -> int:
     """Bytes that the samples take in the shards: compressed chunks, and rows that are not compressed."""
     total = 0
     for shard in dataset.manifest.shards:
-        for name, one in dataset.fields.items():
+        for name, one in dataset.stored.items():
             chunks = shard.chunks.get(name)
-            total += chunks.bytes if chunks else shard.samples * one.row_bytes
+            total += chunks.bytes if chunks else shard.rows(one) * one.row_bytes
     return total
 
 
@@ -37,7 +35,7 @@ def chunk_columns(dataset: Dataset, names: Sequence[str]) -> dict[str, ChunkColu
     """The chunks of compressed fields; what was read of their tables is kept by the dataset."""
     for name in names:
         if name not in dataset.columns:
-            dataset.columns[name] = ChunkColumn(dataset.fields[name], dataset.extents(name))
+            dataset.columns[name] = ChunkColumn(dataset.stored[name], dataset.extents(name))
     return {name: dataset.columns[name] for name in names}
 
 
@@ -47,26 +45,11 @@ def chunk_pools(dataset: Dataset, columns: Mapping[str, ChunkColumn], pool_bytes
     pools = {}
     for name, column in columns.items():
         share = pool_bytes * dataset.fields[name].row_bytes // width
-        # Chunks of one size only: concatenated datasets may have several.
-        if len(column.layouts) == 1 and share >= column.layouts[0].chunk_bytes:
-            pools[name] = ChunkPool(int(column.last[-1]), column.layouts[0].chunk_bytes, share)
+        # Chunks of one size only (concatenated datasets may have several), beside shards that have none.
+        sizes = {layout.chunk_bytes for layout in column.layouts if layout.samples}
+        if len(sizes) == 1 and share >= max(sizes):
+            pools[name] = ChunkPool(int(column.last[-1]), max(sizes), share)
     return pools
-
-
-class ChunkRows(Rows):
-    """Rows decoded when they are asked for; every thread has a reader of its own."""
-
-    def __init__(self, dataset: Dataset, name: str) -> None:
-        one = dataset.fields[name]
-        self.dtype, self.shape = one.numpy_dtype, one.shape
-        self._name, self._columns = name, chunk_columns(dataset, [name])
-        self._own = threading.local()
-
-    def gather_into(self, ids: Ids, out: npt.NDArray[Any]) -> None:
-        """See `Rows`."""
-        if not hasattr(self._own, "reader"):
-            self._own.reader = ChunkReader(self._columns)
-        self._own.reader.read(ids, {self._name: out})
 
 
 class HeldRows(Rows):

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from hpcmass.data.mapping import Extent, Ids, Rows, open_checked
-from hpcmass.errors import CorruptError
-from hpcmass.files import storage_errors
+from hpcmass.data.mapping import Extent, Ids, Rows
+from hpcmass.data.reading.files import Files, Watched
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -28,9 +25,6 @@ READ_BYTES = 4 << 20  # the longest read of several rows
 BLOCK_BYTES = 512 << 10  # what a read from a disk or a server should have at least
 _IOV = 1000  # rows a call; the system's limit is 1024
 _STAGED_ROW_BYTES = 1024  # narrower rows are read with what lies between and then picked
-_OPEN_FILES = 128
-_WATCHED = 16
-_LOOK_S = 1.0
 FRESH_S = 2e-3  # a look so short ago counts as one just before
 _ADVISED_ROW_BYTES = 32 << 10
 
@@ -48,106 +42,6 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Give back what is open."""
-
-
-def still_whole(handle: int, extent: Extent) -> None:
-    """Compare an open shard with what it should be.
-
-    Raises:
-        CorruptError: It was cut off, or removed.
-    """
-    with storage_errors(extent.path, "read the shard"):
-        found = os.fstat(handle)
-    if found.st_nlink == 0:
-        raise CorruptError("the shard was removed while it was read", where=extent.path)
-    if found.st_size != extent.file_bytes:
-        raise CorruptError(
-            f"the shard changed while it was read: expected {extent.file_bytes} bytes, found {found.st_size}",
-            where=extent.path,
-        )
-
-
-class Watched:
-    """Shards whose sizes are looked at again while they are mapped: a few a call, all of them in turn."""
-
-    def __init__(self, extents: Sequence[Extent]) -> None:
-        self._extents = list({extent.path: extent for extent in extents}.values())
-        self._handles: list[int | None] = [None] * len(self._extents)
-        self._next = 0
-
-    def check(self) -> None:
-        """Compare a few shards with what they were.
-
-        Raises:
-            CorruptError: One was cut off, or removed.
-        """
-        for _ in range(min(_WATCHED, len(self._extents))):
-            extent, handle = self._extents[self._next], self._handles[self._next]
-            if handle is None:
-                handle = open_checked(extent)
-                if len(self._extents) <= _OPEN_FILES:
-                    self._handles[self._next] = handle
-                else:
-                    os.close(handle)
-            else:
-                still_whole(handle, extent)
-            self._next = (self._next + 1) % len(self._extents)
-
-    def close(self) -> None:
-        """Close what is open."""
-        for handle in self._handles:
-            if handle is not None:
-                os.close(handle)
-        self._handles = [None] * len(self._extents)
-
-
-class Files:
-    """Open shards, whose sizes are looked at again now and then: a reader's own."""
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[Path, tuple[int, float]] = OrderedDict()  # handle, when it was looked at
-
-    def handle(self, extent: Extent) -> int:
-        """A descriptor of the shard, as long as no other shard is asked for.
-
-        Raises:
-            CorruptError: It has another size than it should have, or was removed.
-            StorageError: It cannot be opened.
-        """
-        now = time.monotonic()
-        handle, checked = self._open.get(extent.path, (-1, now))
-        if handle < 0:
-            handle = open_checked(extent)
-            self._open[extent.path] = handle, now
-            if len(self._open) > _OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1][0])
-        elif now - checked > _LOOK_S:
-            still_whole(handle, extent)
-            self._open[extent.path] = handle, now
-        return handle
-
-    def fill(self, extent: Extent, parts: Sequence[memoryview], offset: int) -> None:
-        """Read the bytes from `offset` on into the parts, one after the other.
-
-        Raises:
-            CorruptError: The shard ends before.
-            StorageError: It cannot be read.
-        """
-        handle = self.handle(extent)
-        left = sum(map(len, parts))
-        try:
-            got = os.preadv(handle, parts, offset)
-        except OSError:
-            got = 0  # named below
-        if got == left:
-            return
-        with storage_errors(extent.path, "read the shard"):
-            fill_slowly(handle, parts, offset, extent)
-
-    def close(self) -> None:
-        """Close all."""
-        while self._open:
-            os.close(self._open.popitem()[1][0])
 
 
 class MapReader:
@@ -200,6 +94,7 @@ class PreadReader:
         kept: Whole fields that are held in memory (labels, say), as arrays of n rows.
         gap_bytes: Unwanted bytes between two rows that are read along rather than beginning another read.
         advise: Tell the system of all rows of wide fields before reading the first (WILLNEED).
+        files: How shards are read; default: through the page cache.
     """
 
     def __init__(
@@ -209,9 +104,10 @@ class PreadReader:
         *,
         gap_bytes: int = 0,
         advise: bool = False,
+        files: Callable[[], Files] = Files,
     ) -> None:
         self._columns, self._kept, self._gap, self._advise = columns, kept, gap_bytes, advise
-        self._files = Files()
+        self._files = files()
         self._scratch = bytearray(0)
 
     def read(self, ids: Ids, out: Arrays) -> None:
@@ -305,26 +201,6 @@ class PreadReader:
         if len(self._scratch) < length:
             self._scratch = bytearray(length)
         return memoryview(self._scratch)[:length]
-
-
-def fill_slowly(handle: int, parts: Sequence[memoryview], offset: int, extent: Extent) -> None:
-    """Read until all parts are full, however little a call gives.
-
-    Raises:
-        CorruptError: The file ends before.
-        OSError: What the system said.
-    """
-    for part in parts:
-        done = 0
-        while done < len(part):
-            got = os.preadv(handle, [part[done:]], offset)
-            if got == 0:
-                raise CorruptError(
-                    f"the shard was cut off while it was read: expected {extent.file_bytes} bytes, "
-                    f"found {os.fstat(handle).st_size}",
-                    where=extent.path,
-                )
-            done, offset = done + got, offset + got
 
 
 def _runs(rows: Ids, places: Ids, files: Ids, targets: Ids, size: int, gap: int) -> list[tuple[int, int, bool]]:

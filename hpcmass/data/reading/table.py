@@ -14,7 +14,7 @@ from hpcmass.data.filters import INDEX_DTYPE, parse_compression
 from hpcmass.data.manifest import Field
 from hpcmass.data.mapping import Extent, Ids
 from hpcmass.data.reading.decode import Bytes, Decoder, decoder_for
-from hpcmass.data.reading.rows import Files
+from hpcmass.data.reading.files import Files
 from hpcmass.errors import CorruptError
 
 
@@ -124,8 +124,9 @@ class ChunkColumn:
         assert extent.chunks is not None
         low = number * extent.chunks.samples
         high = min(low + extent.chunks.samples, extent.rows) - 1
+        what = "values" if self.one.ragged else "samples"
         return CorruptError(
-            f"field {self.one.name}, chunk {number} (samples {low} … {high} of the shard) {why}",
+            f"field {self.one.name}, chunk {number} ({what} {low} … {high} of the shard) {why}",
             where=extent.path,
             hint="copy the dataset again, or make it again with `hpcmass shard`",
         )

@@ -20,6 +20,7 @@ def finish_part(
     samples: int,
     offsets: Mapping[str, int],
     packing: Packing | None,
+    values: Mapping[str, int],
 ) -> ShardInfo:
     """Make the finished shard of a part, durably.
 
@@ -32,21 +33,23 @@ def finish_part(
         samples: Number of its samples.
         offsets: Byte offset of each field's rows in the plain one.
         packing: How it is to be compressed; None: it is the plain one under another name.
+        values: Of each ragged field the number of its values.
 
     Returns:
         Its entry in the manifest.
     """
     chunks: dict[str, ChunkInfo] = {}
+    places = dict(offsets)
     if packing is not None:
         from hpcmass.data.compress import compress_shard  # not every worker needs HDF5
 
-        chunks = compress_shard(plain, fields, samples, offsets, packing, whole)
+        chunks, places = compress_shard(plain, fields, samples, offsets, packing, whole, values)
     elif plain.exists():
         make_durable([plain])
         with storage_errors(whole, "name the shard"):
             os.rename(plain, whole)
     size, digest = finish_shard(whole)
-    return ShardInfo(whole.name, samples, size, digest, {} if chunks else dict(offsets), chunks)
+    return ShardInfo(whole.name, samples, size, digest, places, chunks, dict(values))
 
 
 def finish_parts(parts: Sequence[tuple[Any, ...]]) -> list[ShardInfo]:

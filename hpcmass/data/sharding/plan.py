@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpcmass.data.cut import Cut
 from hpcmass.data.filters import Packing
 from hpcmass.data.manifest import Field
+from hpcmass.data.ragged import Ids, Sizes
 from hpcmass.data.sources import Source
+from hpcmass.data.sources.base import sizes_of
 from hpcmass.files import canonical_json, sha256_bytes, storage_errors
 
 FORMAT = 1
@@ -55,49 +60,67 @@ class ShardPlan:
         return list(dict.fromkeys(part.split for part in self.cut.parts))
 
     @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of a sample."""
-        return sum(one.row_bytes for one in self.fields)
+    def layout(self) -> Sizes:
+        """How many bytes samples take."""
+        return sizes_of(self.source, self.fields)
 
     @property
     def bytes(self) -> int:
         """Bytes of all samples."""
-        return self.row_bytes * self.source.n
+        return self.layout.before(self.source.n)
 
-    @property
-    def block_rows(self) -> int:
-        """Samples of a block."""
-        return int(min(max(1, BLOCK_BYTES // self.row_bytes), MAX_BLOCK_ROWS))
+    @cached_property
+    def bounds(self) -> Ids:
+        """Where blocks begin, and the end of the last one: a function of the data alone."""
+        ends = [stop for _, stop in self.layout.blocks(0, BLOCK_BYTES, MAX_BLOCK_ROWS)]
+        return np.array([0, *ends], np.int64)
 
-    @property
-    def stretch_rows(self) -> int:
-        """Samples of a stretch, whole blocks."""
+    @cached_property
+    def stretch_blocks(self) -> int:
+        """Blocks of a stretch."""
         few, most = STRETCHES
         wanted = max(min(STRETCH_BYTES, self.bytes // few), self.bytes // most)
-        blocks = max(1, wanted // (self.block_rows * self.row_bytes))
-        return int(blocks * self.block_rows)
+        blocks = max(1, len(self.bounds) - 1)
+        return max(1, wanted * blocks // max(1, self.bytes))
 
     @property
     def stretches(self) -> int:
         """Number of stretches."""
-        return -(-self.source.n // self.stretch_rows)
+        return -(-(len(self.bounds) - 1) // self.stretch_blocks)
 
     def stretch(self, number: int) -> tuple[int, int]:
         """First sample and end of a stretch."""
-        return number * self.stretch_rows, min((number + 1) * self.stretch_rows, self.source.n)
+        mine = self._bounds_of(number)
+        return int(mine[0]), int(mine[-1])
 
     def blocks(self, number: int) -> Iterator[tuple[int, int]]:
         """First sample and end of each block of a stretch."""
-        start, stop = self.stretch(number)
-        for at in range(start, stop, self.block_rows):
-            yield at, min(at + self.block_rows, stop)
+        return pairwise(self._bounds_of(number).tolist())
+
+    def _bounds_of(self, number: int) -> Ids:
+        first = number * self.stretch_blocks
+        return self.bounds[first : first + self.stretch_blocks + 1]
+
+    @cached_property
+    def values(self) -> list[dict[str, int]]:
+        """Of each part the number of values of each ragged field."""
+        found: list[dict[str, int]] = [{} for _ in self.cut.parts]
+        for one in self.fields:
+            if one.ragged:
+                lengths, total = np.diff(self.source.offsets(one.name)), np.zeros(len(found), np.int64)
+                for start, stop in pairwise(self.bounds.tolist()):
+                    np.add.at(total, self.cut.part_of(start, stop), lengths[start:stop])
+                for of_part, many in zip(found, total.tolist(), strict=True):
+                    of_part[one.name] = many
+        return found
 
     @cached_property
     def groups(self) -> list[range]:
         """Parts that are finished and recorded together."""
         found, first, held = [], 0, 0
         for number, part in enumerate(self.cut.parts):
-            held += part.samples * self.row_bytes
+            held += part.samples * self.layout.row_bytes
+            held += sum(self.values[number][one.name] * one.row_bytes for one in self.fields if one.ragged)
             if held >= GROUP_BYTES:
                 found.append(range(first, number + 1))
                 first, held = number + 1, 0
@@ -113,7 +136,9 @@ class ShardPlan:
 
     def to_json(self) -> dict[str, Any]:
         """What two starts have in common that make the same shards."""
-        fields = [[one.name, one.dtype, list(one.shape), one.role, one.classes] for one in self.fields]
+        fields = [
+            [one.name, one.dtype, list(one.shape), one.role, one.classes, one.ragged] for one in self.fields
+        ]
         parts = [[part.split, part.samples] for part in self.cut.parts]
         names = [f"{path.parent.name}/{path.name}" for path in self.source.files]
         packing = self.packing and [self.packing.compression.name, self.packing.chunk_samples]
@@ -124,7 +149,7 @@ class ShardPlan:
             "cut": {**self.record, "parts": len(parts), "digest": _digest(parts)},
             "compression": packing,
             "asked": self.asked,
-            "rows": [self.block_rows, self.stretch_rows],
+            "blocks": [_digest(self.bounds.tolist()), self.stretch_blocks],
         }
 
 

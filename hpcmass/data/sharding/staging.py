@@ -238,7 +238,7 @@ class ShardStaging:
         for split in plan.splits:
             make_dir(self.split_folder(split))
         made = [
-            create_shard(self.plain_path(number), plan.fields, part.samples)
+            create_shard(self.plain_path(number), plan.fields, part.samples, plan.values[number])
             for number, part in enumerate(plan.cut.parts)
         ]
         # What is read in one go touches them all before its record; else those must be there that it does not.

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpcmass.data.manifest import Field, Manifest, write_manifest
 from hpcmass.data.pool import ProcessPool
+from hpcmass.data.ragged import Ids
 from hpcmass.data.scatter import (
     Scatter,
     SplitStats,
@@ -25,7 +26,7 @@ from hpcmass.data.sharding.finish import call, finish_parts
 from hpcmass.data.sharding.plan import ShardPlan
 from hpcmass.data.sharding.staging import ShardStaging
 from hpcmass.data.sources import Progress, Source
-from hpcmass.data.stats import FieldStats, is_countable
+from hpcmass.data.stats import FieldStats, empty_stats, field_stats, is_countable
 from hpcmass.data.writing.together import Together
 from hpcmass.files import fsync_dir, storage_errors
 
@@ -78,6 +79,7 @@ def _scatter(plan: ShardPlan, staging: ShardStaging) -> Scatter:
         staging.offsets,
         [plan.splits.index(part.split) for part in plan.cut.parts],
         frozenset(one.name for one in plan.fields if is_countable(one) or one.classes),
+        plan.values,
     )
 
 
@@ -94,15 +96,22 @@ def _fill(
     given: deque[tuple[int, Any]] = deque()
     wanted = set(mine)
 
-    def blocks() -> Iterator[tuple[int, Any, Any]]:
+    ragged = {one.name: plan.source.offsets(one.name) for one in plan.fields if one.ragged}
+
+    def blocks() -> Iterator[tuple[int, Any, Any, Any]]:
         before = np.zeros(len(plan.cut.parts), np.int64)
+        values = dict.fromkeys(ragged, before)
         for number in range(max(mine) + 1):
             for start, stop in plan.blocks(number):
                 part_of = plan.cut.part_of(start, stop)
                 if number in wanted:
                     given.append((number, part_of))
-                    yield start, part_of, before
+                    yield start, part_of, before, values
                 before = before + np.bincount(part_of, minlength=len(before))
+                values = {
+                    name: _added(values[name], part_of, np.diff(offsets[start : stop + 1]))
+                    for name, offsets in ragged.items()
+                }
 
     function: Callable[..., SplitStats] = write_in_worker if pool.parallel else scatter.write
     seen: list[SplitStats] = []
@@ -124,6 +133,13 @@ def _fill(
             told.samples(rows)
 
 
+def _added(before: Ids, part_of: Any, lengths: Ids) -> Ids:
+    """Values of each part, with those of a block."""
+    after = before.copy()
+    np.add.at(after, part_of, lengths)
+    return after
+
+
 _Job = tuple[str, int, tuple[Callable[..., Any], tuple[Any, ...]]]
 """Kind and number of the record, and what makes it."""
 
@@ -141,6 +157,7 @@ def _jobs(plan: ShardPlan, staging: ShardStaging) -> list[_Job]:
                 plan.cut.parts[part].samples,
                 staging.offsets[part],
                 plan.packing,
+                plan.values[part],
             )
             for part in group
         ]
@@ -209,7 +226,7 @@ class _Told:
 # -- the end ----------------------------------------------------------------------------------------------
 def write_manifests(plan: ShardPlan, staging: ShardStaging) -> list[Manifest]:
     """By rank 0: the manifests of all splits, beside the finished shards."""
-    stats = [{one.name: FieldStats() for one in plan.fields} for _ in plan.splits]
+    stats = [empty_stats(plan.fields) for _ in plan.splits]
     for number in range(plan.stretches):
         for block in staging.stretch(number):
             for place, of_block in block.items():
@@ -249,8 +266,7 @@ def _finished_fields(plan: ShardPlan, stats: Sequence[Mapping[str, FieldStats]])
                 classes = [str(number) for number in range(max(known))]
         for number, by_field in enumerate(stats):
             shown = len(classes) if classes is not None and one.role == "target" else None
-            values = by_field[one.name].to_json(shown)
-            finished[number].append(replace(one, classes=classes, stats=values))
+            finished[number].append(replace(one, classes=classes, stats=field_stats(one, by_field, shown)))
     return [tuple(fields) for fields in finished]
 
 

@@ -6,15 +6,16 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hpcmass.data.ragged import OFFSETS, Ids, Ragged, check_given
 from hpcmass.data.sources.base import (
-    Arrays,
+    Block,
     Progress,
     Source,
     SourceField,
@@ -90,14 +91,25 @@ class ArraySource:
     arrays: Mapping[str, ArrayFile]
     files: tuple[Path, ...]
     n: int
+    begins: Mapping[str, Ids] = field(default_factory=dict)
+
+    def offsets(self, name: str) -> Ids:
+        """Offsets (n + 1,) of a ragged field."""
+        return self.begins[name]
 
     def select(self, names: Sequence[str]) -> ArraySource:
         """The same with these fields only."""
         return replace(self, fields=pick(self.fields, names, self.files[0]))
 
-    def read(self, start: int, stop: int) -> Arrays:
+    def read(self, start: int, stop: int) -> Block:
         """Samples start … stop."""
-        return {one.name: self.arrays[one.name].rows(start, stop) for one in self.fields}
+        return {one.name: self._read(one, start, stop) for one in self.fields}
+
+    def _read(self, one: SourceField, start: int, stop: int) -> Any:
+        if not one.ragged:
+            return self.arrays[one.name].rows(start, stop)
+        offsets = self.begins[one.name][start : stop + 1]
+        return Ragged(self.arrays[one.name].rows(int(offsets[0]), int(offsets[-1])), offsets - offsets[0])
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values, for other processes; `source_from_json` takes it back."""
@@ -153,8 +165,15 @@ def array_source(
         DataError: An array is no array of numbers, or the lengths differ.
         CorruptError: A file ends before its array does.
     """
-    known = [SourceField(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
-    chosen = pick(known, list(arrays) if names is None else names, files[0])
+    begins = _offsets(arrays)
+    known = [
+        SourceField(name, array.dtype, array.shape[1:], ragged=name in begins)
+        for name, array in arrays.items()
+        if name.removesuffix(OFFSETS) not in begins or name in begins
+    ]
+    if names is not None:
+        names = [name for name in names if name.removesuffix(OFFSETS) not in begins or name in begins]
+    chosen = pick(known, [one.name for one in known] if names is None else names, files[0])
     fields = []
     for one in chosen:
         array = arrays[one.name]
@@ -167,9 +186,28 @@ def array_source(
             array.check_size()
         if array.codes is not None:
             dtype = np.dtype(np.int64)
-        fields.append(SourceField(one.name, dtype, array.shape[1:], (classes or {}).get(one.name)))
-    n = check_lengths({one.name: arrays[one.name].shape[0] for one in fields}, files[0])
-    return ArraySource(kind, tuple(fields), dict(arrays), tuple(files), n)
+        of = (classes or {}).get(one.name)
+        fields.append(SourceField(one.name, dtype, array.shape[1:], of, one.ragged))
+    lengths = {
+        one.name: len(begins[one.name]) - 1 if one.ragged else arrays[one.name].shape[0] for one in fields
+    }
+    n = check_lengths(lengths, files[0])
+    return ArraySource(kind, tuple(fields), dict(arrays), tuple(files), n, begins)
+
+
+def _offsets(arrays: Mapping[str, ArrayFile]) -> dict[str, Ids]:
+    """By ragged field its offsets: an array `NAME.offsets` beside `NAME` makes that ragged.
+
+    Raises:
+        DataError: They are no offsets of so many values.
+    """
+    found = {}
+    for name, array in arrays.items():
+        said = arrays.get(name + OFFSETS)
+        if said is not None and array.shape:
+            offsets = said.rows(0, said.shape[0]) if said.shape and said.dtype.kind in "iu" else np.empty(0)
+            found[name] = check_given(name, offsets, array.shape[0], said.path)
+    return found
 
 
 def read_npy_header(file: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -200,12 +238,12 @@ def open_npy(paths: Sequence[str | Path], names: Sequence[str] | None = None) ->
     """Samples from `.npy` files, each `path` (the field is called as the file) or `field=path`."""
     arrays = {}
     for given in paths:
-        field, equals, path = str(given).partition("=")
+        name, equals, path = str(given).partition("=")
         if not equals or Path(given).exists():
-            field, path = Path(given).stem, str(given)
-        if field in arrays:
-            raise DataError(f"two files are given for field {field}", where=path, hint="write NAME=PATH")
-        arrays[check_name(field, "field")] = npy_array(Path(path))
+            name, path = Path(given).stem, str(given)
+        if name in arrays:
+            raise DataError(f"two files are given for field {name}", where=path, hint="write NAME=PATH")
+        arrays[check_name(name, "field")] = npy_array(Path(path))
     return array_source("npy", arrays, [array.path for array in arrays.values()], names)
 
 
@@ -294,7 +332,10 @@ def _members(archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path) 
         if name not in members:
             raise DataError(f"has no field {name!r}", where=path, hint=f"there are: {', '.join(members)}")
         check_name(name, "field")
-    return members if names is None else {name: members[name] for name in names}
+    if names is None:
+        return members
+    wanted = [one for name in names for one in (name, name + OFFSETS) if one in members]
+    return {name: members[name] for name in dict.fromkeys(wanted)}
 
 
 def _member_offset(path: Path, member: zipfile.ZipInfo) -> int:

@@ -10,25 +10,32 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hpcmass.data.ragged import Ids, Sizes
 from hpcmass.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
+Block = dict[str, Any]
+"""Samples by field: an array (n, *shape), or a `Ragged` where the field is ragged."""
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); stages are `read`, `shard` (samples) and `checksum` (bytes)."""
 
 
 @dataclass(frozen=True)
 class SourceField:
-    """A field as a source offers it: numpy dtype (native byte order), shape of a sample, class names."""
+    """A field as a source offers it: numpy dtype (native byte order), shape of a sample, class names.
+
+    Of a ragged field the shape is that of one of a sample's values.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     classes: tuple[str, ...] | None = None
+    ragged: bool = False
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one sample's value."""
+        """Bytes of one sample's value; of a ragged field of one of its values."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
@@ -54,8 +61,11 @@ class Source(Protocol):
     def select(self, names: Sequence[str]) -> Source:
         """The same source with these fields only, in this order."""
 
-    def read(self, start: int, stop: int) -> Arrays:
-        """Samples `start` to `stop`: a C-contiguous array (stop - start, *shape) a field."""
+    def read(self, start: int, stop: int) -> Block:
+        """Samples `start` to `stop`: a C-contiguous array (stop - start, *shape) a field, or a `Ragged`."""
+
+    def offsets(self, name: str) -> Ids:
+        """Offsets (n + 1,) of a ragged field."""
 
 
 class Unread(Protocol):
@@ -105,6 +115,13 @@ def check_lengths(lengths: dict[str, int], where: object) -> int:
     if n < 1:
         raise DataError("holds no samples", where=where)
     return n
+
+
+def sizes_of(source: Source, fields: Sequence[Any]) -> Sizes:
+    """How many bytes the samples of a source take in these fields (with `row_bytes` and `ragged`)."""
+    fixed = sum(one.row_bytes for one in fields if not one.ragged)
+    ragged = [(source.offsets(one.name), one.row_bytes) for one in fields if one.ragged]
+    return Sizes(source.n, fixed + 8 * len(ragged), ragged)
 
 
 def pick(fields: Sequence[SourceField], names: Sequence[str], where: object) -> tuple[SourceField, ...]:

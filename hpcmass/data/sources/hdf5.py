@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from hpcmass.data.filters import register
-from hpcmass.data.sources.base import Arrays, SourceField, check_dtype, check_lengths, pick
+from hpcmass.data.ragged import OFFSETS, Ids, Ragged, check_given
+from hpcmass.data.sources.base import Block, SourceField, check_dtype, check_lengths, pick
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
 
@@ -29,7 +30,12 @@ class Hdf5Source:
     fields: tuple[SourceField, ...]
     sets: Mapping[str, str]
     n: int
+    begins: Mapping[str, Ids]
     kind: str = "hdf5"
+
+    def offsets(self, name: str) -> Ids:
+        """Offsets (n + 1,) of a ragged field."""
+        return self.begins[name]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -45,18 +51,18 @@ class Hdf5Source:
         if (file := _open_files.pop((self.path, os.getpid()), None)) is not None:
             file.close()
 
-    def read(self, start: int, stop: int) -> Arrays:
+    def read(self, start: int, stop: int) -> Block:
         """Samples start … stop."""
         file = _opened(self.path)
-        blocks = {}
+        blocks: Block = {}
         for one in self.fields:
-            try:
-                values = file[self.sets[one.name]][start:stop]
-            except OSError as error:
-                raise CorruptError(
-                    f"data set {self.sets[one.name]} cannot be read ({error})", where=self.path
-                ) from error
-            blocks[one.name] = np.ascontiguousarray(values, dtype=one.dtype)
+            if one.ragged:
+                offsets = self.begins[one.name][start : stop + 1]
+                rows = _rows(file[self.sets[one.name]], int(offsets[0]), int(offsets[-1]), self.path)
+                blocks[one.name] = Ragged(np.ascontiguousarray(rows, dtype=one.dtype), offsets - offsets[0])
+            else:
+                rows = _rows(file[self.sets[one.name]], start, stop, self.path)
+                blocks[one.name] = np.ascontiguousarray(rows, dtype=one.dtype)
         return blocks
 
 
@@ -81,6 +87,9 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             found[name.replace("/", ".")] = item
 
     file.visititems(visit)
+    begins = _offsets(found, path)
+    for name in begins:
+        del found[name + OFFSETS]
     wanted = list(found) if names is None else [name.strip("/").replace("/", ".") for name in names]
     if names is not None:
         beside = (name for name in found if name.lower() in optional and name not in wanted)
@@ -96,12 +105,40 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             raise DataError(f"data set {item.name} is a single value, without samples", where=path)
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        if h5py.check_vlen_dtype(item.dtype) is not None:
+            raise DataError(
+                f"data set {item.name} has a type of variable length",
+                where=path,
+                hint=f"write all values in one data set, and where each sample's begin as {name}{OFFSETS}",
+            )
         dtype = check_dtype(item.dtype, item.name, path)
         _check_filters(item, path)
-        fields.append(SourceField(check_name(name, "field"), dtype, tuple(item.shape[1:])))
+        shape = tuple(item.shape[1:])
+        fields.append(SourceField(check_name(name, "field"), dtype, shape, ragged=name in begins))
         sets[name] = item.name
-    n = check_lengths({one.name: int(found[one.name].shape[0]) for one in fields}, path)
-    return Hdf5Source(path, tuple(fields), sets, n)
+    lengths = {
+        one.name: len(begins[one.name]) - 1 if one.ragged else int(found[one.name].shape[0]) for one in fields
+    }
+    return Hdf5Source(path, tuple(fields), sets, check_lengths(lengths, path), begins)
+
+
+def _offsets(found: Mapping[str, Any], path: Path) -> dict[str, Ids]:
+    """By ragged field its offsets: a data set `NAME.offsets` beside `NAME` makes that ragged."""
+    begins = {}
+    for name, item in found.items():
+        said = found.get(name + OFFSETS)
+        if said is not None and item.shape:
+            _check_filters(said, path)
+            offsets = _rows(said, 0, said.shape[0], path) if said.shape else np.empty(0)
+            begins[name] = check_given(name, np.asarray(offsets), int(item.shape[0]), path)
+    return begins
+
+
+def _rows(item: h5py.Dataset, start: int, stop: int, path: Path) -> Any:
+    try:
+        return item[start:stop]
+    except OSError as error:
+        raise CorruptError(f"data set {item.name} cannot be read ({error})", where=path) from error
 
 
 def _check_filters(item: h5py.Dataset, path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from hpcmass.data.ragged import OFFSETS, Ragged
 from hpcmass.data.sources.arrays import ArrayFile, array_source
 from hpcmass.data.sources.base import Progress, Source
 from hpcmass.errors import CorruptError, DataError
@@ -157,6 +158,12 @@ class TableUnread:
                     values = {"x": self._stacked(values, spilled)} | {
                         name: one for name, one in values.items() if name not in self.stack
                     }
+                for name in [name for name, one in values.items() if isinstance(one, Ragged)]:
+                    ends = spilled.setdefault(name + OFFSETS, _Column())
+                    lists = values[name]
+                    offsets = lists.offsets + ends.last
+                    ends.last = int(offsets[-1])
+                    values |= {name: lists.values, name + OFFSETS: offsets[1:] if ends.rows else offsets}
                 for name, one in values.items():
                     column = spilled.setdefault(name, _Column())
                     if column.file is None:
@@ -164,6 +171,7 @@ class TableUnread:
                         column.file = stack.enter_context(open(column.path, "xb", buffering=0))
                         column.dtype, column.shape = one.dtype, one.shape[1:]
                     data = np.ascontiguousarray(one, dtype=column.dtype).reshape(-1).view(np.uint8).data
+                    column.rows += len(one)
                     while data:
                         data = data[column.file.write(data) :]
                 rows += batch.num_rows
@@ -179,11 +187,16 @@ class TableUnread:
                 number = {text: place for place, text in enumerate(order)}
                 codes = tuple(number[text] for text in column.codes)
                 classes[name] = tuple(order)
-            arrays[name] = ArrayFile(column.path, 0, column.dtype, (rows, *column.shape), codes=codes)
+            arrays[name] = ArrayFile(column.path, 0, column.dtype, (column.rows, *column.shape), codes=codes)
         return array_source(self.kind, arrays, [self.path], None, classes)
 
-    def _values(self, column: Any, name: str, first_row: int, spilled: dict[str, _Column]) -> npt.NDArray[Any]:
-        """The numbers of a column's batch; text becomes numbers in the order of its first appearance."""
+    def _values(self, column: Any, name: str, first_row: int, spilled: dict[str, _Column]) -> Any:
+        """The numbers of a column's batch, or a `Ragged` of its lists.
+
+        Text becomes numbers in the order of its first appearance.
+        """
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            return self._lists(column, name, first_row)
         text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
         if pa.types.is_dictionary(column.type):
             column, text = column.cast(column.type.value_type), True
@@ -211,6 +224,25 @@ class TableUnread:
             raise DataError(f"column {name} holds {column.type}, not numbers", where=self.path, hint=hint)
         numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
         return numbers
+
+    def _lists(self, column: Any, name: str, first_row: int) -> Ragged:
+        """A column of lists of numbers."""
+        if column.null_count:
+            self._missing(pc.is_null(column), name, first_row)
+        kind, flat = column.type.value_type, column.flatten()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            hint = "leave it out by naming the columns to take"
+            raise DataError(
+                f"column {name} holds {column.type}, no lists of numbers", where=self.path, hint=hint
+            )
+        if flat.null_count:
+            row = first_row + 1
+            raise DataError(
+                f"column {name}: a list from row {row} on lacks a value", where=self.path,
+                hint="fill it in, or leave the column out",
+            )  # fmt: skip
+        offsets = np.asarray(column.offsets.to_numpy(), np.int64)
+        return Ragged(flat.to_numpy(zero_copy_only=False), offsets - offsets[0])
 
     def _missing(self, mask: Any, name: str, first_row: int) -> None:
         row = first_row + int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[0]) + 1
@@ -249,6 +281,8 @@ class _Column:
     path: Path = Path()
     dtype: np.dtype[Any] = np.dtype(np.float64)  # noqa: RUF009
     shape: tuple[int, ...] = ()
+    rows: int = 0
+    last: int = 0  # of offsets: the end of the last list
 
 
 def _csv_read() -> Any:

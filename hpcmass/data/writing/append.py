@@ -17,6 +17,7 @@ from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.scatter import hash_files
 from hpcmass.data.sharding.work import source_record
 from hpcmass.data.sources import Progress, Source, SourceField, Unread, open_source
+from hpcmass.data.sources.base import sizes_of
 from hpcmass.data.writing.commit import check_same_fields
 from hpcmass.data.writing.staging import completed, sweep
 from hpcmass.data.writing.writer import SHARD_BYTES, ShardWriter
@@ -83,9 +84,7 @@ def append(
                 hint="give the addition another name, if they are to be there twice",
                 complete=True,
             )
-        writer = ShardWriter(
-            folder, append=name, shard_samples=even_sizes(readable.n, shards, there), source=record
-        )
+        writer = ShardWriter(folder, append=name, shard_samples=_sizes(readable, shards, there), source=record)
         try:
             with writer:
                 if writer.resumed_samples and note:
@@ -153,7 +152,7 @@ def _same_fields(
                     field=one.name,
                 )
             codes[one.name] = np.array([known.index(word) for word in found.classes], np.int64)
-        wanted.append(replace(one, dtype=found.dtype.name, shape=found.shape))
+        wanted.append(replace(one, dtype=found.dtype.name, shape=found.shape, ragged=found.ragged))
     check_same_fields(folder, there, wanted)
     return codes
 
@@ -161,9 +160,8 @@ def _same_fields(
 def _copy(
     source: Source, writer: ShardWriter, codes: dict[str, np.ndarray[Any, Any]], progress: Progress | None
 ) -> None:
-    rows = max(1, _BLOCK_BYTES // sum(one.row_bytes for one in writer.fields))
-    for start in range(writer.samples, source.n, rows):
-        stop = min(start + rows, source.n)
+    sizes = sizes_of(source, writer.fields)
+    for start, stop in sizes.blocks(writer.samples, _BLOCK_BYTES, source.n):
         block = source.read(start, stop)
         for name, numbers in codes.items():
             block[name] = numbers[block[name]]
@@ -172,7 +170,11 @@ def _copy(
             progress("shard", stop, source.n)
 
 
-def even_sizes(samples: int, shards: int | None, fields: Sequence[Field]) -> list[int]:
+def _sizes(source: Source, shards: int | None, fields: Sequence[Field]) -> list[int]:
+    return even_sizes(source.n, shards, sizes_of(source, fields).before(source.n))
+
+
+def even_sizes(samples: int, shards: int | None, data_bytes: int) -> list[int]:
     """Samples of each shard; they differ by one at most.
 
     Raises:
@@ -181,7 +183,7 @@ def even_sizes(samples: int, shards: int | None, fields: Sequence[Field]) -> lis
     if samples < 1:
         raise DataError("there are no samples")
     if shards is None:
-        shards = max(1, round(samples * sum(one.row_bytes for one in fields) / SHARD_BYTES))
+        shards = max(1, round(data_bytes / SHARD_BYTES))
         shards = min(shards, samples)
     if not 1 <= shards <= samples:
         raise DataError(f"{samples} samples cannot be cut into {shards} shards")

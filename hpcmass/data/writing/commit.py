@@ -21,7 +21,7 @@ from hpcmass.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from hpcmass.data.stats import FieldStats, from_json, is_countable
+from hpcmass.data.stats import FieldStats, empty_stats, field_stats, is_countable, seen_before
 from hpcmass.data.writing.staging import WRITTEN, Piece, Staging, WritingPlan, completed, parts_of, sweep
 from hpcmass.errors import AlreadyExists, CorruptError, DataError, HpcmassError, NotFound
 from hpcmass.files import fsync_dir, read_json, storage_errors
@@ -170,14 +170,16 @@ def _new(
 ) -> Manifest:
     fields = []
     for one in plan.fields:
-        stats = _merged(FieldStats(), one, pieces)
-        classes = one.classes
-        if classes is None and is_countable(one) and stats.classes is not None:
-            classes = [str(number) for number in range(stats.classes.size)]
+        stats = _merged(empty_stats([one]), pieces)
+        classes, counted = one.classes, stats[one.name].classes
+        if classes is None and is_countable(one) and counted is not None:
+            classes = [str(number) for number in range(counted.size)]
         fields.append(_finished(replace(one, classes=classes), stats))
+    split = plan.source.get("split")
     return Manifest(
-        None, part["samples"], tuple(fields), tuple(infos), part["cut"], plan.source, created=time.time()
-    )
+        split if isinstance(split, str) else None, part["samples"], tuple(fields), tuple(infos), part["cut"],
+        plan.source, created=time.time(),
+    )  # fmt: skip
 
 
 def _longer(
@@ -186,7 +188,7 @@ def _longer(
 ) -> Manifest:  # fmt: skip
     """The manifest with the new shards behind the ones that it has."""
     check_same_fields(staging.dataset, base.fields, plan.fields)
-    fields = tuple(_finished(one, _merged(from_json(one.stats), one, pieces)) for one in base.fields)
+    fields = tuple(_finished(one, _merged(seen_before(one), pieces)) for one in base.fields)
     parts = [*parts_of(base), {**part, "after": base.id}]
     return replace(
         base,
@@ -199,15 +201,16 @@ def _longer(
     )
 
 
-def _merged(stats: FieldStats, one: Field, pieces: Sequence[Piece]) -> FieldStats:
+def _merged(stats: dict[str, FieldStats], pieces: Sequence[Piece]) -> dict[str, FieldStats]:
     for piece in pieces:
-        stats.merge(piece.stats[one.name])
+        for name, seen in stats.items():
+            seen.merge(piece.stats[name])
     return stats
 
 
-def _finished(one: Field, stats: FieldStats) -> Field:
+def _finished(one: Field, stats: dict[str, FieldStats]) -> Field:
     shown = len(one.classes) if one.classes is not None and one.role == "target" else None
-    return replace(one, stats=stats.to_json(shown))
+    return replace(one, stats=field_stats(one, stats, shown))
 
 
 def check_same_fields(dataset: Path, there: Sequence[Field], new: Sequence[Field]) -> None:

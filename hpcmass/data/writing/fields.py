@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmass.data.manifest import Field
+from hpcmass.data.ragged import Ragged, check_given
 from hpcmass.data.roles import resolve_roles
 from hpcmass.data.sources.base import SourceField
 from hpcmass.errors import DataError
 
-Rows = dict[str, npt.NDArray[Any]]
+Rows = dict[str, Any]
+"""By field an array (b, *shape), or a `Ragged`."""
 
 
 def make_fields(
@@ -28,6 +30,8 @@ def make_fields(
 ) -> tuple[Field, ...]:
     """Fields from what numpy takes for a type: `"float32"`, or `("uint8", (3, 32, 32))` with a shape.
 
+    A shape that begins with None makes the field ragged: `("uint16", (None,))`, `("float32", (None, 3))`.
+
     Raises:
         DataError: A type is none that can be stored, or a role or class name does not fit.
         NameNotAllowed: A field's name may not be used.
@@ -36,8 +40,11 @@ def make_fields(
     for name, said in given.items():
         if isinstance(said, (list, np.ndarray)):
             raise DataError(f"field {name}: {said!r:.80} is no type", hint='write ("uint8", (3, 32, 32))')
+        ragged = (
+            isinstance(said, tuple) and len(said) == 2 and isinstance(said[1], tuple) and said[1][:1] == (None,)
+        )
         try:
-            dtype = np.dtype(said)
+            dtype = np.dtype((said[0], said[1][1:]) if ragged else said)
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"field {name}: numpy knows no type {said!r:.80} ({error})", hint='write ("uint8", (3, 32, 32))'
@@ -48,7 +55,7 @@ def make_fields(
                 f"field {name}: {dtype} cannot be stored",
                 hint="integers, booleans and floats of up to 64 bits can, in shapes without a zero",
             )
-        found.append(SourceField(name, base.newbyteorder("="), tuple(shape)))
+        found.append(SourceField(name, base.newbyteorder("="), tuple(shape), ragged=ragged))
     fields = resolve_roles(found, inputs=inputs, targets=targets, meta=meta)
     left = [name for name in given if name not in {one.name for one in fields}]
     if left:
@@ -78,6 +85,10 @@ def as_rows(fields: Sequence[Field], batch: Mapping[str, Any], where: Path) -> t
     rows: Rows = {}
     count = -1
     for one in fields:
+        if one.ragged:
+            rows[one.name] = _as_ragged(one, batch[one.name], where)
+            count = _same_count(one, len(rows[one.name]), count, where)
+            continue
         values = np.asarray(batch[one.name])
         if values.ndim < 1 or values.shape[1:] != one.shape:
             raise DataError(
@@ -86,11 +97,53 @@ def as_rows(fields: Sequence[Field], batch: Mapping[str, Any], where: Path) -> t
                 where=where,
                 hint="`write` takes one sample, `write_batch` several along a first axis",
             )
-        if count >= 0 and len(values) != count:
-            raise DataError(f"field {one.name} has {len(values)} samples, and another has {count}", where=where)
-        count = len(values)
+        count = _same_count(one, len(values), count, where)
         rows[one.name] = _cast(one, values, where)
     return rows, count
+
+
+def _same_count(one: Field, mine: int, count: int, where: Path) -> int:
+    if count >= 0 and mine != count:
+        raise DataError(f"field {one.name} has {mine} samples, and another has {count}", where=where)
+    return mine
+
+
+def _as_ragged(one: Field, given: Any, where: Path) -> Ragged:
+    """Samples of a ragged field: a list of arrays, or a tuple (values, offsets), or a `Ragged`."""
+    if isinstance(given, Ragged):
+        given = given.values, given.offsets
+    if isinstance(given, tuple) and len(given) == 2:
+        values = np.asarray(given[0])
+        _check_shape(one, values, where)
+        offsets = check_given(one.name, np.asarray(given[1]), len(values), where)
+        return Ragged(_cast(one, values, where), offsets)
+    if not isinstance(given, list):
+        raise DataError(
+            f"field {one.name} is ragged, and was given {type(given).__name__}",
+            where=where,
+            hint="give a list of arrays, one a sample, or a tuple (values, offsets)",
+        )
+    parts = []
+    for sample in given:
+        values = np.asarray(sample)
+        values = values.reshape(0, *one.shape).astype(one.numpy_dtype) if values.shape == (0,) else values
+        _check_shape(one, values, where)
+        parts.append(_cast(one, values, where))
+    return Ragged.of(parts, one.numpy_dtype, one.shape)
+
+
+def _check_shape(one: Field, values: npt.NDArray[Any], where: Path) -> None:
+    if values.ndim < 1 or values.shape[1:] != one.shape or values.dtype.kind not in "biuf":
+        raise DataError(
+            f"field {one.name} has {values.dtype} of shape {list(values.shape)}, which is no number of values "
+            f"of shape {list(one.shape)}",
+            where=where,
+        )
+
+
+def _rounded(values: npt.NDArray[Any], want: np.dtype[Any]) -> npt.NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return values.astype(want)
 
 
 def _cast(one: Field, values: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]:
@@ -107,7 +160,12 @@ def _cast(one: Field, values: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]
             raise DataError(
                 f"field {one.name} is {one.dtype}, and was given {have} values that do not fit", where=where
             )
-        values = values.astype(want)
+        cast = _rounded(values, want)
+        if want.kind == "f" and bool((np.isinf(cast) & np.isfinite(values)).any()):
+            raise DataError(
+                f"field {one.name} is {one.dtype}, and was given {have} values beyond its range", where=where
+            )
+        values = cast
     if one.classes is not None and values.size:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= len(one.classes):

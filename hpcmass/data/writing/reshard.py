@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcmass.data.manifest import Manifest, newest_manifest
 from hpcmass.data.reader import Dataset
+from hpcmass.data.reading.packed import compressed_fields
 from hpcmass.data.sources import Progress
 from hpcmass.data.writing.append import even_sizes
 from hpcmass.data.writing.staging import Staging, sweep
@@ -32,7 +33,7 @@ def reshard(
     """Write the samples of a dataset anew, in their order, into shards of another size.
 
     Memory is bounded by a few blocks. Killed, the same call goes on where it was; a call with other sizes, or
-    after the dataset has changed, begins anew.
+    after the dataset has changed, begins anew. The new shards are not compressed, whatever the old ones are.
 
     Args:
         dataset: What is read.
@@ -58,8 +59,8 @@ def reshard(
     if newest_manifest(folder) is not None:
         sweep(folder)
         raise AlreadyExists("holds a dataset already", where=folder, hint="name another folder", complete=True)
-    fields = dataset.manifest.fields
-    sizes = even_sizes(len(dataset), shards, fields) if shard_samples is None else shard_samples
+    whole = dataset.manifest.data_bytes
+    sizes = even_sizes(len(dataset), shards, whole) if shard_samples is None else shard_samples
     try:
         writer = _writer(dataset, folder, sizes)
     except DataError as error:
@@ -69,13 +70,13 @@ def reshard(
         if note:
             note("what was begun there with other arguments is given up: begins anew")
         writer = _writer(dataset, folder, sizes)
+    if note and compressed_fields(dataset):
+        note("the new shards are written plain, not compressed as those of the old dataset are")
     with writer:
         if writer.resumed_samples and note:
             note(f"goes on where it was interrupted: {writer.resumed_samples} samples are there")
-        rows = max(1, _BLOCK_BYTES // dataset.row_bytes)
-        for start in range(writer.samples, len(dataset), rows):
-            stop = min(start + rows, len(dataset))
-            writer.write_batch(dataset.batch(np.arange(start, stop, dtype=np.int64)))
+        for start, stop in dataset.sizes().blocks(writer.samples, _BLOCK_BYTES, len(dataset)):
+            writer.write_batch(dataset.raw(np.arange(start, stop, dtype=np.int64)))
             if progress:
                 progress("shard", stop, len(dataset))
     assert writer.manifest is not None
@@ -89,7 +90,7 @@ def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int]) -> Shard
     }
     return ShardWriter(
         folder,
-        {one.name: (one.dtype, one.shape) for one in manifest.fields},
+        {one.name: (one.dtype, (None, *one.shape) if one.ragged else one.shape) for one in manifest.fields},
         inputs=roles["input"],
         targets=roles["target"],
         meta=roles["meta"],
@@ -104,12 +105,20 @@ def _begin_anew(folder: Path) -> None:
 
     Raises:
         LeaseHeld: Somebody is.
+        AlreadyExists: Somebody has completed it meanwhile.
     """
     staging = Staging(folder, None)
-    with contextlib.suppress(NotFound, CorruptError):
-        for rank in range(staging.plan().ranks):
-            with contextlib.suppress(NotFound), staging.lease(rank):
-                continue
-    for path in folder.glob("shard-*.h5"):
-        path.unlink()  # those that a commit, cut short, had named already
-    staging.discard()
+    named = 0
+    with contextlib.ExitStack() as leases:
+        with contextlib.suppress(NotFound, CorruptError):
+            for rank in range(staging.plan().ranks):
+                leases.enter_context(staging.lease(rank))
+                named += len(staging.pieces(rank))
+        # From here on nobody can publish it: the records of its shards are gone.
+        staging.discard()
+        if newest_manifest(folder) is not None:
+            raise AlreadyExists(
+                "holds a dataset already", where=folder, hint="name another folder", complete=True
+            )
+        for number in range(named):  # those that a commit, cut short, had named already
+            (folder / f"shard-{number:05d}.h5").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,9 +45,13 @@ class OpenShard:
             self._handle = os.open(path, os.O_RDWR)
 
     @property
-    def room(self) -> int:
-        """Samples that it can still take."""
-        return self.capacity - self.samples - self._held
+    def full(self) -> bool:
+        """Whether it takes no more."""
+        return self.samples + self._held == self.capacity
+
+    def takes(self, batch: Mapping[str, Any], start: int, stop: int) -> int:
+        """How many of the samples `start` to `stop` of a batch it takes."""
+        return min(self.capacity - self.samples - self._held, stop - start)
 
     def put(self, batch: Mapping[str, npt.NDArray[Any]], start: int, stop: int) -> None:
         """Take the samples `start` to `stop` of a batch, no more than there is room for."""
@@ -74,7 +79,7 @@ class OpenShard:
             self._stats[one.name].merge(FieldStats.of(values, countable=one.name in self._countable))
             place = self._offsets[one.name] + self.samples * one.row_bytes
             with storage_errors(self.path, "write the shard"):
-                _pwrite(self._handle, values.reshape(-1).view(np.uint8).data, place)
+                pwrite(self._handle, values.reshape(-1).view(np.uint8).data, place)
         self.samples += count
 
     def finish(self, name: Path) -> Piece:
@@ -102,8 +107,8 @@ class OpenShard:
                 for one in self.fields:
                     for at in range(0, self.samples * one.row_bytes, BLOCK_BYTES):
                         length = min(BLOCK_BYTES, self.samples * one.row_bytes - at)
-                        data = memoryview(os.pread(self._handle, length, self._offsets[one.name] + at))
-                        _pwrite(out, data, offsets[one.name] + at)
+                        data = pread(self._handle, length, self._offsets[one.name] + at)
+                        pwrite(out, data, offsets[one.name] + at)
             except BaseException:
                 os.close(out)
                 raise
@@ -119,7 +124,24 @@ class OpenShard:
             self.path.unlink()
 
 
-def _pwrite(handle: int, view: memoryview, place: int) -> None:
+def pwrite(handle: int, view: memoryview, place: int) -> None:
+    """Write all of it, at a place."""
     while view:
         written = os.pwrite(handle, view, place)
         view, place = view[written:], place + written
+
+
+def pread(handle: int, length: int, place: int) -> memoryview:
+    """Read as many bytes from a place.
+
+    Raises:
+        OSError: The file ends before.
+    """
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        got = os.preadv(handle, [view], place)
+        if not got:
+            raise OSError(errno.EIO, "what was written just now is not there")
+        view, place = view[got:], place + got
+    return memoryview(data)

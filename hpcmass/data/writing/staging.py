@@ -65,13 +65,13 @@ class WritingPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`."""
-        fields = [{**asdict(one), "shape": list(one.shape), "stats": {}} for one in self.fields]
+        fields = [{**one.to_json(), "stats": {}} for one in self.fields]
         return {"format": FORMAT, **asdict(self), "sizes": list(self.sizes), "fields": fields}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A finished shard of a rank, and its statistics a field."""
+    """A finished shard of a rank, and its statistics a field (of a ragged one's lengths too)."""
 
     info: ShardInfo
     stats: dict[str, FieldStats]

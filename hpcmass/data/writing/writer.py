@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from hpcmass.data.manifest import Field, Manifest, read_manifest
+from hpcmass.data.ragged import OFFSET_BYTES
 from hpcmass.data.writing.commit import check_same_fields, commit
 from hpcmass.data.writing.fields import as_rows, make_fields
+from hpcmass.data.writing.raggedout import RaggedShard
 from hpcmass.data.writing.shardout import OpenShard
 from hpcmass.data.writing.staging import Staging, WritingPlan, completed, sweep
 from hpcmass.errors import AlreadyExists, DataError, LeaseHeld, NotFound, StorageError
@@ -59,8 +62,9 @@ class ShardWriter:
 
         Args:
             out: Folder of the dataset; not there yet, or empty. With `append`, a dataset.
-            fields: Type of each field by name, as numpy says it: `"int64"`, `("uint8", (3, 32, 32))`. With
-                `append` they are the dataset's.
+            fields: Type of each field by name, as numpy says it: `"int64"`, `("uint8", (3, 32, 32))`; one of
+                samples that differ in length is ragged: `("uint16", (None,))`. With `append` they are the
+                dataset's.
             rank: Which rank this is, 0 … ranks - 1.
             ranks: How many ranks write.
             append: Name of what is appended to the dataset, of your choice, such as a date. Each name is
@@ -82,8 +86,10 @@ class ShardWriter:
         """
         self._out = Path(os.path.abspath(out))
         self._publish = publish
-        self._shard: OpenShard | None = None
+        self._shard: OpenShard | RaggedShard | None = None
+        self._limit = SHARD_BYTES if shard_samples is None else None  # of a shard with ragged fields
         self._closed = False
+        self._failed = ""
         self.rank, self.ranks = int(rank), int(ranks)
         self.manifest: Manifest | None = None
         if not 0 <= self.rank < self.ranks:
@@ -123,7 +129,7 @@ class ShardWriter:
                 | dict(classes or {}),
             )
             check_same_fields(self._out, there, asked)
-        made = tuple(Field(one.name, one.dtype, one.shape, one.role, {}, one.classes) for one in there)
+        made = tuple(replace(one, stats={}) for one in there)
         check_same_fields(self._out, there, made)  # refuses a form that this writer does not write
         return made
 
@@ -189,8 +195,8 @@ class ShardWriter:
                 complete=True,
             )
         manifest = read_manifest(self._out)
-        plain = [Field(one.name, one.dtype, one.shape, one.role) for one in manifest.fields]
-        if plain != [Field(one.name, one.dtype, one.shape, one.role) for one in self.fields]:
+        plain = [replace(one, stats={}, classes=None) for one in manifest.fields]
+        if plain != [replace(one, stats={}, classes=None) for one in self.fields]:
             raise AlreadyExists("holds a dataset already, with other fields", where=self._out, complete=True)
         sweep(self._out)  # what is left where the publication was cut short after the manifest
         self.manifest = manifest
@@ -209,24 +215,30 @@ class ShardWriter:
         """Write one sample.
 
         Args:
-            sample: A value a field, without a sample axis.
+            sample: A value a field, without a sample axis; (length, *shape) where the field is ragged.
 
         Raises:
             DataError: It does not fit the fields.
-            StorageError: The file system refused; what was finished before is safe.
+            StorageError: As `write_batch`.
         """
-        self.write_batch({name: np.asarray(value)[None] for name, value in sample.items()})
+        ragged = {one.name for one in self.fields if one.ragged}
+        self.write_batch(
+            {name: [value] if name in ragged else np.asarray(value)[None] for name, value in sample.items()}
+        )
 
     def write_batch(self, batch: Mapping[str, Any]) -> None:
         """Write several samples, in order.
 
         Args:
-            batch: An array a field, shape (b, *shape of the field).
+            batch: An array a field, shape (b, *shape of the field). Of a ragged field a list of b arrays, or a
+                tuple (values, offsets): all of them in one array, and b + 1 numbers where each begins.
 
         Raises:
             DataError: It does not fit the fields; nothing of it is written.
-            StorageError: The file system refused; what was finished before is safe.
+            StorageError: The file system refused. What was finished before is safe; this writer has ended, and
+                a new one goes on from there.
         """
+        self._check_whole()
         if self._closed:
             raise DataError("the writer is closed", where=self._out)
         rows, count = as_rows(self.fields, batch, self._out)
@@ -236,17 +248,42 @@ class ShardWriter:
                 where=self._out,
                 hint="begin with sample number `resumed_samples` of this rank",
             )
+        try:
+            self._take(rows, count)
+        except BaseException as error:
+            # How much of it is in the shard is not known: were it gone on with, samples could be lost.
+            self._failed = str(error) or type(error).__name__
+            self.abandon()
+            raise
+
+    def _check_whole(self) -> None:
+        """Refuse to go on after an error."""
+        if self._failed:
+            raise StorageError(
+                f"this writer ended when its samples could not be written ({self._failed})",
+                where=self._out,
+                hint="open a new one: it goes on with sample number `resumed_samples` of this rank",
+                transient=True,
+            )
+
+    def _take(self, rows: Mapping[str, Any], count: int) -> None:
         at = 0
         while at < count:
             if self._shard is None:
                 path = self._staging.new_shard(self.rank, self._pieces)
-                self._shard = OpenShard(path, self.fields, self._plan.capacity(self._pieces))
-            taken = min(self._shard.room, count - at)
+                self._shard = self._open_shard(path)
+            taken = self._shard.takes(rows, at, count)
             self._shard.put(rows, at, at + taken)
             at += taken
             self.samples += taken
-            if not self._shard.room:
+            if self._shard.full:
                 self._finish_shard()
+
+    def _open_shard(self, path: Path) -> OpenShard | RaggedShard:
+        capacity = self._plan.capacity(self._pieces)
+        if any(one.ragged for one in self.fields):
+            return RaggedShard(path, self.fields, capacity, self._limit)
+        return OpenShard(path, self.fields, capacity)
 
     def _finish_shard(self) -> None:
         assert self._shard is not None
@@ -268,8 +305,9 @@ class ShardWriter:
 
         Raises:
             DataError: No rank has written a sample.
-            StorageError: The file system refused; a new start goes on.
+            StorageError: The file system refused, now or before; a new start goes on.
         """
+        self._check_whole()
         if self._closed:
             return
         if self.manifest is None:
@@ -282,8 +320,10 @@ class ShardWriter:
                 self.abandon()
                 raise
             self._closed = True
-            self._lease.release()
-            self._publish_if_last()
+            try:
+                self._publish_if_last()
+            finally:
+                self._lease.release()  # not before: whoever has it may begin anew, and clear away
         self._closed = True
 
     def _publish_if_last(self) -> None:
@@ -328,7 +368,7 @@ class ShardWriter:
 
 def _sizes(given: int | Sequence[int] | None, fields: Sequence[Field]) -> tuple[int, ...]:
     if given is None:
-        return (max(1, SHARD_BYTES // sum(one.row_bytes for one in fields)),)
+        return (max(1, SHARD_BYTES // sum(OFFSET_BYTES if one.ragged else one.row_bytes for one in fields)),)
     sizes = tuple(int(one) for one in given) if isinstance(given, Sequence) else (int(given),)
     if not sizes or min(sizes) < 1:
         raise DataError(f"shards of {given} samples cannot be")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpcmass.cli.root import run
-from hpcmass.data import Dataset, Loader, Plan, concat, epoch_ids, manifest, open_dataset, shard, verify_dataset
+from hpcmass.data import (
+    Dataset,
+    Loader,
+    Plan,
+    ShardWriter,
+    concat,
+    epoch_ids,
+    manifest,
+    open_dataset,
+    shard,
+    verify_dataset,
+)
 from hpcmass.data.filters import (
     CHUNK_BYTES,
     INDEX_DTYPE,
@@ -36,7 +48,7 @@ from hpcmass.data.reading.choose import Facts, choose
 from hpcmass.data.reading.filesystem import FileSystem
 from hpcmass.errors import CorruptError, DataError
 
-WAYS = ["map", "pread", "block", "memory"]
+WAYS = ["map", "pread", "block", "direct", "memory"]
 NAMES = ["bitshuffle-lz4", "gzip-1", "lzf", "zstd-2"]
 DTYPES = ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8"]
 
@@ -306,7 +318,7 @@ def test_a_damaged_table_is_found_and_named(base: Path, tmp_path: Path, what: st
     assert not verify_dataset(folder).ok
 
 
-@pytest.mark.parametrize("way", ["map", "pread", "block"])
+@pytest.mark.parametrize("way", ["map", "pread", "block", "direct"])
 def test_a_shard_cut_off_within_an_epoch(base: Path, tmp_path: Path, way: str) -> None:
     folder = copy(base, "bitshuffle-lz4", tmp_path)
     dataset = open_dataset(folder)
@@ -512,3 +524,24 @@ def test_a_dataset_is_the_same_value(base: Path) -> None:
     assert isinstance(dataset, Dataset)
     assert dataset[3]["wide"].shape == (17_000,)
     assert [len(part["label"]) for part in dataset.batches(40)] == [40, 20]
+
+
+@pytest.mark.parametrize("way", ["map", "pread"])
+def test_an_addition_that_is_not_compressed_leaves_the_pool_to_the_others(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    old = open_dataset(base / "bitshuffle-lz4")
+    first = old.batch(np.arange(len(old)))
+    shutil.copytree(base / "bitshuffle-lz4", tmp_path / "d")
+    with ShardWriter(tmp_path / "d", append="more") as writer:
+        writer.write_batch({name: values[:20] for name, values in first.items()})
+    dataset = open_dataset(tmp_path / "d")
+    wide = [name for name in dataset.fields if name not in ("label", "odd")]
+    chunks = sum(-(-s.samples // s.chunks[name].samples) for s in old.manifest.shards for name in wide)
+    dataset.whole("label"), dataset.whole("odd")
+    decoded = count_decoded(monkeypatch)
+    plan = [epoch_ids("global", 80, 0, 0, low, low + 10) for low in range(0, 80, 10)]
+    with Loader(dataset, plan, read=way, unit_bytes=1, threads=1) as loader:
+        for ids, batch in loader:
+            same(batch, {name: values[np.where(ids < 60, ids, ids - 60)] for name, values in first.items()})
+    assert sum(decoded) == chunks

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((LOCAL,), 26, 100, False, "map", "belongs to this node"),
         ((LOCAL,), 26, 100, True, "map", "belongs to this node"),
         ((LOCAL,), 90, 100, False, "pread", "larger than the memory"),
-        ((LOCAL,), 90, 100, True, "block", "larger than the memory"),
+        ((LOCAL,), 90, 100, True, "direct", "past the page cache"),
         ((LOCAL,), 90, None, False, "map", "belongs to this node"),
         ((SHARED,), 26, 100, False, "pread", "lustre may be shared"),
         ((SHARED,), 26, 100, True, "block", "lustre may be shared"),
@@ -49,7 +49,7 @@ def test_the_choice(systems: tuple, data: int, memory: int | None, blocks: bool,
     found = choose(facts)
     assert found.way == way
     assert why in found.why
-    for forced in ("map", "pread", "block", "memory"):
+    for forced in ("map", "pread", "block", "direct", "memory"):
         assert choose(facts, forced).way == forced
     with pytest.raises(DataError, match="no way of reading"):
         choose(facts, "quickly")
@@ -89,7 +89,7 @@ def test_what_the_page_cache_holds_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["global", "block", "sequential"])
-@pytest.mark.parametrize("read", ["auto", "map", "pread", "block", "memory"])
+@pytest.mark.parametrize("read", ["auto", "map", "pread", "block", "direct", "memory"])
 def test_explain(folder: Path, order: str, read: str) -> None:
     dataset = open_dataset(folder)
     found = explain(dataset, batch_size=50, order=order, read=read, seconds=0.1)

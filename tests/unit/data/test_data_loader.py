@@ -22,7 +22,7 @@ from hpcmass.data import Dataset, Loader, Plan, concat, epoch_ids, open_dataset,
 from hpcmass.data.reading import rows as rows_module
 from hpcmass.errors import CorruptError, DataError, HpcmassError
 
-WAYS = ["map", "pread", "block", "memory"]
+WAYS = ["map", "pread", "block", "direct", "memory"]
 
 
 def plain(folder: Path, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -303,7 +303,7 @@ def test_what_the_plan_raises_and_wrong_numbers(dataset: Dataset) -> None:
     for wrong in (700, -1):
         with pytest.raises(IndexError, match="not all within"):
             list(Loader(dataset, [[wrong]]))
-    with pytest.raises(DataError, match="map, pread, block, memory"):
+    with pytest.raises(DataError, match="map, pread, block, direct, memory"):
         next(Loader(dataset, [[1]], read="guess"))
     with pytest.raises(ValueError, match="at least 1"):
         Loader(dataset, [], keep=0)
@@ -349,7 +349,7 @@ except HpcmassError as error:
 
 
 @pytest.mark.parametrize("what", ["truncated", "removed"])
-@pytest.mark.parametrize("way", ["map", "pread", "block"])
+@pytest.mark.parametrize("way", ["map", "pread", "block", "direct"])
 def test_a_shard_damaged_on_the_way_ends_with_its_name(mine: Path, way: str, what: str) -> None:
     # dataset.batch maps all shards first, as a run that has begun has.
     done = subprocess.run(

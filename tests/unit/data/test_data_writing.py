@@ -1,5 +1,6 @@
 """`ShardWriter`, `append`, `reshard`: every sample once and in order, whoever writes, however often."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmass.data import ShardWriter, append, commit, open_dataset, reshard, shard, verify_dataset
-from hpcmass.errors import AlreadyExists, DataError, HpcmassError, LeaseHeld, NotFound
+from hpcmass.data.writing import commit as writing_commit
+from hpcmass.data.writing import shardout
+from hpcmass.errors import AlreadyExists, DataError, HpcmassError, LeaseHeld, NotFound, StorageError
 
 spec = importlib.util.spec_from_file_location("writing_tools", Path(__file__).with_name("writing_tools.py"))
 tools = importlib.util.module_from_spec(spec)
@@ -281,6 +284,89 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
         append(tmp_path / "nowhere", tmp_path / "a.npz")
     with pytest.raises(DataError, match="no rank has written a sample"):
         tools.produce(tmp_path / "none", 0, 0)
+
+
+@pytest.mark.parametrize("sample", [0, 5, 9])
+def test_after_a_full_disk_a_writer_does_not_go_on_and_a_new_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int
+) -> None:
+    """The first write of a sample's block is refused once: what follows must not be there without it."""
+    fields = {"x": ("float32", (1 << 20,)), "label": "int64"}  # a block a sample
+    left = [2 * sample + 1]
+
+    def pwrite(handle: int, view: memoryview, place: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle, view, place)
+
+    real = shardout.pwrite
+    monkeypatch.setattr(shardout, "pwrite", pwrite)
+
+    def write(writer: ShardWriter, number: int) -> None:
+        writer.write({"x": np.full(1 << 20, number, "float32"), "label": number})
+
+    writer = ShardWriter(tmp_path / "d", fields, shard_samples=4)
+    for number in range(sample):
+        write(writer, number)
+    with pytest.raises(StorageError, match="No space left"):
+        write(writer, sample)
+    for again in (lambda: write(writer, sample), writer.close):
+        with pytest.raises(StorageError, match=r"this writer ended .*No space left"):
+            again()
+    assert not list((tmp_path / "d").glob("manifest*"))
+    with ShardWriter(tmp_path / "d", fields, shard_samples=4) as writer:
+        assert writer.resumed_samples == sample // 4 * 4
+        for number in range(writer.resumed_samples, 12):
+            write(writer, number)
+    dataset = open_dataset(tmp_path / "d")
+    batch = dataset.batch(np.arange(len(dataset)))
+    assert batch["label"].tolist() == list(range(12))
+    assert (batch["x"][:, 7] == np.arange(12)).all()
+    assert verify_dataset(tmp_path / "d").ok
+
+
+def test_floats_beyond_the_range_of_their_field_are_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "d", {"x": "float16", "y": "float32"}) as writer:
+        for x, y in ((70000.0, 0.0), (0.0, 1e300), (0.0, -1e300)):
+            with pytest.raises(DataError, match="beyond its range"):
+                writer.write_batch({"x": np.array([1.0, x]), "y": np.array([1.0, y])})
+        writer.write_batch({"x": np.array([np.inf, 1e-9]), "y": np.array([np.nan, 1e-300])})
+    assert len(open_dataset(tmp_path / "d")) == 2
+
+
+def test_reshard_with_other_sizes_waits_for_a_publication(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the naming of its shards and its manifest, what another call has written is its own."""
+    tools.produce(tmp_path / "d", 0, 40)
+    dataset = open_dataset(tmp_path / "d")
+    tried: list[HpcmassError] = []
+
+    def place(*args: object) -> object:
+        infos = real(*args)
+        with pytest.raises(HpcmassError) as error:
+            reshard(dataset, tmp_path / "new", shards=4)
+        tried.append(error.value)
+        return infos
+
+    real = writing_commit._place
+    monkeypatch.setattr(writing_commit, "_place", place)
+    assert reshard(dataset, tmp_path / "new", shards=2).samples == 40
+    assert [type(error) for error in tried] == [LeaseHeld]
+    assert verify_dataset(tmp_path / "new").ok
+    tools.check_samples(tmp_path / "new", list(range(40)))
+
+
+def test_reshard_keeps_the_split_and_says_that_it_does_not_compress(tmp_path: Path) -> None:
+    save(tmp_path / "raw.npz", 0, 60)
+    shard(tmp_path / "raw.npz", tmp_path / "d", shards=3, workers=1, splits={"train": 0.5, "valid": 0.5},
+          compression="gzip")  # fmt: skip
+    dataset = open_dataset(tmp_path / "d" / "train")
+    said: list[str] = []
+    manifest = reshard(dataset, tmp_path / "new", shards=2, note=said.append)
+    assert manifest.split == "train"
+    assert any("not compressed" in one for one in said)
 
 
 def test_reshard_says_where_it_came_from_and_begins_anew_for_other_sizes(tmp_path: Path) -> None:
