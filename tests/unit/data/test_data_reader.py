@@ -252,7 +252,7 @@ def test_manifest_damaged_newer_or_missing(mine: Path) -> None:
     path.write_text(json.dumps(value))
     with pytest.raises(CorruptError, match="impossible value"):
         open_dataset(mine)
-    path.write_text(json.dumps({**value, "format": 3}))
+    path.write_text(json.dumps({**value, "format": 4}))
     with pytest.raises(DataError, match="newer than this hpcmass knows"):
         open_dataset(mine)
     path.write_text("{")

@@ -164,7 +164,7 @@ def test_hdf5_that_cannot_be_sharded(tmp_path: Path) -> None:
         file["x"] = np.arange(5)
         file["z"] = np.arange(6)
         file["text"] = ["a", "b", "c", "d", "e"]
-    with pytest.raises(DataError, match=r"Python objects|has type"):
+    with pytest.raises(DataError, match="variable length"):
         shard(tmp_path / "a.h5", tmp_path / "out")
     with pytest.raises(DataError, match="x: 5, z: 6"):
         shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x", "z"], targets=[])
