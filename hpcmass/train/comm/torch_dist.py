@@ -24,6 +24,9 @@ from hpcmass.train.comm.size import check_size
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 _MEET_TIMEOUT = timedelta(seconds=120)
+# Ranks wait for one that fits an estimator or checks data. A rank that died is known by its closed connection,
+# one that hangs is ended by who supervises the ranks: a clock here would end only those that are well.
+_WAIT_TIMEOUT = timedelta(days=3650)
 
 
 @contextlib.contextmanager
@@ -68,10 +71,14 @@ class TorchCommunicator(BaseCommunicator):
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
                 dist.init_process_group("nccl", store=store, rank=self.rank, world_size=self.size)
-                self._control = dist.new_group(backend="gloo")
+                self._control = dist.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
             else:
-                dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size)
+                dist.init_process_group(
+                    "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_MEET_TIMEOUT
+                )
                 self._control = None
+            # torch's own way: a group's timeout counts for how its ranks find each other as well.
+            dist.distributed_c10d._set_pg_timeout(_WAIT_TIMEOUT, self._control)
         except (RuntimeError, ValueError, OSError) as error:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise LaunchError(
