@@ -109,7 +109,8 @@ class Gradients:
             begin, end = rank_slice(low, high, part, job.accumulation)
             first, last = rank_slice(*widest, part, job.accumulation)
             if end > begin:
-                made.append(Cut(part, begin, end, last - first))
+                # Measured shares round: of fewer samples a part may be longer by one than of a whole batch.
+                made.append(Cut(part, begin, end, max(last - first, end - begin)))
         return made
 
     def _part(self, n: int, rank: int, size: int) -> tuple[int, int]:

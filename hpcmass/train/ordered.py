@@ -91,7 +91,7 @@ class OrderedGradients(Gradients):
             low, high = rank_slice(0, n, number, self._many)
             first, last = rank_slice(0, widest, number, self._many)
             if high > low:
-                made.append(Cut(number, low, high, last - first))
+                made.append(Cut(number, low, high, max(last - first, high - low)))
         return made
 
     def _window(self, at: Position) -> np.ndarray[Any, np.dtype[np.float64]]:
