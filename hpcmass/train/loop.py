@@ -20,7 +20,7 @@ from hpcmass.errors import ConfigError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
-from hpcmass.train.comm.agree import agreed, on_root
+from hpcmass.train.comm.agree import agreed, is_agreed, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
@@ -30,7 +30,7 @@ from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
-from hpcmass.train.signals import Watch
+from hpcmass.train.signals import Watch, give_up_s
 from hpcmass.train.soundness import bad_loss_in_words
 from hpcmass.train.task import Plan, Position, Task
 from hpcmass.train.validate import validate
@@ -72,7 +72,7 @@ class Loop:
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
-        """Train to the end, or until asked to stop.
+        """Train to the end, or until asked to stop. Whoever calls it calls `close` where it raises.
 
         Returns:
             COMPLETED or STOPPED, with a reason where there is one to tell.
@@ -82,15 +82,21 @@ class Loop:
             StorageError: A checkpoint could not be written; raised on all ranks.
             LeaseHeld: Another process has taken the run over; raised on all ranks.
         """
-        try:
-            return self._run()
-        except KeyboardInterrupt:  # a second signal: at once
-            self.keeper.close(now=True)
-            raise
-        finally:
-            self.keeper.close()
-            self.gradients.close()
-            self._profiler.close()
+        ended = self._run()
+        self.close()
+        return ended
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the threads; called after an error too, when its reason is told.
+
+        Args:
+            error: What ends the run. A checkpoint under way is waited for; not at a second signal, and where
+                other ranks wait to hear of the error, no longer than for a stop.
+        """
+        waited_for = self.comm.size > 1 and error is not None and not is_agreed(error)
+        self.keeper.close(now=isinstance(error, KeyboardInterrupt), wait_s=give_up_s() if waited_for else None)
+        self.gradients.close()
+        self._profiler.close()
 
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan

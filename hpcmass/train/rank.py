@@ -8,10 +8,9 @@ import random
 import socket
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.compiled import compiled
 from hpcmass.train.datasets import open_all, open_train, verify_all
+from hpcmass.train.ending import end_all, last_words, leave
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.facts import facts_of
 from hpcmass.train.inputs import forward, prepare, select_fields
@@ -42,7 +42,7 @@ from hpcmass.train.process import process_state
 from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
-from hpcmass.train.signals import Peer, Watch, fail_status
+from hpcmass.train.signals import Peer, Watch
 from hpcmass.train.staging import Staged, stage
 from hpcmass.train.startup import Startup, place_of, write_places
 from hpcmass.train.task import Plan, Task
@@ -96,7 +96,7 @@ def train_rank(
                 return rank.train()
             except BaseException as error:
                 if comm.size > 1 and not is_agreed(error):
-                    _end_all(comm, error)
+                    end_all(comm, error)
                 raise
             finally:
                 comm.close()
@@ -125,6 +125,7 @@ class _Rank:
         self.staged: Staged | None = None
         self.settled: dict[str, Any] | None = None
         self.unlike: list[str] = []
+        self.loop: Loop | None = None
 
     def train(self) -> Status:
         try:
@@ -268,10 +269,17 @@ class _Rank:
                     state, reason = self._fit(model, recipe, train, valid, watch)
                 else:
                     state, reason = self._loop(task, watch)
-                return self._end(state, reason)
+                status = self._end(state, reason)
             except BaseException as error:
-                self._last_words(error, watch)
+                last_words(self.run, self.attempt, self.comm, error, watch)
+                if self.loop is not None:
+                    with contextlib.suppress(HpcmassError):  # that error is worth more
+                        self.loop.close(error)
+                if is_agreed(error):
+                    leave(self.comm, watch)
                 raise
+            leave(self.comm, watch)
+            return status
 
     def _record_place(self) -> None:
         """Write down where this rank runs, for whoever holds it against Slurm's books."""
@@ -300,7 +308,7 @@ class _Rank:
                 self.run, screen, from_step=from_step, total_steps=plan.total_steps, hosts=self.hosts
             )
             reporter.at_first_step = self._tell_startup
-        loop = Loop(task, self.comm, self.run, watch, reporter)
+        loop = self.loop = Loop(task, self.comm, self.run, watch, reporter)
         if loaded is not None:
             commit, state = loaded
             everywhere(self.comm, lambda: loop.restore(state, commit.path))
@@ -396,33 +404,6 @@ class _Rank:
         on_root(self.comm, write)
         return self.run.status()
 
-    def _last_words(self, error: BaseException, watch: Watch) -> None:
-        """Leave the reason in the run folder: of an agreed error rank 0, of its own error any rank."""
-        if self.run.lost:
-            return
-        stopped = isinstance(error, KeyboardInterrupt)
-        if not is_agreed(error) or self.comm.rank == 0:
-            self.run.record_exception(self.attempt, self.comm.rank, error, watch.step)
-            text = error.message if isinstance(error, HpcmassError) else f"{type(error).__name__}: {error}"
-            text = "ended at once by a second signal" if stopped else text
-            if self.comm.size > 1 and not is_agreed(error):
-                text = f"rank {self.comm.rank}: {text}"
-            lost = isinstance(error, RankFailed) and error.data.get("lost_peer")
-            if lost:
-                watch.lost_peer()
-            fail_status(self.run, text, State.STOPPED if stopped else State.FAILED)
-
     def _say(self, text: str) -> None:
         if self.console:
             print(text, file=sys.stderr, flush=True)
-
-
-def _end_all(comm: Communicator, error: BaseException) -> NoReturn:
-    """End every rank: this one cannot go on, and the others are waiting for it."""
-    if isinstance(error, HpcmassError):
-        if not leave_word(error):
-            print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
-    else:
-        text = "".join(traceback.format_exception(error))
-        print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    comm.abort(str(error), 2)

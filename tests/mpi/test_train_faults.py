@@ -169,3 +169,49 @@ def test_stop_file_ends_all_ranks(tmp_path: Path) -> None:
     done = tools.run(tools.words(root, "r", "train.epochs=10000", "train.max_steps=1"), tools.environment(root))
     assert done.returncode == 2
     assert "train.max_steps" in done.stdout
+
+
+# Rank 0 is slow to write the reason: it waits until rank 1 waits for it, which it must not leave without.
+SLOW_WORDS = """
+import os, runpy, sys, time
+from pathlib import Path
+from hpcmass.runs import RunFolder
+from hpcmass.train.comm.torch_dist import TorchCommunicator
+waits = Path(os.environ["TELL"]) / "waits"
+if os.environ["RANK"] == "0":
+    record = RunFolder.record_exception
+    def slowly(self, *args):
+        while not waits.exists():
+            time.sleep(0.02)
+        record(self, *args)
+    RunFolder.record_exception = slowly
+else:
+    barrier = TorchCommunicator.barrier
+    def told(self):
+        waits.touch()
+        barrier(self)
+    TorchCommunicator.barrier = told
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_rank_that_leaves_in_order_is_not_taken_for_dead(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    (root / "slow.py").write_text(SLOW_WORDS)
+    command = tools.words(root, "r", "train.backend=torch")
+    argv = [command[0], str(root / "slow.py"), *command[1:]]
+    port = str(tools.free_port())
+    more = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = tools.environment(root, NAN_AT="3", NAN_RANK="1", **more)
+    ranks = [launch(argv, {**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            tools.end_group(rank)
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED", outputs
+    assert "the loss is NaN or infinite at step 3" in said["reason"], said["reason"]
+    assert [(e["rank"], e["kind"]) for e in tools.errors(root, "r")] == [(0, "exception")], outputs
+    assert "".join(outputs).count("the loss is NaN or infinite at step 3") == 1, outputs

@@ -33,6 +33,7 @@ from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
 from hpcmass.train.rank import train_rank
+from hpcmass.train.snapshot import Cancelled, Work, Worker
 
 RECIPE = """
 import os
@@ -492,3 +493,48 @@ def test_the_best_checkpoint_stays_over_a_resume_and_is_named(project: Project, 
     assert [commit.step for commit in checkpoint.commits(run.checkpoints)] == [20]
     with pytest.raises(ConfigError, match=r"train\.keep_best needs data\.valid"):
         job(project, data={"valid": None}, keep_best=True)
+
+
+def test_the_reason_is_told_before_a_checkpoint_under_way_is_waited_for(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, waited = threading.Event(), []
+    commit, record = checkpoint.commit, RunFolder.record_exception
+
+    def slow(*args, **kwargs) -> None:
+        waited.append(told.wait(120))
+        commit(*args, **kwargs)
+
+    def words(self, *args) -> None:
+        record(self, *args)
+        told.set()
+
+    monkeypatch.setattr(checkpoint, "commit", slow)
+    monkeypatch.setattr(RunFolder, "record_exception", words)
+    made = shutil.copytree(project.root, tmp_path / "p")
+    recipe = made / "recipe.py"
+    recipe.write_text(
+        RECIPE.replace('    batch["x"] =', '    assert CALLS.count(True) < 4\n    batch["x"] =', 1)
+    )
+    run = RunFolder(tmp_path / "r")
+    values = job(project, checkpoint_every_steps=2).model_copy(update={"recipe": str(recipe)})
+    with pytest.raises(RecipeError, match="transform"):
+        train_rank(values, run, project, console=False)
+    assert waited == [True], "the run's end was not told while its checkpoint was written"
+    assert checkpoint.latest_step(run.checkpoints) == 2
+
+
+def test_work_is_waited_for_so_long_and_then_commits_nothing(tmp_path: Path) -> None:
+    go_on, worker = threading.Event(), Worker("test")
+
+    def slow(work: Work) -> str:
+        assert go_on.wait(120)
+        work.check()
+        return "committed"
+
+    work = worker.start(slow)
+    work.end(now=False, wait_s=0.01)
+    go_on.set()
+    with pytest.raises(Cancelled):
+        work.result()
+    worker.close()
