@@ -23,6 +23,7 @@ from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, initial, opening, reproducible
+from hpcmass.train.alike import check_alike
 from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
@@ -154,6 +155,7 @@ class _Rank:
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+            check_alike(task.model, self.comm, recipe.path)
         began_with = on_root(self.comm, lambda: self._begin_with(task))
         self.startup.mark("model")
         try:

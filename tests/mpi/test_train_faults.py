@@ -215,3 +215,25 @@ def test_a_rank_that_leaves_in_order_is_not_taken_for_dead(tmp_path: Path) -> No
     assert "the loss is NaN or infinite at step 3" in said["reason"], said["reason"]
     assert [(e["rank"], e["kind"]) for e in tools.errors(root, "r")] == [(0, "exception")], outputs
     assert "".join(outputs).count("the loss is NaN or infinite at step 3") == 1, outputs
+
+
+@pytest.mark.parametrize("backend", ["mpi", "torch", "horovod"])
+def test_ranks_whose_models_differ_are_refused(backend: str, tmp_path: Path) -> None:
+    if backend == "horovod":
+        pytest.importorskip("horovod")
+    root = tools.make_project(tmp_path / "p")
+    recipe = (root / "recipe.py").read_text()
+    assert "torch.nn.Linear(8, 2), Lame()" in recipe
+    (root / "recipe.py").write_text(
+        recipe.replace(
+            "torch.nn.Linear(8, 2), Lame()",
+            'torch.nn.Linear(8, 2), Lame(), *([torch.nn.Linear(2, 2)] if RANK == "1" else [])',
+        )
+    )
+    argv = tools.mpiexec(2, tools.words(root, "r", f"train.backend={backend}"))
+    done = tools.run(argv, tools.environment(root), timeout=300)
+    assert done.returncode == 2, done.stdout
+    assert done.stdout.count("rank 1 builds another model than rank 0") == 1, done.stdout
+    assert "'4.weight' is of shape (2, 2) and float32 there, and missing here" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (root / "runs" / "r").exists()
