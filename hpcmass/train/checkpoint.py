@@ -136,8 +136,8 @@ def write_part(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, An
     Raises:
         StorageError: The file system refused; nothing half-written stays.
     """
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # of an attempt that ended before it could commit
+    with storage_errors(path, "replace the file"):
+        path.unlink(missing_ok=True)  # of an attempt that ended before it could commit
     with publishing(path) as temporary:
         nbytes, digest = write_pieces(temporary, pieces)
     return {"file": path.name, "bytes": nbytes, "sha256": digest}
@@ -162,8 +162,13 @@ def commit(
     best = {} if mark.best is None else {"best": asdict(mark.best)}
     record = {"format": FORMAT, "files": list(parts), **where, **pace, "step_s": round(mark.step_s, 4), **best}
     publish_json(commit_file(folder, mark.step), record)
+    with contextlib.suppress(HpcmassError):  # the checkpoint is there, whatever becomes of old ones
+        _tidy(folder, keep, mark.best)
+
+
+def _tidy(folder: Path, keep: int, best: Best | None) -> None:
     found = commits(folder)
-    stays = {one.step for one in found[-keep:]} | ({mark.best.step} if mark.best else set())
+    stays = {one.step for one in found[-keep:]} | ({best.step} if best else set())
     for old in found:
         for file in () if old.step in stays else (old.json_path, *(part.path for part in old.parts)):
             with contextlib.suppress(OSError):
@@ -203,8 +208,10 @@ def commits(folder: Path) -> list[Commit]:
 
     Raises:
         CorruptError: The newest commit file is damaged; the hint names the newest whole checkpoint before it.
+        StorageError: The folder cannot be read.
     """
-    names = sorted(name for name in os.listdir(folder) if _NAME.fullmatch(name)) if folder.is_dir() else []
+    with storage_errors(folder, "list the checkpoints"):
+        names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n)) if folder.is_dir() else []
     found = []
     for name in names:
         try:
@@ -305,12 +312,13 @@ def load(commit: Commit) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     where = commit.path
     try:
-        with open(where, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            skeleton = json.loads(json.loads(file.read(length))["__metadata__"][_SKELETON])
-        for part in commit.parts:
-            where = part.path
-            tensors.update(load_file(part.path))
+        with storage_errors(where, "read the checkpoint"):
+            with open(where, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                skeleton = json.loads(json.loads(file.read(length))["__metadata__"][_SKELETON])
+            for part in commit.parts:
+                where = part.path
+                tensors.update(load_file(part.path))
         state: dict[str, Any] = decode(skeleton, tensors)
         return state
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -319,10 +327,11 @@ def load(commit: Commit) -> dict[str, Any]:
 
 def _verify(commit: Commit) -> None:
     for part in commit.parts:
-        try:
-            size = part.path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptError("the checkpoint's file is gone", where=part.path) from None
+        with storage_errors(part.path, "read the checkpoint"):
+            try:
+                size = part.path.stat().st_size
+            except FileNotFoundError:
+                raise CorruptError("the checkpoint's file is gone", where=part.path) from None
         if size != part.bytes:
             raise CorruptError(f"the checkpoint has {size} bytes, not {part.bytes}", where=part.path)
     for part in commit.parts:

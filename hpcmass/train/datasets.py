@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcmass.config import Job, Project
 from hpcmass.data import Dataset, concat, open_dataset
 from hpcmass.errors import CorruptError, NotFound
-from hpcmass.files import read_json
+from hpcmass.files import read_json, storage_errors
 
 AUTO_VERIFY_BYTES = 1 << 30
 _VERIFIED: set[tuple[str, str, tuple[tuple[int, int], ...]]] = set()
@@ -51,7 +51,8 @@ def verify_all(job: Job, project: Project, pins: Mapping[str, str] | None = None
             manifest = open_dataset(folder, id=id).manifest
             if job.data.verify == "auto" and sum(one.bytes for one in manifest.shards) > AUTO_VERIFY_BYTES:
                 continue
-            stats = [(folder / one.file).stat() for one in manifest.shards]
+            with storage_errors(folder, "look at the shards"):
+                stats = [(folder / one.file).stat() for one in manifest.shards]
             key = (str(folder.resolve()), manifest.id, tuple((s.st_size, s.st_mtime_ns) for s in stats))
             if key not in _VERIFIED:
                 open_dataset(folder, verify=True, id=id)
