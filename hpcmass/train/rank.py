@@ -176,9 +176,12 @@ class _Rank:
         data = self.job.data
         if data.train is None:
             raise ConfigError("is missing: there is nothing to train on", where="data.train")
-        train = open_train(self.project, data.train, self.run.path, self.pins)
+        look = self.comm.rank == 0  # thousands of ranks that look at every shard would hold up the file system
+        train = open_train(self.project, data.train, self.run.path, self.pins, look=look)
         self.order = open_order(self.job, self.project, train, self.pins)
-        return recipe, train, None if data.valid is None else open_all(self.project, data.valid, self.pins)
+        if data.valid is None:
+            return recipe, train, None
+        return recipe, train, open_all(self.project, data.valid, self.pins, look=look)
 
     def _bring(self, train: Dataset, valid: Dataset | None) -> tuple[Dataset, Dataset | None]:
         """Both on this node's own disk, where there is room."""
@@ -300,7 +303,10 @@ class _Rank:
         newest = on_root(self.comm, lambda: checkpoint.latest_step(self.run.checkpoints))
         loaded = None
         if newest is not None:
-            loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest))
+            check = self.comm.local_rank == 0  # one a node; the others find the files in its cache
+            loaded = everywhere(
+                self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest, check=check)
+            )
         plan = Plan.of(self.job, task.order.n)
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0

@@ -276,3 +276,18 @@ def test_tidying_up_never_fails_a_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert checkpoint.latest_step(tmp_path) == 3
     save(tmp_path, 4)  # takes away what the one before left
     assert [one.step for one in checkpoint.commits(tmp_path)] == [3, 4]
+
+
+def test_a_checkpoint_is_hashed_where_that_is_asked_for_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    hashed = []
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda path: hashed.append(path.name))
+    found = checkpoint.load_latest(tmp_path, 1, check=False)
+    assert found is not None
+    assert same(found[1], state(1))
+    assert not hashed
+    with pytest.raises(CorruptError, match="does not fit its SHA-256"):
+        checkpoint.load_latest(tmp_path, 1)
+    assert hashed
