@@ -20,7 +20,7 @@ from hpcmass.train.feed import Cut, Key, ReadAhead, steps_ahead
 from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
 from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision
-from hpcmass.train.reducer import GradientReducer
+from hpcmass.train.reducer import LOSS, GradientReducer
 from hpcmass.train.shares import equal_shares, fractions, measured_shares, part_of
 from hpcmass.train.soundness import LossWatch
 from hpcmass.train.task import Plan, Position, Task
@@ -36,7 +36,8 @@ class Gradients:
     Attributes:
         precision: What the model computes in.
         soundness: What a loss may be.
-        spoilt: Of this step: samples of this rank whose mean loss is bad, and that loss.
+        step_loss: The mean loss of the whole global batch, the same on all ranks; known after `reduce`.
+        spoilt: Of this step: samples of this rank whose mean loss is not finite, and that loss.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Gradients:
         self.precision = Precision(job.precision, comm.device)
         self.soundness = LossWatch(job.max_loss)
         self.spoilt: tuple[Ids, float] | None = None
+        self.step_loss = self._own_loss = self._step_total = 0.0
         self._pace = pace
         self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
         self._losses = 0.0  # of this rank's samples, since `collect`
+        self._step_ids: list[Ids] = []  # this rank's samples of the step
         self._ends: tuple[int, ...] | None = None  # of the ranks' shares; None: equal ones
         self._reducer = self._make_reducer()
         self._data = self._read_ahead()
@@ -86,18 +89,27 @@ class Gradients:
         self._reducer.zero()
         total, self.spoilt = 0.0, None
         micros = self._micros(at, n)
+        self._step_ids = [ids for _, ids in micros]
         self._pace.count(sum(len(ids) for _, ids in micros))
         for cut, ids in micros:
             loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
             total += self._judged(loss, ids)
             if cut is micros[-1][0]:
-                self._judge_step(total, np.concatenate([ids for _, ids in micros]))
                 set_flags(self.spoilt is None)
+                self._put_loss(total, n)
                 self._reducer.start()
             self._backward(loss, len(ids) / n)
         if not micros:
             set_flags(True)
+            self._put_loss(0.0, n)
         self._losses += total
+
+    def _put_loss(self, total: float, n: int) -> None:
+        """This rank's part of the step's loss goes with its gradients; that it is no number says a flag."""
+        self._step_total = total
+        self._own_loss = total / n if math.isfinite(total) else 0.0
+        if self._reducer.exact:
+            self._reducer.flags[LOSS] = self._own_loss
 
     def _cut(self, n: int) -> list[Cut]:
         """This rank's micro-batches of a global batch of `n` samples; those without a sample are left out."""
@@ -152,6 +164,10 @@ class Gradients:
             RankFailed: Another rank went away.
         """
         self._reducer.finish()
+        if self._reducer.exact:
+            self.step_loss = float(self._reducer.flags[LOSS])
+        else:
+            self.step_loss = float(self._comm.allreduce_values(np.array([self._own_loss]))[0])
         self._pace.lap(REDUCTION)
 
     def collect(self, at: Position, more: Values = NOTHING) -> Values:
@@ -211,10 +227,12 @@ class Gradients:
             self.spoilt = micro, value
         return value * len(micro)
 
-    def _judge_step(self, total: float, ids: Ids) -> None:
-        """Whether this rank's loss of the whole step is sound, where those of its micro-batches are finite."""
-        if self.spoilt is None and not self.soundness.sound(total / len(ids)):
-            self.spoilt = ids, total / len(ids)
+    def own_step(self) -> tuple[Ids, float] | None:
+        """This rank's samples of the step, and their mean loss; None without samples."""
+        if not self._step_ids:
+            return None
+        ids = np.concatenate(self._step_ids)
+        return ids, self._step_total / len(ids)
 
     def _backward(self, loss: Tensor, weight: float) -> None:
         with self._task.recipe.errors("the backward pass"):

@@ -30,6 +30,7 @@ from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
+from hpcmass.train.reducer import LOSS
 from hpcmass.train.signals import Watch, give_up_s
 from hpcmass.train.soundness import bad_loss_in_words
 from hpcmass.train.task import Plan, Position, Task
@@ -144,11 +145,12 @@ class Loop:
         self._pace.begin(at.step + 1)
         self.gradients.compute(at, stop, self._set_flags)
         self.gradients.reduce()
-        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags.tolist())
+        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags[:LOSS].tolist())
         if lost:
             raise agreed(self.run_folder.taken_over(), self.comm)
-        if bad:
-            raise agreed(self._blame(), self.comm)
+        if bad or not self.gradients.soundness.sound(self.gradients.step_loss):
+            raise agreed(self._blame(finite=not bad), self.comm)
+        at.loss_mean = self.gradients.soundness.mean
         if self.keeper.after_step(writing, failed):
             self._tell()
         self._pace.lap(CHECKPOINT)
@@ -196,14 +198,15 @@ class Loop:
         with torch.no_grad(), judging(task.model), self._precision.autocast():
             return float(task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets))
 
-    def _blame(self) -> TrainError:
-        """A rank's loss is bad: find out which samples are at fault. Collective."""
+    def _blame(self, *, finite: bool) -> TrainError:
+        """The loss is bad: find out which samples are at fault. Collective."""
         self.keeper.finish_if_possible()
-        limit = self.gradients.soundness.limit
-        blame = gather_blame(self.comm, self.gradients.spoilt, self._loss_of, limit)
+        gradients, limit = self.gradients, self.gradients.soundness.limit
+        bad = gradients.own_step() if finite else gradients.spoilt
+        blame = gather_blame(self.comm, bad, self._loss_of, limit)
         if self.reporter is not None:
             self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
-        return self._bad_loss(bad_loss_in_words(blame, limit), in_words(blame))
+        return self._bad_loss(bad_loss_in_words(blame, gradients.step_loss, limit), in_words(blame))
 
     def _bad_loss(self, what: str, said: str = "") -> TrainError:
         return TrainError(
@@ -346,4 +349,5 @@ class Loop:
         self.at = restore(state, task.model, task.optimizer, task.schedule, self.at, where)
         self.keeper.kept = self.at.step
         self._precision.load(self.at.scaler)
+        self.gradients.soundness.mean = self.at.loss_mean
         self.watch.advance(self.at.step)

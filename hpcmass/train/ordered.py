@@ -8,6 +8,7 @@ by micro-batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,7 @@ class OrderedGradients(Gradients):
         sums = self._window(at)
         total, micros = 0.0, {cut.number: (cut, ids) for cut, ids in self._micros(at, n)}
         for number in range(*self._mine):
+            value = 0.0
             if number in micros:
                 cut, ids = micros[number]
                 seed_step(seed, at.step, number)
@@ -69,10 +71,9 @@ class OrderedGradients(Gradients):
                 sums[number] += value
                 self._backward(loss, len(ids) / n)
                 self._buffers.put_back(keep=number == 0)
-            self._reducer.add(number)
+            self._reducer.add(number, value / n if math.isfinite(value) else 0.0)
         self._pace.lap(COMPUTE)
-        if micros:
-            self._judge_step(total, np.concatenate([ids for _, ids in micros.values()]))
+        self._step_total, self._step_ids = total, [ids for _, ids in micros.values()]
         set_flags(self.spoilt is None)
         self._reducer.flags[FLAGS] = float(self._buffers.changed)
         self._step = at.step

@@ -237,3 +237,24 @@ def test_ranks_whose_models_differ_are_refused(backend: str, tmp_path: Path) -> 
     assert "'4.weight' is of shape (2, 2) and float32 there, and missing here" in done.stdout
     assert "Traceback" not in done.stdout
     assert not (root / "runs" / "r").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["train.compression=bf16"], ["train.reproducible=true"]])
+def test_whether_a_loss_diverges_does_not_depend_on_the_ranks(more: list[str], tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.optimizer=SGD", "train.lr=1e-9", "train.max_steps=2", *more]
+    more = ["train.micro_batches=2"] if "train.reproducible=true" in more else []
+    env = tools.environment(root)
+    done = tools.run(tools.mpiexec(1, tools.words(root, "one", *sets, *more)), env)
+    assert done.returncode == 0, done.stdout
+    first, second = (record["loss"] for record in tools.records(root, "one", "train"))
+    most = max(first, 0.9 * first + 0.1 * second)  # of the two ranks one has more, the other less
+    for limit, code in ((1.0001 * most, 0), (0.9999 * first, 2)):
+        words = tools.words(root, f"two-{code}", *sets, *more, f"train.max_loss={limit}")
+        done = tools.run(tools.mpiexec(2, words), env)
+        assert done.returncode == code, done.stdout
+    assert "the loss diverges" in done.stdout
+    assert "at step 1 " in done.stdout
+    (found,) = tools.records(root, "two-2", "bad-loss")
+    assert [one["rank"] for one in found["ranks"]] == [0, 1]
+    assert sum(one["loss"] for one in found["ranks"]) / 2 == pytest.approx(first, rel=1e-6)

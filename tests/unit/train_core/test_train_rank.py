@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpcmass.config import Project, Site, job_from_values
-from hpcmass.data import shard
+from hpcmass.data import reader, shard
 from hpcmass.errors import (
     ConfigError,
     CorruptError,
@@ -32,7 +33,7 @@ from hpcmass.errors import (
 from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
-from hpcmass.train.rank import train_rank
+from hpcmass.train.rank import _Rank, train_rank
 from hpcmass.train.snapshot import Cancelled, Work, Worker
 
 RECIPE = """
@@ -538,3 +539,35 @@ def test_work_is_waited_for_so_long_and_then_commits_nothing(tmp_path: Path) -> 
     with pytest.raises(Cancelled):
         work.result()
     worker.close()
+
+
+def test_a_stop_does_not_change_which_loss_diverges(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = {"lr": 1e-9, "optimizer": "SGD"}
+    found = [loss for _, loss in losses(go(project, tmp_path / "all", **flat)[0])]
+    means = [found[0]]
+    for loss in found[1:]:
+        means.append(0.9 * means[-1] + 0.1 * loss)
+    limit = 1.001 * max(means)
+    odd = next(step for step, loss in enumerate(found, start=1) if loss > limit)  # one bad batch ends no run
+    monkeypatch.setenv("SEND", str(int(signal.SIGTERM)))
+    monkeypatch.setenv("SEND_AT", str(odd - 1))
+    assert go(project, tmp_path / "r", max_loss=limit, **flat)[1].step == odd - 1
+    monkeypatch.delenv("SEND")
+    assert go(project, tmp_path / "r", max_loss=limit, **flat)[1].state is State.COMPLETED
+
+
+def test_one_rank_looks_at_the_shards(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(reader, "check_shards", lambda folder, _: looked.append(folder) or [])
+    for rank in (1, 0):
+        assert not looked
+        made = object.__new__(_Rank)
+        made.job, made.run, made.project, made.pins = job(project), RunFolder(tmp_path / "r"), project, {}
+        made.comm = SimpleNamespace(rank=rank)
+        _, train, valid = made._open()
+        assert len(train) == len(valid) == 47
+    assert looked == [project.data / "d"] * 2
