@@ -14,10 +14,8 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from hpcmass.errors import CorruptError, HpcmassError, TrainError
 from hpcmass.files import publish_json, publishing, read_json, sha256_file, storage_errors
-from hpcmass.train.tensorfile import bodies, decode, encode, lay_out, write_pieces
+from hpcmass.train.tensorfile import decode, write_pieces
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})\.json")
@@ -173,32 +171,6 @@ def _tidy(folder: Path, keep: int, best: Best | None) -> None:
         for file in () if old.step in stays else (old.json_path, *(part.path for part in old.parts)):
             with contextlib.suppress(OSError):
                 file.unlink()
-
-
-def save(folder: Path, state: dict[str, Any], mark: Mark, *, keep: int) -> None:
-    """Write a checkpoint as one file from here, commit it, and remove old ones.
-
-    One that is committed for this step already stays as it is.
-
-    Args:
-        folder: The run's `checkpoints`.
-        state: Nested dicts, lists and tuples of tensors and of what JSON can say.
-        mark: Where the run is.
-        keep: Newest checkpoints that stay.
-
-    Raises:
-        StorageError: The file system refused; nothing half-written counts.
-        TrainError: Something in the state is neither a tensor nor what JSON can say.
-    """
-    if commit_file(folder, mark.step).exists():
-        return
-    began = time.perf_counter()
-    tensors: dict[str, Tensor] = {}
-    skeleton = encode(state, "", tensors)
-    layout = lay_out(tensors)
-    (name,) = file_names(mark.step, 1)
-    part = write_part(folder / name, chain([layout.header(metadata(skeleton))], bodies(layout, tensors)))
-    commit(folder, mark, [part], keep=keep, pace={"checkpoint_s": round(time.perf_counter() - began, 3)})
 
 
 def commits(folder: Path) -> list[Commit]:

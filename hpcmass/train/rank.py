@@ -45,7 +45,7 @@ from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, load_recipe
 from hpcmass.train.signals import Peer, Watch
 from hpcmass.train.staging import Staged, stage
-from hpcmass.train.startup import Startup, place_of, write_places
+from hpcmass.train.startup import Startup, how_it_trains, place_of, start_in_words, write_places
 from hpcmass.train.task import Plan, Task
 
 
@@ -334,29 +334,14 @@ class _Rank:
         return state_reason
 
     def _tell_start(self, from_step: int) -> None:
-        many = f"{self.comm.size} rank{'s' * (self.comm.size != 1)} ({self.comm.name})"
         if self.attempt > 1:
             self.run.append({"kind": "resume", "from_step": from_step, "ranks": self.comm.size})
-            self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
-        else:
-            self._say(f"{self.job.name}: training on {many}")
-        for warning in self.unlike:
-            self._say(f"{self.job.name}: warning: {warning}")
-        train = self.job.train
-        if train.lr_factor != 1.0:
-            self._say(
-                f"{self.job.name}: lr {train.scaled_lr:.6g} = {train.lr:g} × {train.lr_factor:.4g} "
-                f"({train.lr_scaling}, global_batch {train.global_batch} to lr_batch {train.lr_batch})"
-            )
+        for line in start_in_words(self.job, self.comm, self.attempt, from_step, self.unlike):
+            self._say(f"{self.job.name}: {line}")
 
     def _tell_startup(self) -> None:
         self.startup.mark("first_step")
-        train, comm = self.job.train, self.comm
-        how = {"backend": comm.name, "ranks": comm.size, "reduction": comm.reduction, "lr": train.scaled_lr}
-        how |= {name: getattr(train, name) for name in ("lr_scaling", "precision", "compression", "compile")}
-        if self.settled is not None:
-            how["reproducible"] = {**self.settled, "warnings": self.unlike}
-            how["reduction"] = "in the order of micro-batches"
+        how = how_it_trains(self.job, self.comm, self.settled, self.unlike)
         self.run.append({**self.startup.record(self.attempt), "training": how})
 
     def _bundle(self, task: Task) -> None:
@@ -383,17 +368,9 @@ class _Rank:
 
         try:
             metrics = fit_estimator(
-                model,
-                recipe,
-                self.job,
-                train,
-                valid,
-                self.run,
-                self.comm,
-                say=self._say,
-                should_stop=asked,
-                order=self.order,
-            )
+                model, recipe, self.job, train, valid, self.run, self.comm,
+                say=self._say, should_stop=asked, order=self.order,
+            )  # fmt: skip
         except HpcmassError as error:
             # It raises on every rank what went wrong on rank 0, but a lost rank.
             raise error if isinstance(error, RankFailed) else agreed(error, self.comm) from None

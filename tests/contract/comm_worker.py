@@ -173,7 +173,7 @@ def main() -> None:
     comm.broadcast_(tensors, root=comm.size - 1)
     got["broadcast"] = [t.flatten().tolist() for t in tensors]
     got["object"] = comm.broadcast_object({"from": comm.rank, "text": "é" * 50}, root=comm.size - 1)
-    got["gather"] = comm.gather_objects([comm.rank] * (comm.rank + 1))
+    got["shared"] = comm.share_objects([comm.rank] * (comm.rank + 1))
     got["share"] = comm.share_objects("x" * comm.rank)
     flats = [
         torch.full((n,), float(comm.rank + 1), dtype=d)

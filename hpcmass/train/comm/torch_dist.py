@@ -17,9 +17,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
-from hpcmass.errors import LaunchError, RankFailed
+from hpcmass.errors import LaunchError
 from hpcmass.launch import RankEnv
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, local_device, shorter
+from hpcmass.train.comm.base import (
+    BaseCommunicator,
+    Op,
+    Pending,
+    Values,
+    bytes_tensor,
+    failure,
+    local_device,
+    shorter,
+)
 from hpcmass.train.comm.size import check_size
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -31,12 +40,11 @@ _WAIT_TIMEOUT = timedelta(days=3650)
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """What gloo says when a rank is gone, as an error that names the cause."""
+    """What gloo or NCCL says when a rank is gone, or data does not fit, as an error that names the cause."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankFailed(f"lost the connection to another rank ({text})", lost_peer=True) from error
+        raise failure(error) from error
 
 
 class _Work:
