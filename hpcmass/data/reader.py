@@ -359,13 +359,16 @@ class Dataset:
         return " + ".join(dict.fromkeys(str(folder) for folder in self.folders))
 
 
-def open_dataset(path: str | Path, *, verify: bool = False, id: str | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path, *, verify: bool = False, id: str | None = None, look: bool = True
+) -> Dataset:
     """Open a dataset folder.
 
     Args:
         path: A folder with a manifest (of a dataset with splits: the folder of one split).
         verify: Compare the checksum of every shard too, which reads all of them.
         id: The dataset as it was when it had this id (8 digits or more), whatever was appended since.
+        look: Whether to compare the shards' sizes; not needed where another process of the job does.
 
     Raises:
         NotFound: There is no dataset, or none with this id.
@@ -374,7 +377,7 @@ def open_dataset(path: str | Path, *, verify: bool = False, id: str | None = Non
     """
     folder = Path(os.path.abspath(path))
     manifest = read_manifest(folder, id)
-    problems = check_shards(folder, manifest)
+    problems = check_shards(folder, manifest) if look else []
     if verify and not problems:
         problems = [(shard.file, what) for shard in manifest.shards if (what := check_sum(folder, shard))]
     if problems:

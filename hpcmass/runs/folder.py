@@ -24,6 +24,7 @@ from hpcmass.files import (
     read_json,
     read_records,
     replace_json,
+    storage_errors,
 )
 
 FORMAT = 1
@@ -147,7 +148,7 @@ class RunFolder:
             AlreadyExists: The run was created before.
             StorageError: The file system refused.
         """
-        from hpcmass.files import publish, storage_errors
+        from hpcmass.files import publish
 
         make_dir(self.path)
         with storage_errors(self.path, "create the run"):
@@ -296,11 +297,17 @@ class RunFolder:
         claim(self.stop_file, reason + "\n")
 
     def asked_to_stop(self) -> str | None:
-        """The reason, when the run was asked to end."""
-        try:
-            return self.stop_file.read_text(encoding="utf-8").strip() or "asked to stop"
-        except FileNotFoundError:
-            return None
+        """The reason, when the run was asked to end.
+
+        Raises:
+            StorageError: The file system does not say.
+        """
+        with storage_errors(self.stop_file, "look whether the run is to stop"):
+            try:
+                said = self.stop_file.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
+        return said.strip() or "asked to stop"
 
 
 _STATUS_KEYS = tuple(one.name for one in fields(Status))

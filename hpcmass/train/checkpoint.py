@@ -14,10 +14,8 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from torch import Tensor
 
 from hpcmass.errors import CorruptError, HpcmassError, TrainError
 from hpcmass.files import publish_json, publishing, read_json, sha256_file, storage_errors
-from hpcmass.train.tensorfile import bodies, decode, encode, lay_out, write_pieces
+from hpcmass.train.tensorfile import decode, write_pieces
 
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{9})\.json")
@@ -136,8 +134,8 @@ def write_part(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, An
     Raises:
         StorageError: The file system refused; nothing half-written stays.
     """
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # of an attempt that ended before it could commit
+    with storage_errors(path, "replace the file"):
+        path.unlink(missing_ok=True)  # of an attempt that ended before it could commit
     with publishing(path) as temporary:
         nbytes, digest = write_pieces(temporary, pieces)
     return {"file": path.name, "bytes": nbytes, "sha256": digest}
@@ -162,38 +160,17 @@ def commit(
     best = {} if mark.best is None else {"best": asdict(mark.best)}
     record = {"format": FORMAT, "files": list(parts), **where, **pace, "step_s": round(mark.step_s, 4), **best}
     publish_json(commit_file(folder, mark.step), record)
+    with contextlib.suppress(HpcmassError):  # the checkpoint is there, whatever becomes of old ones
+        _tidy(folder, keep, mark.best)
+
+
+def _tidy(folder: Path, keep: int, best: Best | None) -> None:
     found = commits(folder)
-    stays = {one.step for one in found[-keep:]} | ({mark.best.step} if mark.best else set())
+    stays = {one.step for one in found[-keep:]} | ({best.step} if best else set())
     for old in found:
         for file in () if old.step in stays else (old.json_path, *(part.path for part in old.parts)):
             with contextlib.suppress(OSError):
                 file.unlink()
-
-
-def save(folder: Path, state: dict[str, Any], mark: Mark, *, keep: int) -> None:
-    """Write a checkpoint as one file from here, commit it, and remove old ones.
-
-    One that is committed for this step already stays as it is.
-
-    Args:
-        folder: The run's `checkpoints`.
-        state: Nested dicts, lists and tuples of tensors and of what JSON can say.
-        mark: Where the run is.
-        keep: Newest checkpoints that stay.
-
-    Raises:
-        StorageError: The file system refused; nothing half-written counts.
-        TrainError: Something in the state is neither a tensor nor what JSON can say.
-    """
-    if commit_file(folder, mark.step).exists():
-        return
-    began = time.perf_counter()
-    tensors: dict[str, Tensor] = {}
-    skeleton = encode(state, "", tensors)
-    layout = lay_out(tensors)
-    (name,) = file_names(mark.step, 1)
-    part = write_part(folder / name, chain([layout.header(metadata(skeleton))], bodies(layout, tensors)))
-    commit(folder, mark, [part], keep=keep, pace={"checkpoint_s": round(time.perf_counter() - began, 3)})
 
 
 def commits(folder: Path) -> list[Commit]:
@@ -203,8 +180,10 @@ def commits(folder: Path) -> list[Commit]:
 
     Raises:
         CorruptError: The newest commit file is damaged; the hint names the newest whole checkpoint before it.
+        StorageError: The folder cannot be read.
     """
-    names = sorted(name for name in os.listdir(folder) if _NAME.fullmatch(name)) if folder.is_dir() else []
+    with storage_errors(folder, "list the checkpoints"):
+        names = sorted(n for n in os.listdir(folder) if _NAME.fullmatch(n)) if folder.is_dir() else []
     found = []
     for name in names:
         try:
@@ -263,7 +242,9 @@ def latest_step(folder: Path) -> int | None:
     return found[-1].step if found else None
 
 
-def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str, Any]] | None:
+def load_latest(
+    folder: Path, step: int | None = None, *, check: bool = True
+) -> tuple[Commit, dict[str, Any]] | None:
     """The newest checkpoint and its state (tensors on the CPU), or None when there is none.
 
     Args:
@@ -271,6 +252,7 @@ def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str
         step: The step that it has to be of, where another rank has looked: on a shared file system this
             node's view of the folder may be an older one, and ranks that begin at different steps would
             train different models, or wait for each other for ever.
+        check: Whether to verify the SHA-256, which reads the files once more.
 
     Raises:
         CorruptError: Its bytes do not fit the commit; the hint names the newest one before it that is whole.
@@ -289,43 +271,45 @@ def load_latest(folder: Path, step: int | None = None) -> tuple[Commit, dict[str
     if not found:
         return None
     try:
-        return found[-1], load(found[-1])
+        return found[-1], load(found[-1], check=check)
     except CorruptError as error:
         hint = _way_back(found[:-1], found[-1].json_path)
         raise CorruptError(error.message, where=error.where, hint=hint) from error
 
 
-def load(commit: Commit) -> dict[str, Any]:
-    """The state of a checkpoint, the sizes and SHA-256 of its files verified.
+def load(commit: Commit, *, check: bool = True) -> dict[str, Any]:
+    """The state of a checkpoint, the sizes and, where `check`, the SHA-256 of its files verified.
 
     Raises:
         CorruptError: They do not fit, or a file is not safetensors.
     """
-    _verify(commit)
+    _verify(commit, check=check)
     tensors: dict[str, Tensor] = {}
     where = commit.path
     try:
-        with open(where, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            skeleton = json.loads(json.loads(file.read(length))["__metadata__"][_SKELETON])
-        for part in commit.parts:
-            where = part.path
-            tensors.update(load_file(part.path))
+        with storage_errors(where, "read the checkpoint"):
+            with open(where, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                skeleton = json.loads(json.loads(file.read(length))["__metadata__"][_SKELETON])
+            for part in commit.parts:
+                where = part.path
+                tensors.update(load_file(part.path))
         state: dict[str, Any] = decode(skeleton, tensors)
         return state
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"the checkpoint cannot be read ({error})", where=where) from error
 
 
-def _verify(commit: Commit) -> None:
+def _verify(commit: Commit, *, check: bool = True) -> None:
     for part in commit.parts:
-        try:
-            size = part.path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptError("the checkpoint's file is gone", where=part.path) from None
+        with storage_errors(part.path, "read the checkpoint"):
+            try:
+                size = part.path.stat().st_size
+            except FileNotFoundError:
+                raise CorruptError("the checkpoint's file is gone", where=part.path) from None
         if size != part.bytes:
             raise CorruptError(f"the checkpoint has {size} bytes, not {part.bytes}", where=part.path)
-    for part in commit.parts:
+    for part in commit.parts if check else ():
         if sha256_file(part.path) != part.sha256:
             raise CorruptError("the checkpoint does not fit its SHA-256", where=part.path)
 

@@ -9,19 +9,22 @@ from hpcmass.config import Job, Project
 from hpcmass.data import Dataset, ShardInfo, concat, open_dataset
 from hpcmass.data.reader import check_sum
 from hpcmass.errors import CorruptError, NotFound
-from hpcmass.files import read_json
+from hpcmass.files import read_json, storage_errors
 
 AUTO_VERIFY_BYTES = 1 << 30
 _VERIFIED: set[tuple[str, str, tuple[tuple[int, int], ...]]] = set()
 
 
-def open_all(project: Project, names: str | list[str], pins: Mapping[str, str] | None = None) -> Dataset:
+def open_all(
+    project: Project, names: str | list[str], pins: Mapping[str, str] | None = None, *, look: bool = True
+) -> Dataset:
     """Open one dataset, or several read one after the other.
 
     Args:
         project: What the names are relative to.
         names: Their folders.
         pins: The id that each is to have, by name; others are opened as they are now.
+        look: Whether to compare the shards' sizes with the manifest: one rank does.
 
     Raises:
         NotFound: A folder is no dataset.
@@ -29,7 +32,7 @@ def open_all(project: Project, names: str | list[str], pins: Mapping[str, str] |
     """
     paths = [names] if isinstance(names, str) else names
     pins = pins or {}
-    opened = [open_dataset(project.data_path(path), id=pins.get(path)) for path in paths]
+    opened = [open_dataset(project.data_path(path), id=pins.get(path), look=look) for path in paths]
     return opened[0] if len(opened) == 1 else concat(opened)
 
 
@@ -52,7 +55,8 @@ def verify_all(job: Job, project: Project, pins: Mapping[str, str] | None = None
             manifest = open_dataset(folder, id=id).manifest
             if job.data.verify == "auto" and sum(one.bytes for one in manifest.shards) > AUTO_VERIFY_BYTES:
                 continue
-            stats = [(folder / one.file).stat() for one in manifest.shards]
+            with storage_errors(folder, "look at the shards"):
+                stats = [(folder / one.file).stat() for one in manifest.shards]
             key = (str(folder.resolve()), manifest.id, tuple((s.st_size, s.st_mtime_ns) for s in stats))
             if key not in _VERIFIED:
                 open_dataset(folder, verify=True, id=id)
@@ -87,8 +91,9 @@ def verify_unstaged(shards: Sequence[tuple[ShardInfo, Path]]) -> str | None:
 
 
 def open_train(
-    project: Project, names: str | list[str], run: Path, pins: Mapping[str, str] | None = None
-) -> Dataset:
+    project: Project, names: str | list[str], run: Path, pins: Mapping[str, str] | None = None,
+    *, look: bool = True,
+) -> Dataset:  # fmt: skip
     """The training data of a run: all of it, or the shards that `shards.json` in its folder names.
 
     Raises:
@@ -96,7 +101,7 @@ def open_train(
         DataError: The datasets do not fit together, or there is no such shard.
         CorruptError: `shards.json` is not what it should be.
     """
-    whole = open_all(project, names, pins)
+    whole = open_all(project, names, pins, look=look)
     try:
         raw = read_json(run / "shards.json")
     except NotFound:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from hpcmass.config.job import EarlyStopTable, Job
+from hpcmass.data.memory import memory_left
 from hpcmass.data.order import Order, PlainOrder
 from hpcmass.errors import ConfigError, MissingDependency, RecipeError
 from hpcmass.runs import RunFolder, State
@@ -20,13 +20,15 @@ from hpcmass.train.bundle_writer import write_estimator_bundle
 from hpcmass.train.comm.agree import on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.defaults import Sum
+from hpcmass.train.feed import ReadAhead
 from hpcmass.train.inputs import Prepared, flatten, prepare, select_fields
 from hpcmass.train.interfaces import DatasetLike
 from hpcmass.train.predictor import Array, estimator_outputs
 from hpcmass.train.recipe import Recipe
 from hpcmass.train.skops_files import check_storable
 
-READ = 4096  # samples read and transformed at once
+READ = 4096  # samples read and transformed at once, at most
+_READ_BYTES = 32 << 20  # and their size: several such batches are read ahead
 _SMALLEST = 1e-7  # probabilities are held above this before their logarithm is taken
 
 
@@ -79,9 +81,9 @@ def fit_estimator(
 
     `train.fit = "whole"` reads all data into memory and calls `fit`; `"stream"` calls `partial_fit` for every
     global batch, in the sample order; `"auto"` streams only where the data would take more than half of the
-    memory and the estimator can. Seeds (`random_state`) and `n_jobs` that the recipe left None are set from
-    the job. A `valid` record is appended at every evaluation, and the bundle lies in `run.model` afterwards,
-    unless the run was asked to stop: then there is none.
+    memory that is left to this job and the estimator can. Seeds (`random_state`) and `n_jobs` that the recipe
+    left None are set from the job. A `valid` record is appended at every evaluation, and the bundle lies in
+    `run.model` afterwards, unless the run was asked to stop: then there is none.
 
     Args:
         estimator: Unfitted, from the recipe.
@@ -200,16 +202,21 @@ def _make_task(estimator: Any, recipe: Recipe, job: Job, dataset: DatasetLike) -
             hint="use a regressor",
         )
     names = dataset.classes(targets[0])
-    return _Task(estimator, recipe, job, inputs, targets, len(names) if names else _count(dataset, targets[0]))
+    classes = len(names) if names else _count(dataset, targets[0], job.data.read)
+    return _Task(estimator, recipe, job, inputs, targets, classes)
 
 
-def _count(dataset: DatasetLike, target: str) -> int:
+def _count(dataset: DatasetLike, target: str, read: str) -> int:
     """Classes of a target without names: the largest label and one."""
-    return 1 + max(int(dataset.batch(ids)[target].max()) for ids in _parts(len(dataset)))
+    with ReadAhead(dataset, _parts(dataset), read=read) as data:
+        return 1 + max(int(data.batch(ids)[target].max()) for ids in _parts(dataset))
 
 
-def _parts(n: int) -> Iterator[Array]:
-    return (np.arange(start, min(start + READ, n)) for start in range(0, n, READ))
+def _parts(dataset: DatasetLike) -> Iterator[Array]:
+    """All sample numbers, in parts that are read at once."""
+    n, row = len(dataset), sum(getattr(field, "row_bytes", 0) for field in dataset.fields.values())
+    step = min(READ, max(1, _READ_BYTES // max(1, row)))
+    return (np.arange(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def _set_params(estimator: Any, job: Job) -> list[str]:
@@ -240,8 +247,8 @@ def _streams(task: _Task, dataset: DatasetLike) -> bool:
     if task.job.train.fit != "auto":
         return task.job.train.fit == "stream"
     features = sum(math.prod(dataset.fields[name].shape) for name in task.inputs)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return can and 4 * features * len(dataset) > memory / 2
+    left = memory_left()  # of the machine, and within the job's own limit
+    return can and left is not None and 4 * features * len(dataset) > left / 2
 
 
 # -- fitting ----------------------------------------------------------------------------------------------
@@ -254,12 +261,13 @@ def _whole(task: _Task, dataset: DatasetLike) -> None:
 
     x_nf: Array | None = None
     y: Array | None = None
-    for ids in _parts(len(dataset)):
-        features, target = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=True)
-        if x_nf is None or y is None:
-            x_nf = np.empty((len(dataset), features.shape[1]), np.float32)
-            y = np.empty((len(dataset), *target.shape[1:]), target.dtype)
-        x_nf[ids[0] : ids[-1] + 1], y[ids[0] : ids[-1] + 1] = features, target
+    with ReadAhead(dataset, _parts(dataset), read=task.job.data.read) as data:
+        for ids in _parts(dataset):
+            features, target = task.arrays({**data.batch(ids), "sample_id": ids}, train=True)
+            if x_nf is None or y is None:
+                x_nf = np.empty((len(dataset), features.shape[1]), np.float32)
+                y = np.empty((len(dataset), *target.shape[1:]), target.dtype)
+            x_nf[ids[0] : ids[-1] + 1], y[ids[0] : ids[-1] + 1] = features, target
     # Threads, since processes forked beside MPI may hang.
     with _fit_errors(task, "fit"), parallel_config(backend="threading"):
         task.estimator.fit(x_nf, y)
@@ -273,14 +281,24 @@ def _stream(
     stopped: Callable[[], str | None],
 ) -> bool:
     """Stream the epochs; returns whether the fit came to its end (and was not asked to stop)."""
-    train, data = task.job.train, task.job.data
-    order = order or PlainOrder(data.order, len(dataset), data.seed)
+    table = task.job.data
+    order = order or PlainOrder(table.order, len(dataset), table.seed)
+    size, epochs = task.job.train.global_batch, range(task.job.train.epochs)
+    plan = (ids for epoch in epochs for ids in _batches(order, size, epoch))
+    with ReadAhead(dataset, plan, read=table.read, block=getattr(order, "block", None)) as data:
+        return _stream_batches(task, data, order, evaluator, stopped)
+
+
+def _stream_batches(
+    task: _Task, data: ReadAhead, order: Order, evaluator: _Evaluator, stopped: Callable[[], str | None]
+) -> bool:
+    train = task.job.train
     first: dict[str, Any] = {} if task.classes is None else {"classes": np.arange(task.classes)}
     step = 0
     patience = Patience(train.early_stop) if train.early_stop else None
     for epoch in range(train.epochs):
         for ids in _batches(order, train.global_batch, epoch):
-            batch = {**dataset.batch(ids), "sample_id": ids}
+            batch = {**data.batch(ids), "sample_id": ids}
             x_nf, y = task.arrays(batch, train=True)
             if train.last == "drop" and len(y) < train.global_batch:
                 continue
@@ -366,12 +384,14 @@ def _metrics(task: _Task, dataset: DatasetLike) -> dict[str, float]:
     estimators and torch models are measured alike.
     """
     sums: dict[str, float] = {}
-    for ids in _parts(len(dataset)):
-        x_nf, y = task.arrays({**dataset.batch(ids), "sample_id": ids}, train=False)
-        outputs = torch.from_numpy(np.ascontiguousarray(estimator_outputs(task.estimator, x_nf, task.classes)))
-        if task.classes is not None:
-            outputs = outputs.clamp_min(_SMALLEST).log()
-        for name, values in task.recipe.metrics(outputs, torch.from_numpy(y)).items():
-            total = values.mean * len(y) if isinstance(values, Sum) else float(values.double().sum())
-            sums[name] = sums.get(name, 0.0) + total
+    with ReadAhead(dataset, _parts(dataset), read=task.job.data.read) as data:
+        for ids in _parts(dataset):
+            x_nf, y = task.arrays({**data.batch(ids), "sample_id": ids}, train=False)
+            said = np.ascontiguousarray(estimator_outputs(task.estimator, x_nf, task.classes))
+            outputs = torch.from_numpy(said)
+            if task.classes is not None:
+                outputs = outputs.clamp_min(_SMALLEST).log()
+            for name, values in task.recipe.metrics(outputs, torch.from_numpy(y)).items():
+                total = values.mean * len(y) if isinstance(values, Sum) else float(values.double().sum())
+                sums[name] = sums.get(name, 0.0) + total
     return {name: total / len(dataset) for name, total in sums.items()} if len(dataset) else {}

@@ -37,6 +37,7 @@ class Cut(NamedTuple):
 
     def padded(self, ids: Ids) -> Ids:
         """Its sample numbers, repeated where it is padded."""
+        assert len(ids) <= self.width, "padding leaves no sample out"
         return ids if len(ids) == self.width else np.resize(ids, self.width)
 
 

@@ -23,13 +23,12 @@ from hpcmass.train.inputs import Prepared, forward, prepare, without_padding
 from hpcmass.train.pace import COMPUTE, INPUT, REDUCTION, Pace, Row
 from hpcmass.train.precision import WIRE_TYPES, Precision
 from hpcmass.train.ragged import is_packed
-from hpcmass.train.reducer import FLAGS, GradientReducer
+from hpcmass.train.reducer import COUNTED, LOSS, GradientReducer
 from hpcmass.train.shares import equal_shares, fractions, measured_shares, part_of
 from hpcmass.train.soundness import LossWatch
 from hpcmass.train.task import Plan, Position, Task
 
 NOTHING: Values = np.zeros(0)
-_COUNTED = FLAGS - 1  # the flag that some loss was a `Sum`
 
 
 class Gradients:
@@ -40,7 +39,8 @@ class Gradients:
     Attributes:
         precision: What the model computes in.
         soundness: What a loss may be.
-        spoilt: Of this step: samples of this rank whose mean loss is bad, and that loss.
+        step_loss: The mean loss of the whole global batch, the same on all ranks; known after `reduce`.
+        spoilt: Of this step: samples of this rank whose mean loss is not finite, and that loss.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class Gradients:
         self.precision = Precision(job.precision, comm.device)
         self.soundness = LossWatch(job.max_loss)
         self.spoilt: tuple[Ids, float] | None = None
+        self.step_loss = self._own_loss = 0.0
         self._pace = pace
         self._forward: Callable[..., Any] = compiled(task.model, comm.device) if job.compile else task.model
         self._losses = 0.0  # of this rank's samples, since `collect`
         self._packed = is_packed(task.train)
         self._step = StepLoss()
+        self._step_ids: list[Ids] = []  # this rank's samples of the step
         self._ends: tuple[int, ...] | None = None  # of the ranks' shares; None: equal ones
         self._reducer = self._make_reducer()
         self._data = self._read_ahead()
@@ -75,8 +77,8 @@ class Gradients:
 
     @property
     def flags(self) -> Tensor:
-        """Numbers that ride along: see `GradientReducer.flags`; the last one is not shown."""
-        flags: Tensor = self._reducer.flags[:_COUNTED]
+        """Numbers that ride along: see `GradientReducer.flags`."""
+        flags: Tensor = self._reducer.flags
         return flags
 
     def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> None:
@@ -92,12 +94,12 @@ class Gradients:
         self._reducer.zero()
         self._step, self.spoilt = StepLoss(n), None
         micros = self._micros(at, n)
+        self._step_ids = [ids for _, ids in micros]
         self._pace.count(sum(len(ids) for _, ids in micros))
         for cut, ids in micros:
             loss = self._loss(ids, self._read(cut.padded(ids), Key(at.epoch, at.samples + cut.low)))
             self._judged(loss, cut.number, ids)
             if cut is micros[-1][0]:
-                self._judge_step(np.concatenate([ids for _, ids in micros]))
                 self._set_flags(set_flags)
                 self._reducer.start()
             self._backward(loss, len(ids) / n)
@@ -106,7 +108,15 @@ class Gradients:
 
     def _set_flags(self, set_flags: Callable[[bool], None]) -> None:
         set_flags(self.spoilt is None)
-        self._reducer.flags[_COUNTED] = float(self._step.counted)
+        self._reducer.flags[COUNTED] = float(self._step.counted)
+        self._put_loss()
+
+    def _put_loss(self) -> None:
+        """This rank's part of the step's loss goes with its gradients; that it is no number says a flag."""
+        total = self._step.total
+        self._own_loss = total / self._step.samples if math.isfinite(total) else 0.0
+        if self._reducer.exact:
+            self._reducer.flags[LOSS] = self._own_loss
 
     def _cut(self, n: int) -> list[Cut]:
         """This rank's micro-batches of a global batch of `n` samples; those without a sample are left out."""
@@ -118,7 +128,8 @@ class Gradients:
             begin, end = rank_slice(low, high, part, job.accumulation)
             first, last = rank_slice(*widest, part, job.accumulation)
             if end > begin:
-                made.append(Cut(part, begin, end, last - first))
+                # Measured shares round: of fewer samples a part may be longer by one than of a whole batch.
+                made.append(Cut(part, begin, end, max(last - first, end - begin)))
         return made
 
     def _part(self, n: int, rank: int, size: int) -> tuple[int, int]:
@@ -160,16 +171,24 @@ class Gradients:
             RankFailed: Another rank went away.
         """
         self._reducer.finish()
-        self._average()
+        scale = self._average()
+        if self._reducer.exact:
+            loss = float(self._reducer.flags[LOSS])
+        else:
+            loss = float(self._comm.allreduce_values(np.array([self._own_loss]))[0])
+        self.step_loss = scale * loss
         self._pace.lap(REDUCTION)
 
-    def _average(self) -> None:
+    def _average(self) -> float:
         """Where losses are sums over values: the gradient of their mean over the whole global batch.
 
         The gradients are there divided by the samples; what they should be divided by is known by now.
+
+        Returns:
+            Samples / values, by which what was divided by the samples is to be multiplied.
         """
         scale = 1.0
-        if float(self._reducer.flags[_COUNTED]) > 0:
+        if float(self._reducer.flags[COUNTED]) > 0:
             # Sums of whole numbers are the same in any order.
             whole = float(self._comm.allreduce_values(np.array([self._step.count]))[0])
             scale = self._step.samples / whole if whole else 1.0
@@ -177,6 +196,7 @@ class Gradients:
             if grads:
                 torch._foreach_mul_(grads, scale)
         self._add_losses({number: total * scale for number, total in self._step.totals.items()})
+        return scale
 
     def _add_losses(self, totals: Mapping[int, float]) -> None:
         """Take the losses of a step's micro-batches, each the sum over its samples, into the window."""
@@ -249,11 +269,9 @@ class Gradients:
             self.spoilt = micro, value
         self._step.add(loss, number, len(micro))
 
-    def _judge_step(self, ids: Ids) -> None:
-        """Whether this rank's loss of the whole step is sound, where those of its micro-batches are finite."""
-        mean = self._step.mean
-        if self.spoilt is None and not self.soundness.sound(mean):
-            self.spoilt = ids, mean
+    def own_step(self) -> tuple[Ids, float] | None:
+        """This rank's samples of the step, and their mean loss; None without samples."""
+        return (np.concatenate(self._step_ids), self._step.mean) if self._step_ids else None
 
     def _backward(self, loss: Tensor | Sum, weight: float) -> None:
         if isinstance(loss, Sum):
@@ -300,12 +318,17 @@ class StepLoss:
     counted: bool = False
 
     @property
-    def mean(self) -> float:
-        """Mean over this rank's samples, or values."""
+    def total(self) -> float:
+        """Sum over this rank's samples, or values."""
         total = 0.0
         for one in self.totals.values():
             total += one
-        return total / self.count if self.count else 0.0
+        return total
+
+    @property
+    def mean(self) -> float:
+        """Mean over this rank's samples, or values."""
+        return self.total / self.count if self.count else 0.0
 
     def add(self, loss: Tensor | Sum, number: int, samples: int) -> None:
         """The loss of a micro-batch of so many samples."""

@@ -24,6 +24,7 @@ Batch = Mapping[str, "np.ndarray[Any, Any] | Tensor"]
 _ALIGNMENT = 64  # bytes; of what torch allocates on CPUs
 
 # torch computes little or nothing with these.
+_LARGEST = np.uint64(2**63 - 1)
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 
 
@@ -68,15 +69,22 @@ def select_fields(
 def to_tensors(batch: Batch, needed: Sequence[str] = ()) -> dict[str, Tensor]:
     """Numeric fields of a batch as tensors, (n, *shape); text and other fields are left out.
 
-    uint16, uint32 and uint64 become the next wider signed type, which torch computes with.
+    uint16 and uint32 become the next wider signed type, which torch computes with, and uint64 becomes int64; a
+    field with values that this cannot hold is left out.
 
     Raises:
-        DataError: A field of `needed` is missing or not numeric.
+        DataError: A field of `needed` is missing, not numeric, or has values of 2^63 or more.
     """
     made: dict[str, Tensor] = {}
     for name, value in batch.items():
         if isinstance(value, Tensor):
             made[name] = value
+        elif value.dtype.name == "uint64" and value.size and value.max() > _LARGEST:
+            if name in needed:
+                raise DataError(
+                    f"field {name!r} has a value of {value.max()}, and torch's largest integer is 2^63 - 1",
+                    where=name, hint="write the field as float64, or as numbers below",
+                )  # fmt: skip
         elif value.dtype.kind in "biufc" and value.dtype.itemsize <= 16:
             array = value.astype(_WIDER.get(value.dtype.name, value.dtype.newbyteorder("=")), copy=False)
             array = np.ascontiguousarray(array) if array.ndim else array

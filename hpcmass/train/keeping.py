@@ -31,7 +31,7 @@ from hpcmass.train.checkpoint import Mark
 from hpcmass.train.comm.agree import everywhere, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.optim import Schedule
-from hpcmass.train.snapshot import Job, Snapshot, Worker
+from hpcmass.train.snapshot import Snapshot, Work, Worker
 from hpcmass.train.tensorfile import Layout, bodies, encode, lay_out, nbytes_of, share_out, signature, spoilt
 
 _MIB = 1 << 20
@@ -80,7 +80,7 @@ class Keeper:
         self._snapshot = Snapshot()
         self._open: Mark | None = None  # the checkpoint under way; the same on all ranks
         self._names: list[str] = []  # its files
-        self._job: Job | None = None  # what this rank's thread does for it
+        self._work: Work | None = None  # what this rank's thread does for it
         self._committing = False
         self._began = 0.0
         self._worker: Worker | None = None
@@ -108,7 +108,7 @@ class Keeper:
         mine = self._share(mark, found)
         layout = lay_out(mine)
         skeleton = found.skeleton if self._comm.rank == 0 else None
-        self._open, self._committing, self._job = mark, False, None
+        self._open, self._committing, self._work = mark, False, None
         if wait or not self._table.checkpoint_background or not self._room(layout):
             self._write_now(mark, layout, skeleton, mine)
             self.blocked_s = time.perf_counter() - asked
@@ -117,14 +117,14 @@ class Keeper:
             self._snapshot.copy(mine)
         self.blocked_s = time.perf_counter() - asked
         if mine or self._comm.rank == 0:
-            self._job = self._start(lambda job: self._write(job, mark, layout, skeleton, None))
+            self._work = self._start(lambda work: self._write(work, mark, layout, skeleton, None))
         self.blocked_s = time.perf_counter() - asked
 
     def flags(self) -> tuple[float, float]:
         """Of this rank: whether its thread is at work, and whether it has failed."""
-        if self._job is None:
+        if self._work is None:
             return 0.0, 0.0
-        return float(self._job.running), float(self._job.failed)
+        return float(self._work.running), float(self._work.failed)
 
     def after_step(self, running: bool, failed: bool) -> bool:
         """Go on with the checkpoint under way, as far as that needs no waiting.
@@ -159,22 +159,27 @@ class Keeper:
         try:
             if len(self._names) > 1 and not self._committing:
                 self._commit_parts(mark, everywhere(self._comm, self._result))
-            on_root(self._comm, lambda: self._result() and None)
+            on_root(self._comm, self._wait)
         except HpcmassError:
-            self._open = self._job = None
+            self._open = self._work = None
             raise
-        self.kept, self._open, self._job = mark.step, None, None
+        self.kept, self._open, self._work = mark.step, None, None
 
     def finish_if_possible(self) -> None:
         """The same where another error is about to be told, which is worth more than this one's."""
         with contextlib.suppress(HpcmassError):
             self.finish()
 
-    def close(self, *, now: bool = False) -> None:
-        """End this rank's thread: what it can commit alone, it does, unless that is to end `now`."""
-        if self._job is not None:
-            self._job.end(now=now)
-        self._job = self._open = None
+    def close(self, *, now: bool = False, wait_s: float | None = None) -> None:
+        """End this rank's thread: what it can commit alone, it does.
+
+        Args:
+            now: It is to commit nothing any more.
+            wait_s: How long it is waited for; then it is to commit nothing any more.
+        """
+        if self._work is not None:
+            self._work.end(now=now, wait_s=wait_s)
+        self._work = self._open = None
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -244,7 +249,7 @@ class Keeper:
         self.finish()
 
     def _write(
-        self, job: Job | None, mark: Mark, layout: Layout, skeleton: Any, live: Mapping[str, Tensor] | None
+        self, work: Work | None, mark: Mark, layout: Layout, skeleton: Any, live: Mapping[str, Tensor] | None
     ) -> dict[str, Any]:
         """Write this rank's file, out of the copy or of the live tensors; commit it where it is the only one.
 
@@ -257,10 +262,10 @@ class Keeper:
         tensors = self._snapshot.tensors() if live is None else live
         self._check_weights(mark.step, tensors)
         header = layout.header({} if skeleton is None else checkpoint.metadata(skeleton))
-        body = self._snapshot.pieces(job) if live is None else bodies(layout, tensors)
+        body = self._snapshot.pieces(work) if live is None else bodies(layout, tensors)
         part = checkpoint.write_part(self._run.checkpoints / self._names[number], chain([header], body))
         if len(self._names) == 1:
-            self._commit(job, mark, [part])
+            self._commit(work, mark, [part])
         return part
 
     def _commit_parts(self, mark: Mark, part: dict[str, Any]) -> None:
@@ -268,28 +273,32 @@ class Keeper:
         parts = [one for one in self._comm.share_objects(part) if one]
         parts.sort(key=lambda one: str(one["file"]))
         self._committing = True
-        self._job = self._start(lambda job: self._commit(job, mark, parts)) if self._comm.rank == 0 else None
+        self._work = self._start(lambda work: self._commit(work, mark, parts)) if self._comm.rank == 0 else None
 
-    def _commit(self, job: Job | None, mark: Mark, parts: list[dict[str, Any]]) -> None:
+    def _commit(self, work: Work | None, mark: Mark, parts: list[dict[str, Any]]) -> None:
         self._run.check_held()
-        if job is not None:
-            job.check()
+        if work is not None:
+            work.check()
         took = time.perf_counter() - self._began
         # A stop that finds one under way waits for that one and then for its own.
-        stop_s = took if job is None or not self._table.checkpoint_background else 2 * took
+        stop_s = took if work is None or not self._table.checkpoint_background else 2 * took
         pace = {
             "checkpoint_s": round(stop_s, 3),
-            "blocked_s": round(took if job is None else self.blocked_s, 4),
+            "blocked_s": round(took if work is None else self.blocked_s, 4),
         }
         checkpoint.commit(self._run.checkpoints, mark, parts, keep=self._table.keep_checkpoints, pace=pace)
 
-    def _start(self, work: Callable[[Job], Any]) -> Job:
+    def _start(self, work: Callable[[Work], Any]) -> Work:
         if self._worker is None:
             self._worker = Worker("hpcmass-checkpoint")
         return self._worker.start(work)
 
+    def _wait(self) -> None:
+        """Until this rank's thread is done; what it made is for nobody else, and no JSON."""
+        self._result()
+
     def _result(self) -> Any:
-        return {} if self._job is None else self._job.result()
+        return {} if self._work is None else self._work.result()
 
     def _check_weights(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Refuse to keep weights that are spoilt: a finite loss may have a gradient that is not.

@@ -20,7 +20,7 @@ from hpcmass.errors import ConfigError, TrainError
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
-from hpcmass.train.comm.agree import agreed, on_root
+from hpcmass.train.comm.agree import agreed, is_agreed, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.defaults import Sum
 from hpcmass.train.gradients import Gradients
@@ -31,7 +31,8 @@ from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
-from hpcmass.train.signals import Watch
+from hpcmass.train.reducer import LOSS
+from hpcmass.train.signals import Watch, give_up_s
 from hpcmass.train.soundness import bad_loss_in_words
 from hpcmass.train.task import Plan, Position, Task
 from hpcmass.train.validate import validate
@@ -73,7 +74,7 @@ class Loop:
 
     # -- the whole run --------------------------------------------------------------------------------
     def run(self) -> tuple[State, str | None]:
-        """Train to the end, or until asked to stop.
+        """Train to the end, or until asked to stop. Whoever calls it calls `close` where it raises.
 
         Returns:
             COMPLETED or STOPPED, with a reason where there is one to tell.
@@ -83,15 +84,21 @@ class Loop:
             StorageError: A checkpoint could not be written; raised on all ranks.
             LeaseHeld: Another process has taken the run over; raised on all ranks.
         """
-        try:
-            return self._run()
-        except KeyboardInterrupt:  # a second signal: at once
-            self.keeper.close(now=True)
-            raise
-        finally:
-            self.keeper.close()
-            self.gradients.close()
-            self._profiler.close()
+        ended = self._run()
+        self.close()
+        return ended
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the threads; called after an error too, when its reason is told.
+
+        Args:
+            error: What ends the run. A checkpoint under way is waited for; not at a second signal, and where
+                other ranks wait to hear of the error, no longer than for a stop.
+        """
+        waited_for = self.comm.size > 1 and error is not None and not is_agreed(error)
+        self.keeper.close(now=isinstance(error, KeyboardInterrupt), wait_s=give_up_s() if waited_for else None)
+        self.gradients.close()
+        self._profiler.close()
 
     def _run(self) -> tuple[State, str | None]:
         at, plan = self.at, self.plan
@@ -139,11 +146,12 @@ class Loop:
         self._pace.begin(at.step + 1)
         self.gradients.compute(at, stop, self._set_flags)
         self.gradients.reduce()
-        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags.tolist())
+        asked, bad, lost, writing, failed = (float(flag) > 0 for flag in self.gradients.flags[:LOSS].tolist())
         if lost:
             raise agreed(self.run_folder.taken_over(), self.comm)
-        if bad:
-            raise agreed(self._blame(), self.comm)
+        if bad or not self.gradients.soundness.sound(self.gradients.step_loss):
+            raise agreed(self._blame(finite=not bad), self.comm)
+        at.loss_mean = self.gradients.soundness.mean
         if self.keeper.after_step(writing, failed):
             self._tell()
         self._pace.lap(CHECKPOINT)
@@ -192,14 +200,15 @@ class Loop:
             loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
         return loss.mean if isinstance(loss, Sum) else float(loss)
 
-    def _blame(self) -> TrainError:
-        """A rank's loss is bad: find out which samples are at fault. Collective."""
+    def _blame(self, *, finite: bool) -> TrainError:
+        """The loss is bad: find out which samples are at fault. Collective."""
         self.keeper.finish_if_possible()
-        limit = self.gradients.soundness.limit
-        blame = gather_blame(self.comm, self.gradients.spoilt, self._loss_of, limit)
+        gradients, limit = self.gradients, self.gradients.soundness.limit
+        bad = gradients.own_step() if finite else gradients.spoilt
+        blame = gather_blame(self.comm, bad, self._loss_of, limit)
         if self.reporter is not None:
             self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
-        return self._bad_loss(bad_loss_in_words(blame, limit), in_words(blame))
+        return self._bad_loss(bad_loss_in_words(blame, gradients.step_loss, limit), in_words(blame))
 
     def _bad_loss(self, what: str, said: str = "") -> TrainError:
         return TrainError(
@@ -342,4 +351,5 @@ class Loop:
         self.at = restore(state, task.model, task.optimizer, task.schedule, self.at, where)
         self.keeper.kept = self.at.step
         self._precision.load(self.at.scaler)
+        self.gradients.soundness.mean = self.at.loss_mean
         self.watch.advance(self.at.step)

@@ -8,6 +8,7 @@ by micro-batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,8 +48,8 @@ class OrderedGradients(Gradients):
 
     @property
     def flags(self) -> Tensor:
-        """Numbers that ride along; the last two, one whether buffers of the model changed, are not shown."""
-        flags: Tensor = self._reducer.flags[: FLAGS - 1]
+        """Numbers that ride along; the last, whether buffers of the model changed, is not shown."""
+        flags: Tensor = self._reducer.flags[:FLAGS]
         return flags
 
     def compute(self, at: Position, stop: int, set_flags: Callable[[bool], None]) -> None:
@@ -67,13 +68,16 @@ class OrderedGradients(Gradients):
                 self._judged(loss, number, ids)
                 self._backward(loss, len(ids) / n)
                 self._buffers.put_back(keep=number == 0)
-            self._reducer.add(number)
+            value = self._step.totals.get(number, 0.0)
+            self._reducer.add(number, value / n if math.isfinite(value) else 0.0)
         self._pace.lap(COMPUTE)
-        if micros:
-            self._judge_step(np.concatenate([ids for _, ids in micros.values()]))
+        self._step_ids = [ids for _, ids in micros.values()]
         self._set_flags(set_flags)
         self._reducer.flags[FLAGS] = float(self._buffers.changed)
         self._at_step = at.step
+
+    def _put_loss(self) -> None:
+        """See `Gradients._put_loss`: micro-batches' losses are added up along the tree."""
 
     def reduce(self) -> None:
         """See `Gradients.reduce`."""
@@ -95,7 +99,7 @@ class OrderedGradients(Gradients):
             low, high = rank_slice(0, n, number, self._many)
             first, last = rank_slice(0, widest, number, self._many)
             if high > low:
-                made.append(Cut(number, low, high, last - first))
+                made.append(Cut(number, low, high, max(last - first, high - low)))
         return made
 
     def _window(self, at: Position) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcmass.train.comm.base import Communicator
-from hpcmass.train.reducer import FLAGS
+from hpcmass.train.reducer import FLAGS, LOSS
 from hpcmass.train.tree import across, whole_nodes, within
 
 
@@ -30,8 +30,10 @@ class OrderedReducer:
     then `flags`, `finish()`.
 
     Attributes:
-        flags: Numbers that are summed over the ranks, set before `finish`.
+        flags: Numbers that are summed over the ranks, set before `finish`; all but `LOSS`, which `add` sets.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -83,13 +85,18 @@ class OrderedReducer:
         for tail in self._tails:
             tail.zero_()
 
-    def add(self, micro: int) -> None:
+    def add(self, micro: int, loss: float = 0.0) -> None:
         """Take the gradients of a micro-batch's backward pass out of the parameters.
 
         Args:
             micro: Which one; without a backward pass (no samples) its gradients are zero.
+            loss: Its part of the step's loss, which is added up along the tree as the gradients are.
         """
         leaf = self._leaves[micro]
+        if leaf.adds and leaf.adds[0][1] == leaf.row:
+            self._tails[leaf.adds[0][0]][LOSS] += loss
+        else:
+            self._tails[leaf.row][LOSS] = loss
         with torch.no_grad():
             for one in self._types:
                 grads = [_dense(p) for p in one.parameters]

@@ -33,6 +33,9 @@ class Precision:
         """
         self._type, self._device = _TYPES.get(name), device
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        if self._scaler is not None:
+            # It makes its scale at the first loss, and a rank may have no sample in its first step.
+            self._scaler.scale(torch.zeros((), device=device))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What the forward pass and the loss run in."""

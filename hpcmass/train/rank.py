@@ -8,10 +8,9 @@ import random
 import socket
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +23,14 @@ from hpcmass.files import Lease, replace_json
 from hpcmass.launch import RankEnv, check_versions, describe, detect_ranks, leave_word, usable_cores
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, initial, opening, ragged, reproducible
+from hpcmass.train.alike import check_alike
 from hpcmass.train.begun import has_trained
 from hpcmass.train.bundle_writer import write_torch_bundle
 from hpcmass.train.comm import Communicator, open_communicator
 from hpcmass.train.comm.agree import agreed, everywhere, is_agreed, on_root
 from hpcmass.train.compiled import compiled
 from hpcmass.train.datasets import open_all, open_train, verify_all, verify_unstaged
+from hpcmass.train.ending import end_all, last_words, leave
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.facts import facts_of
 from hpcmass.train.inputs import forward, prepare, select_fields
@@ -42,9 +43,9 @@ from hpcmass.train.process import process_state
 from hpcmass.train.profiling import allow_timeline
 from hpcmass.train.progress import Reporter, Screen
 from hpcmass.train.recipe import Recipe, for_tokens, load_recipe
-from hpcmass.train.signals import Peer, Watch, fail_status
+from hpcmass.train.signals import Peer, Watch
 from hpcmass.train.staging import Staged, stage
-from hpcmass.train.startup import Startup, place_of, write_places
+from hpcmass.train.startup import Startup, how_it_trains, place_of, start_in_words, write_places
 from hpcmass.train.task import Plan, Task
 
 
@@ -96,7 +97,7 @@ def train_rank(
                 return rank.train()
             except BaseException as error:
                 if comm.size > 1 and not is_agreed(error):
-                    _end_all(comm, error)
+                    end_all(comm, error)
                 raise
             finally:
                 comm.close()
@@ -125,6 +126,7 @@ class _Rank:
         self.staged: Staged | None = None
         self.settled: dict[str, Any] | None = None
         self.unlike: list[str] = []
+        self.loop: Loop | None = None
 
     def train(self) -> Status:
         try:
@@ -154,6 +156,7 @@ class _Rank:
         task = None
         if isinstance(model, torch.nn.Module):
             task = everywhere(self.comm, lambda: self._task(recipe, model, train, valid, fields))
+            check_alike(task.model, self.comm, recipe.path)
         began_with = on_root(self.comm, lambda: self._begin_with(task))
         self.startup.mark("model")
         try:
@@ -174,9 +177,12 @@ class _Rank:
         data = self.job.data
         if data.train is None:
             raise ConfigError("is missing: there is nothing to train on", where="data.train")
-        train = open_train(self.project, data.train, self.run.path, self.pins)
+        look = self.comm.rank == 0  # thousands of ranks that look at every shard would hold up the file system
+        train = open_train(self.project, data.train, self.run.path, self.pins, look=look)
         self.order = open_order(self.job, self.project, train, self.pins)
-        return recipe, train, None if data.valid is None else open_all(self.project, data.valid, self.pins)
+        if data.valid is None:
+            return recipe, train, None
+        return recipe, train, open_all(self.project, data.valid, self.pins, look=look)
 
     def _bring(self, train: Dataset, valid: Dataset | None) -> tuple[Dataset, Dataset | None]:
         """Both on this node's own disk, where there is room."""
@@ -292,10 +298,17 @@ class _Rank:
                     state, reason = self._fit(model, recipe, train, valid, watch)
                 else:
                     state, reason = self._loop(task, watch)
-                return self._end(state, reason)
+                status = self._end(state, reason)
             except BaseException as error:
-                self._last_words(error, watch)
+                last_words(self.run, self.attempt, self.comm, error, watch)
+                if self.loop is not None:
+                    with contextlib.suppress(HpcmassError):  # that error is worth more
+                        self.loop.close(error)
+                if is_agreed(error):
+                    leave(self.comm, watch)
                 raise
+            leave(self.comm, watch)
+            return status
 
     def _record_place(self) -> None:
         """Write down where this rank runs, for whoever holds it against Slurm's books."""
@@ -314,7 +327,10 @@ class _Rank:
         newest = on_root(self.comm, lambda: checkpoint.latest_step(self.run.checkpoints))
         loaded = None
         if newest is not None:
-            loaded = everywhere(self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest))
+            check = self.comm.local_rank == 0  # one a node; the others find the files in its cache
+            loaded = everywhere(
+                self.comm, lambda: checkpoint.load_latest(self.run.checkpoints, newest, check=check)
+            )
         plan = Plan.of(self.job, task.order.n)
         screen = Screen(self.job.name, plan.total_steps, on=self.console)
         from_step = loaded[0].step if loaded else 0
@@ -324,7 +340,7 @@ class _Rank:
                 self.run, screen, from_step=from_step, total_steps=plan.total_steps, hosts=self.hosts
             )
             reporter.at_first_step = self._tell_startup
-        loop = Loop(task, self.comm, self.run, watch, reporter)
+        loop = self.loop = Loop(task, self.comm, self.run, watch, reporter)
         if loaded is not None:
             commit, state = loaded
             everywhere(self.comm, lambda: loop.restore(state, commit.path))
@@ -342,29 +358,14 @@ class _Rank:
         return state_reason
 
     def _tell_start(self, from_step: int) -> None:
-        many = f"{self.comm.size} rank{'s' * (self.comm.size != 1)} ({self.comm.name})"
         if self.attempt > 1:
             self.run.append({"kind": "resume", "from_step": from_step, "ranks": self.comm.size})
-            self._say(f"{self.job.name}: going on from step {from_step} on {many}, attempt {self.attempt}")
-        else:
-            self._say(f"{self.job.name}: training on {many}")
-        for warning in self.unlike:
-            self._say(f"{self.job.name}: warning: {warning}")
-        train = self.job.train
-        if train.lr_factor != 1.0:
-            self._say(
-                f"{self.job.name}: lr {train.scaled_lr:.6g} = {train.lr:g} × {train.lr_factor:.4g} "
-                f"({train.lr_scaling}, global_batch {train.global_batch} to lr_batch {train.lr_batch})"
-            )
+        for line in start_in_words(self.job, self.comm, self.attempt, from_step, self.unlike):
+            self._say(f"{self.job.name}: {line}")
 
     def _tell_startup(self) -> None:
         self.startup.mark("first_step")
-        train, comm = self.job.train, self.comm
-        how = {"backend": comm.name, "ranks": comm.size, "reduction": comm.reduction, "lr": train.scaled_lr}
-        how |= {name: getattr(train, name) for name in ("lr_scaling", "precision", "compression", "compile")}
-        if self.settled is not None:
-            how["reproducible"] = {**self.settled, "warnings": self.unlike}
-            how["reduction"] = "in the order of micro-batches"
+        how = how_it_trains(self.job, self.comm, self.settled, self.unlike)
         self.run.append({**self.startup.record(self.attempt), "training": how})
 
     def _bundle(self, task: Task) -> None:
@@ -391,17 +392,9 @@ class _Rank:
 
         try:
             metrics = fit_estimator(
-                model,
-                recipe,
-                self.job,
-                train,
-                valid,
-                self.run,
-                self.comm,
-                say=self._say,
-                should_stop=asked,
-                order=self.order,
-            )
+                model, recipe, self.job, train, valid, self.run, self.comm,
+                say=self._say, should_stop=asked, order=self.order,
+            )  # fmt: skip
         except HpcmassError as error:
             # It raises on every rank what went wrong on rank 0, but a lost rank.
             raise error if isinstance(error, RankFailed) else agreed(error, self.comm) from None
@@ -420,33 +413,6 @@ class _Rank:
         on_root(self.comm, write)
         return self.run.status()
 
-    def _last_words(self, error: BaseException, watch: Watch) -> None:
-        """Leave the reason in the run folder: of an agreed error rank 0, of its own error any rank."""
-        if self.run.lost:
-            return
-        stopped = isinstance(error, KeyboardInterrupt)
-        if not is_agreed(error) or self.comm.rank == 0:
-            self.run.record_exception(self.attempt, self.comm.rank, error, watch.step)
-            text = error.message if isinstance(error, HpcmassError) else f"{type(error).__name__}: {error}"
-            text = "ended at once by a second signal" if stopped else text
-            if self.comm.size > 1 and not is_agreed(error):
-                text = f"rank {self.comm.rank}: {text}"
-            lost = isinstance(error, RankFailed) and error.data.get("lost_peer")
-            if lost:
-                watch.lost_peer()
-            fail_status(self.run, text, State.STOPPED if stopped else State.FAILED)
-
     def _say(self, text: str) -> None:
         if self.console:
             print(text, file=sys.stderr, flush=True)
-
-
-def _end_all(comm: Communicator, error: BaseException) -> NoReturn:
-    """End every rank: this one cannot go on, and the others are waiting for it."""
-    if isinstance(error, HpcmassError):
-        if not leave_word(error):
-            print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
-    else:
-        text = "".join(traceback.format_exception(error))
-        print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    comm.abort(str(error), 2)

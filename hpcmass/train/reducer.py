@@ -19,8 +19,9 @@ from hpcmass.train.comm.base import Communicator, Pending
 
 # Messages above glibc's 32 MiB ceiling fault their temporary in anew at every call (measured: 3 times slower).
 MESSAGE_BYTES = 25 << 20
-FLAGS = 6
-"""Numbers that ride along with the gradients: see `GradientReducer.flags`."""
+FLAGS, LOSS, COUNTED = 7, 5, 6
+"""Numbers that ride along with the gradients (see `GradientReducer.flags`), and which of them are the loss, and
+whether some rank's loss was a sum over values."""
 
 
 @dataclass
@@ -43,7 +44,9 @@ class GradientReducer:
 
     Attributes:
         flags: `FLAGS` numbers, set before `start` and summed over the ranks by `finish`, at no cost of a
-            message of their own (small whole numbers only: they share the gradients' type).
+            message of their own (small whole numbers only: they share the gradients' type), but for `LOSS`
+            where they are `exact`.
+        exact: Whether flags travel as float32 at least.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class GradientReducer:
             groups = _group(self._parameters, bucket_bytes)
             self._flats, self._buckets = _lay_out(groups, comm)
             self.flags = self._buckets[-1].flat[-FLAGS:]
+        self.exact = self.flags.dtype.itemsize >= 4 and (wire is None or comm.size == 1)
         self._where = {id(p): (b, n) for b in self._buckets for n, p in enumerate(b.parameters)}
         self._handles = [
             p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]

@@ -80,7 +80,7 @@ class Watch:
         self.requested: str | None = None
         self._step = 0
         self._signalled = 0.0  # the first SIGTERM or SIGINT
-        self._give_up_s = _give_up_s()
+        self._give_up_s = give_up_s()
         self._step_when_signalled = 0
         self._provisional = False
         self._patient = os.environ.get("HPCMASS_PATIENT") == "1"
@@ -88,11 +88,16 @@ class Watch:
         self._old_fd = -1
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._ending = threading.Event()
         self._read, self._write = -1, -1
 
     def advance(self, step: int) -> None:
         """Say that `step` optimiser steps are done."""
         self._step = step
+
+    def ending(self) -> None:
+        """Say that all ranks are about to end: a process that is gone is no dead rank any more."""
+        self._ending.set()
 
     @property
     def step(self) -> int:
@@ -170,11 +175,11 @@ class Watch:
             self._finish(State.STOPPED, f"ended at once by a second signal ({name})", name)
 
     def _look_at_peers(self) -> None:
-        dead = next((peer for peer in self._peers if peer.dead()), None)
+        dead = None if self._ending.is_set() else next((peer for peer in self._peers if peer.dead()), None)
         if dead is None:
             return
         time.sleep(0.2)  # its own last word may just be on its way to the disk
-        if self._closing.is_set():
+        if self._closing.is_set() or self._ending.is_set():
             return
         said = next((e for e in self._run.errors(self._attempt) if e.rank == dead.rank), None)
         what = said.message if said else "its process ended without a word (killed, or out of memory)"
@@ -239,7 +244,7 @@ class Watch:
         )  # fmt: skip
 
 
-def _give_up_s() -> float:
+def give_up_s() -> float:
     """How long a rank waits for the others after SIGTERM: as long as whoever started it will wait."""
     try:
         return max(GIVE_UP_S, float(os.environ.get("HPCMASS_STOP_GRACE_S", "0")))

@@ -94,7 +94,7 @@ class Snapshot:
         """The copies by name."""
         return {slot.name: view for slot, view in zip(self._layout.slots, self._views, strict=True)}
 
-    def pieces(self, job: Job | None = None) -> Iterator[memoryview]:
+    def pieces(self, job: Work | None = None) -> Iterator[memoryview]:
         """The bytes of the body.
 
         Raises:
@@ -107,10 +107,10 @@ class Snapshot:
             yield data[first : first + _PIECE_BYTES]
 
 
-class Job:
+class Work:
     """One piece of work that a `Worker` does."""
 
-    def __init__(self, work: Callable[[Job], Any]) -> None:
+    def __init__(self, work: Callable[[Work], Any]) -> None:
         """Prepare.
 
         Args:
@@ -157,16 +157,18 @@ class Job:
             raise self._error
         return self._value
 
-    def end(self, *, now: bool) -> None:
+    def end(self, *, now: bool, wait_s: float | None = None) -> None:
         """Wait for the end, whatever it is.
 
         Args:
             now: Give it up: nothing is committed from here on, and only a file system that hangs is waited
                 for, a few seconds.
+            wait_s: Give it up after so many seconds; None: never.
         """
         if now:
             self._cancelled.set()
-        self._done.wait(5.0 if now else None)
+        if not self._done.wait(5.0 if now else wait_s):
+            self._cancelled.set()
 
 
 class Worker:
@@ -176,13 +178,13 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
         self._thread.start()
 
-    def start(self, work: Callable[[Job], Any]) -> Job:
+    def start(self, work: Callable[[Work], Any]) -> Work:
         """Hand a job over."""
-        job = Job(work)
+        job = Work(work)
         self._jobs.put(job)
         return job
 

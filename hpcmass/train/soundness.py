@@ -12,9 +12,10 @@ _KEPT = 0.9  # of the running mean a step: one bad batch among good ones ends no
 
 
 class LossWatch:
-    """A rank's judgement of the losses of its steps.
+    """The judgement of the losses of whole global batches, so the same on any number of ranks.
 
     Attributes:
+        mean: The running mean of the losses, which a checkpoint holds; None before the first.
         first_loss: The loss of the run's first record, the same on all ranks; None before it.
     """
 
@@ -25,7 +26,7 @@ class LossWatch:
             max_loss: `train.max_loss`.
         """
         self._max_loss = max_loss
-        self._mean: float | None = None
+        self.mean: float | None = None
         self.first_loss: float | None = None
 
     @property
@@ -40,22 +41,23 @@ class LossWatch:
         """Take a step's loss in; False when it is no finite number, or the losses diverge.
 
         Args:
-            loss: The mean over this rank's samples of the step.
+            loss: The mean over the global batch of the step.
         """
         if not math.isfinite(loss):
             return False
-        self._mean = loss if self._mean is None else _KEPT * self._mean + (1 - _KEPT) * loss
-        return self._mean <= self.limit
+        self.mean = loss if self.mean is None else _KEPT * self.mean + (1 - _KEPT) * loss
+        return self.mean <= self.limit
 
 
-def bad_loss_in_words(blame: Sequence[dict[str, Any]], limit: float) -> str:
+def bad_loss_in_words(blame: Sequence[dict[str, Any]], loss: float, limit: float) -> str:
     """What is wrong with the loss, the same on all ranks.
 
     Args:
         blame: Of `gather_blame`.
+        loss: Of the global batch.
         limit: Of `LossWatch.limit`.
     """
     losses = [one["loss"] for one in blame]
     if None in losses or not losses:
         return "the loss is NaN or infinite"
-    return f"the loss diverges (rank {blame[0]['rank']}: {max(losses):.4g}; the limit is {limit:.4g})"
+    return f"the loss diverges ({loss:.4g}; the limit is {limit:.4g})"

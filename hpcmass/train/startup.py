@@ -9,9 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from hpcmass.config import Job
 from hpcmass.errors import HpcmassError
 from hpcmass.files import process_start, replace_json
 from hpcmass.runs import RunFolder
+from hpcmass.train.comm.base import Communicator
 
 _DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
@@ -61,3 +63,34 @@ def write_places(run: RunFolder, attempt: int, places: Sequence[dict[str, Any]])
             run.path / "ranks" / f"attempt-{attempt}.json",
             {"format": 1, "attempt": attempt, "ranks": list(places)},
         )
+
+
+def start_in_words(
+    job: Job, comm: Communicator, attempt: int, from_step: int, unlike: Sequence[str]
+) -> list[str]:
+    """Lines for the user when training begins; `unlike`: what may keep a reproducible run from being so."""
+    many = f"{comm.size} rank{'s' * (comm.size != 1)} ({comm.name})"
+    said = [
+        f"going on from step {from_step} on {many}, attempt {attempt}" if attempt > 1 else f"training on {many}"
+    ]
+    said += [f"warning: {warning}" for warning in unlike]
+    train = job.train
+    if train.lr_factor != 1.0:
+        said.append(
+            f"lr {train.scaled_lr:.6g} = {train.lr:g} × {train.lr_factor:.4g} "
+            f"({train.lr_scaling}, global_batch {train.global_batch} to lr_batch {train.lr_batch})"
+        )
+    return said
+
+
+def how_it_trains(
+    job: Job, comm: Communicator, settled: dict[str, Any] | None, unlike: Sequence[str]
+) -> dict[str, Any]:
+    """What the first record of an attempt says of how it trains."""
+    train = job.train
+    how = {"backend": comm.name, "ranks": comm.size, "reduction": comm.reduction, "lr": train.scaled_lr}
+    how |= {name: getattr(train, name) for name in ("lr_scaling", "precision", "compression", "compile")}
+    if settled is not None:
+        how["reproducible"] = {**settled, "warnings": list(unlike)}
+        how["reduction"] = "in the order of micro-batches"
+    return how

@@ -48,6 +48,7 @@ class Position:
         scaler: State of fp16's loss scale.
         skipped: Steps since the last `train` record that were skipped, a gradient having overflowed.
         window_losses: Of a reproducible run, `window_loss` by micro-batch.
+        loss_mean: Running mean of the steps' losses, by which a diverging one is told.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class Position:
     scaler: dict[str, Any] | None = None
     skipped: int = 0
     window_losses: list[float] | None = None
+    loss_mean: float | None = None
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,14 @@ def agreed_errors(comm) -> list[str]:
     return said
 
 
+def wait_s(comm) -> float | None:
+    """How long gloo lets a rank wait for the others."""
+    if comm.name != "torch":
+        return None
+    backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    return float(backend.options._timeout.total_seconds())
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
@@ -165,7 +173,7 @@ def main() -> None:
     comm.broadcast_(tensors, root=comm.size - 1)
     got["broadcast"] = [t.flatten().tolist() for t in tensors]
     got["object"] = comm.broadcast_object({"from": comm.rank, "text": "é" * 50}, root=comm.size - 1)
-    got["gather"] = comm.gather_objects([comm.rank] * (comm.rank + 1))
+    got["shared"] = comm.share_objects([comm.rank] * (comm.rank + 1))
     got["share"] = comm.share_objects("x" * comm.rank)
     flats = [
         torch.full((n,), float(comm.rank + 1), dtype=d)
@@ -182,6 +190,7 @@ def main() -> None:
         str(wire): [gradients(comm, b, m, wire) for b, m in ((1 << 20, 1), (64, 3))]
         for wire in (torch.float16, torch.bfloat16)
     }
+    got["wait_s"] = wait_s(comm)
     got["errors"] = agreed_errors(comm)
     comm.barrier()
     comm.close()

@@ -116,6 +116,16 @@ def test_ways_of_mpi(nodes: str, env: dict[str, str], how: str, rounded: bool, t
         assert said["how"][1].partition(": no shared memory for ")[0] == how
 
 
+FAULTS = WORKER.with_name("fault_worker.py")
+
+
+def test_a_killed_rank_is_told_by_its_connection_and_not_by_a_clock(tmp_path: Path) -> None:
+    _, output = start([sys.executable, str(FAULTS), "torch", str(tmp_path), "killed"], 2, "spawn")
+    (said,) = read(tmp_path, 1)
+    assert said["lost_peer"], output
+    assert "lost the connection" in said["message"]
+
+
 def read(folder: Path, ranks: int) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
@@ -129,10 +139,14 @@ def check(got: list[dict], backend: str) -> None:
         assert said["min"] == [1, 2.0**40, -1]
         assert said["broadcast"] == [[last] * 6, [last], [last] * 4, [last] * 6, []]
         assert said["object"] == {"from": last, "text": "é" * 50}
-        assert said["gather"] == ([[r] * (r + 1) for r in range(ranks)] if rank == 0 else None)
+        assert said["shared"] == [[r] * (r + 1) for r in range(ranks)]
         assert said["share"] == ["x" * r for r in range(ranks)]
         assert said["async"] == [[ranks * (ranks + 1) / 2] * 2] * 4
         assert said["errors"] == [f"rank 0 refuses told={rank != 0}", f"rank {last} refuses told={rank != 0}"]
+        assert (said["wait_s"] is None) == (backend != "torch")
+        assert said["wait_s"] is None or said["wait_s"] > 365 * 86400, (
+            "a long fit on rank 0 would end the others"
+        )
         assert said["mpi"] or backend in ("single", "torch")
         # Those that carry the work out and hold its tensors; another one, which sends, may be there for longer.
         assert backend != "torch" or "pt_gloo_runloop" not in said["threads"], said["threads"]

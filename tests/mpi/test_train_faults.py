@@ -169,3 +169,92 @@ def test_stop_file_ends_all_ranks(tmp_path: Path) -> None:
     done = tools.run(tools.words(root, "r", "train.epochs=10000", "train.max_steps=1"), tools.environment(root))
     assert done.returncode == 2
     assert "train.max_steps" in done.stdout
+
+
+# Rank 0 is slow to write the reason: it waits until rank 1 waits for it, which it must not leave without.
+SLOW_WORDS = """
+import os, runpy, sys, time
+from pathlib import Path
+from hpcmass.runs import RunFolder
+from hpcmass.train.comm.torch_dist import TorchCommunicator
+waits = Path(os.environ["TELL"]) / "waits"
+if os.environ["RANK"] == "0":
+    record = RunFolder.record_exception
+    def slowly(self, *args):
+        while not waits.exists():
+            time.sleep(0.02)
+        record(self, *args)
+    RunFolder.record_exception = slowly
+else:
+    barrier = TorchCommunicator.barrier
+    def told(self):
+        waits.touch()
+        barrier(self)
+    TorchCommunicator.barrier = told
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_rank_that_leaves_in_order_is_not_taken_for_dead(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    (root / "slow.py").write_text(SLOW_WORDS)
+    command = tools.words(root, "r", "train.backend=torch")
+    argv = [command[0], str(root / "slow.py"), *command[1:]]
+    port = str(tools.free_port())
+    more = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = tools.environment(root, NAN_AT="3", NAN_RANK="1", **more)
+    ranks = [launch(argv, {**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            tools.end_group(rank)
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED", outputs
+    assert "the loss is NaN or infinite at step 3" in said["reason"], said["reason"]
+    assert [(e["rank"], e["kind"]) for e in tools.errors(root, "r")] == [(0, "exception")], outputs
+    assert "".join(outputs).count("the loss is NaN or infinite at step 3") == 1, outputs
+
+
+@pytest.mark.parametrize("backend", ["mpi", "torch", "horovod"])
+def test_ranks_whose_models_differ_are_refused(backend: str, tmp_path: Path) -> None:
+    if backend == "horovod":
+        pytest.importorskip("horovod")
+    root = tools.make_project(tmp_path / "p")
+    recipe = (root / "recipe.py").read_text()
+    assert "torch.nn.Linear(8, 2), Lame()" in recipe
+    (root / "recipe.py").write_text(
+        recipe.replace(
+            "torch.nn.Linear(8, 2), Lame()",
+            'torch.nn.Linear(8, 2), Lame(), *([torch.nn.Linear(2, 2)] if RANK == "1" else [])',
+        )
+    )
+    argv = tools.mpiexec(2, tools.words(root, "r", f"train.backend={backend}"))
+    done = tools.run(argv, tools.environment(root), timeout=300)
+    assert done.returncode == 2, done.stdout
+    assert done.stdout.count("rank 1 builds another model than rank 0") == 1, done.stdout
+    assert "'4.weight' is of shape (2, 2) and float32 there, and missing here" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (root / "runs" / "r").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["train.compression=bf16"], ["train.reproducible=true"]])
+def test_whether_a_loss_diverges_does_not_depend_on_the_ranks(more: list[str], tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.optimizer=SGD", "train.lr=1e-9", "train.max_steps=2", *more]
+    more = ["train.micro_batches=2"] if "train.reproducible=true" in more else []
+    env = tools.environment(root)
+    done = tools.run(tools.mpiexec(1, tools.words(root, "one", *sets, *more)), env)
+    assert done.returncode == 0, done.stdout
+    first, second = (record["loss"] for record in tools.records(root, "one", "train"))
+    most = max(first, 0.9 * first + 0.1 * second)  # of the two ranks one has more, the other less
+    for limit, code in ((1.0001 * most, 0), (0.9999 * first, 2)):
+        words = tools.words(root, f"two-{code}", *sets, *more, f"train.max_loss={limit}")
+        done = tools.run(tools.mpiexec(2, words), env)
+        assert done.returncode == code, done.stdout
+    assert "the loss diverges" in done.stdout
+    assert "at step 1 " in done.stdout
+    (found,) = tools.records(root, "two-2", "bad-loss")
+    assert [one["rank"] for one in found["ranks"]] == [0, 1]
+    assert sum(one["loss"] for one in found["ranks"]) / 2 == pytest.approx(first, rel=1e-6)

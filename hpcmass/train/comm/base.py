@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcmass.errors import RankFailed
+
 Op = Literal["sum", "max", "min"]
 Values = np.ndarray[Any, np.dtype[np.float64]]
 _COMBINED_BYTES = 16 << 20  # sent at once; below glibc's 32 MiB ceiling, above which memory is faulted in anew
+
+
+# Of gloo, NCCL and Horovod, which have no types for it; a shape that does not fit is said otherwise.
+_LOST = re.compile(
+    r"connection|closed by peer|reset by peer|broken pipe|timed out|socket|shut ?down|remote (process|error)|"
+    r"failed, see MPI output",
+    re.IGNORECASE,
+)
 
 
 class Pending(Protocol):
@@ -85,9 +96,6 @@ class Communicator(Protocol):
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """What JSON can say, from `root` to all."""
-
-    def gather_objects(self, value: Any, root: int = 0) -> list[Any] | None:
-        """What JSON can say, from all ranks, in the order of ranks, to `root`; None elsewhere."""
 
     def share_objects(self, value: Any) -> list[Any]:
         """What JSON can say, from all ranks, in the order of ranks, to all."""
@@ -197,11 +205,6 @@ class BaseCommunicator(ABC):
         counts = [int(n) for n in self.allreduce_values(lengths)]
         return [json.loads(part) for part in self._allgather_bytes(data, counts)]
 
-    def gather_objects(self, value: Any, root: int = 0) -> list[Any] | None:
-        """See `Communicator.gather_objects`."""
-        parts = self.share_objects(value)
-        return parts if self.rank == root else None
-
     def barrier(self) -> None:
         """See `Communicator.barrier`."""
         self.allreduce_values(np.zeros(1))
@@ -219,6 +222,14 @@ def bytes_tensor(data: bytes, length: int | None = None) -> Tensor:
     if data:
         made[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return made
+
+
+def failure(error: Exception) -> RankFailed:
+    """What a library says of a collective that failed: that another rank went away, or something else."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if _LOST.search(text):
+        return RankFailed(f"lost the connection to another rank ({text})", lost_peer=True)
+    return RankFailed(f"the ranks could not exchange data ({text})")
 
 
 def narrow_float(tensor: Tensor) -> bool:

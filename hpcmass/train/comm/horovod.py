@@ -13,9 +13,18 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from hpcmass.errors import LaunchError, RankFailed
+from hpcmass.errors import LaunchError
 from hpcmass.launch import RankEnv
-from hpcmass.train.comm.base import BaseCommunicator, Op, Pending, Values, bytes_tensor, narrow_float, shorter
+from hpcmass.train.comm.base import (
+    BaseCommunicator,
+    Op,
+    Pending,
+    Values,
+    bytes_tensor,
+    failure,
+    narrow_float,
+    shorter,
+)
 
 # Measured on CPUs: small fusion buffers and a short cycle; both can be overridden from outside.
 os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(16 << 20))
@@ -32,8 +41,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # HorovodInternalError is one
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankFailed(f"lost the connection to another rank ({text})", lost_peer=True) from error
+        raise failure(error) from error
 
 
 class _Handle:

@@ -30,6 +30,15 @@ from hpcmass.train.comm.node import NodeSums
 
 MPI = start_mpi()
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+_MISFITS = (
+    MPI.ERR_TRUNCATE,
+    MPI.ERR_COUNT,
+    MPI.ERR_TYPE,
+    MPI.ERR_BUFFER,
+    MPI.ERR_ARG,
+    MPI.ERR_OP,
+    MPI.ERR_ROOT,
+)
 _BETWEEN = "in each node's shared memory, and slice by slice between nodes"
 
 
@@ -38,7 +47,13 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except MPI.Exception as error:
-        raise RankFailed(f"a reduction over the ranks failed: {error}") from error
+        raise _failure(error) from error
+
+
+def _failure(error: BaseException) -> RankFailed:
+    """Messages that do not fit together are told from ranks that went away."""
+    misfit = isinstance(error, MPI.Exception) and error.Get_error_class() in _MISFITS
+    return RankFailed(f"a message between the ranks failed: {error}", lost_peer=not misfit)
 
 
 class _Job:
@@ -60,7 +75,7 @@ class _Job:
     def wait(self) -> None:
         self._done.wait()
         if self.error is not None:
-            raise RankFailed(f"a reduction over the ranks failed: {self.error}") from self.error
+            raise _failure(self.error) from self.error
 
 
 class MpiCommunicator(BaseCommunicator):
@@ -151,25 +166,28 @@ class MpiCommunicator(BaseCommunicator):
     def allreduce_values(self, values: Values, op: Op = "sum") -> Values:
         """One small blocking reduction."""
         result = np.ascontiguousarray(values, dtype=np.float64).copy()
-        self._comm.Allreduce(MPI.IN_PLACE, result, op=_OPS[op])
+        with _peers():
+            self._comm.Allreduce(MPI.IN_PLACE, result, op=_OPS[op])
         return result
 
     def broadcast_(self, tensors: Sequence[Tensor], root: int = 0) -> None:
         """One tensor after the other, as bytes, so that every type passes."""
         for tensor in tensors:
             data = tensor.detach().contiguous().reshape(-1)
-            self._comm.Bcast(data.view(torch.uint8).numpy(), root=root)
-            with torch.no_grad():
+            with _peers(), torch.no_grad():
+                self._comm.Bcast(data.view(torch.uint8).numpy(), root=root)
                 tensor.copy_(data.view(tensor.shape))
 
     def _broadcast_bytes(self, data: bytes, length: int, root: int) -> bytes:
         buffer = bytearray(data) if self.rank == root else bytearray(length)
-        self._comm.Bcast([buffer, MPI.BYTE], root=root)
+        with _peers():
+            self._comm.Bcast([buffer, MPI.BYTE], root=root)
         return bytes(buffer)
 
     def _allgather_bytes(self, data: bytes, lengths: list[int]) -> list[bytes]:
         buffer = bytearray(sum(lengths))
-        self._comm.Allgatherv([data, MPI.BYTE], [buffer, lengths, None, MPI.BYTE])
+        with _peers():
+            self._comm.Allgatherv([data, MPI.BYTE], [buffer, lengths, None, MPI.BYTE])
         ends = np.cumsum(lengths).tolist()
         return [bytes(buffer[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
 

@@ -209,6 +209,7 @@ def test_missing_shard(mine: Path) -> None:
     with pytest.raises(CorruptError, match="is missing") as caught:
         open_dataset(mine)
     assert "shard-00000.h5" in str(caught.value)
+    assert len(open_dataset(mine, look=False)) == 100  # another rank looks
     assert [problem.message for problem in verify_dataset(mine).problems] == ["is missing"]
 
 

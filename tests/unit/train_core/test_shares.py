@@ -1,12 +1,14 @@
 """Shares of a global batch that follow the ranks' speed."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hpcmass.train.gradients import Gradients
 from hpcmass.train.pace import WIDTH
 from hpcmass.train.shares import LEAST, MOST, equal_shares, fractions, measured_shares, part_of
 
@@ -62,3 +64,30 @@ def test_half_of_the_way_at_once() -> None:
     ends = measured_shares(rows([1.0, 3.0], [50, 50]), equal_shares(2))
     assert ends is not None
     assert fractions(ends) == pytest.approx([0.625, 0.375], abs=1e-4)
+
+
+@st.composite
+def ends_and_batch(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int]:
+    size = draw(st.integers(1, 5))
+    inner = draw(st.lists(st.integers(0, 1 << 16), min_size=size - 1, max_size=size - 1))
+    batch = draw(st.integers(2, 200))
+    return (*sorted(inner), 1 << 16), batch, draw(st.integers(1, batch - 1))
+
+
+@given(ends_and_batch(), st.integers(1, 3))
+@example(((21808, 43921, 65536), 64, 63), 1)  # 21 samples of 63, and 21 - 1 of 64
+def test_a_padded_batch_shows_every_sample_once_at_least(
+    what: tuple[tuple[int, ...], int, int], accumulation: int
+) -> None:
+    ends, batch, n = what
+    shown: set[int] = set()
+    for rank in range(len(ends)):
+        gradients = object.__new__(Gradients)
+        gradients._job = SimpleNamespace(global_batch=batch, last="pad", accumulation=accumulation)
+        gradients._comm = SimpleNamespace(rank=rank, size=len(ends))
+        gradients._ends = ends
+        for cut in gradients._cut(n):
+            ids = np.arange(cut.low, cut.high)
+            assert cut.padded(ids)[: len(ids)].tolist() == ids.tolist()
+            shown |= set(cut.padded(ids).tolist())
+    assert shown == set(range(n))

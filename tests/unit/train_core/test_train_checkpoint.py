@@ -1,14 +1,21 @@
 """Checkpoints: complete or absent, verified when read, nothing pickled."""
 
+import builtins
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hpcmass.errors import CorruptError, TrainError
+from hpcmass.errors import CorruptError, StorageError, TrainError
+from hpcmass.runs import RunFolder
 from hpcmass.train import checkpoint, tensorfile
+
+NEWEST = "step-000000001.json"
 
 
 def state(step: int) -> dict:
@@ -24,7 +31,17 @@ def state(step: int) -> dict:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
-    checkpoint.save(folder, state(step), checkpoint.Mark(step, 1, step * 10, 2), keep=keep)
+    write(folder, state(step), checkpoint.Mark(step, 1, step * 10, 2), keep=keep)
+
+
+def write(folder: Path, state: dict, mark: checkpoint.Mark, keep: int) -> None:
+    """A checkpoint in one file, of the parts that the keeper makes it of."""
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = tensorfile.encode(state, "", tensors)
+    layout = tensorfile.lay_out(tensors)
+    (name,) = checkpoint.file_names(mark.step, 1)
+    pieces = [layout.header(checkpoint.metadata(skeleton)), *tensorfile.bodies(layout, tensors)]
+    checkpoint.commit(folder, mark, [checkpoint.write_part(folder / name, pieces)], keep=keep, pace={})
 
 
 def same(a, b) -> bool:
@@ -52,7 +69,7 @@ def test_round_trip_keeps_types_and_the_newest_files(tmp_path: Path) -> None:
 
 def test_tied_tensors_are_both_kept(tmp_path: Path) -> None:
     tied = torch.ones(2, 2)
-    checkpoint.save(tmp_path, {"a": tied, "b": tied.t()}, checkpoint.Mark(1, 0, 0, 1), keep=1)
+    write(tmp_path, {"a": tied, "b": tied.t()}, checkpoint.Mark(1, 0, 0, 1), keep=1)
     loaded = checkpoint.load_latest(tmp_path)[1]
     assert torch.equal(loaded["a"], loaded["b"])
 
@@ -200,7 +217,7 @@ def test_a_model_that_does_not_fit(state: dict, name: str, tmp_path: Path) -> No
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="function"):
-        checkpoint.save(tmp_path, {"f": len}, checkpoint.Mark(1, 0, 0, 1), keep=1)
+        write(tmp_path, {"f": len}, checkpoint.Mark(1, 0, 0, 1), keep=1)
     assert not tmp_path.exists() or list(tmp_path.iterdir()) == []
 
 
@@ -212,3 +229,65 @@ def test_a_rank_that_does_not_see_the_checkpoint_of_rank_0_refuses(tmp_path: Pat
     with pytest.raises(TrainError, match="step 3") as caught:
         checkpoint.load_latest(tmp_path, 3)
     assert caught.value.transient
+
+
+def stale(*_: object, **__: object) -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "action"),
+    [
+        pytest.param(os, "listdir", checkpoint.latest_step, id="list"),
+        pytest.param(Path, "unlink", lambda p: checkpoint.write_part(p / "new", [b"1"]), id="replace"),
+        pytest.param(Path, "stat", lambda p: checkpoint.load(checkpoint.read_commit(p / NEWEST)), id="look"),
+        pytest.param(
+            checkpoint, "load_file", lambda p: checkpoint.load(checkpoint.read_commit(p / NEWEST)), id="tensors"
+        ),
+        pytest.param(Path, "read_text", lambda p: RunFolder(p).asked_to_stop(), id="stop-file"),
+    ],
+)
+def test_a_file_system_that_fails_is_told_as_such(
+    where: object, name: str, action: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    with monkeypatch.context() as failing:
+        failing.setattr(where, name, stale)
+        with pytest.raises(StorageError, match="Stale file handle") as caught:
+            action(tmp_path)
+    assert caught.value.transient
+
+
+def test_a_checkpoint_whose_bytes_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    commit = checkpoint.read_commit(tmp_path / NEWEST)
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda _: commit.parts[0].sha256)
+    monkeypatch.setattr(builtins, "open", stale)
+    with pytest.raises(StorageError, match="cannot read the checkpoint"):
+        checkpoint.load(commit)
+
+
+def test_tidying_up_never_fails_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    monkeypatch.setattr(os, "listdir", stale)
+    save(tmp_path, 3)
+    monkeypatch.undo()
+    assert checkpoint.latest_step(tmp_path) == 3
+    save(tmp_path, 4)  # takes away what the one before left
+    assert [one.step for one in checkpoint.commits(tmp_path)] == [3, 4]
+
+
+def test_a_checkpoint_is_hashed_where_that_is_asked_for_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    hashed = []
+    monkeypatch.setattr(checkpoint, "sha256_file", lambda path: hashed.append(path.name))
+    found = checkpoint.load_latest(tmp_path, 1, check=False)
+    assert found is not None
+    assert same(found[1], state(1))
+    assert not hashed
+    with pytest.raises(CorruptError, match="does not fit its SHA-256"):
+        checkpoint.load_latest(tmp_path, 1)
+    assert hashed

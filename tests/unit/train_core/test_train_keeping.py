@@ -19,8 +19,7 @@ from hpcmass.train import checkpoint, snapshot, tensorfile
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm import open_communicator
 from hpcmass.train.keeping import Keeper
-from hpcmass.train.snapshot import Job as Work
-from hpcmass.train.snapshot import Snapshot, Worker
+from hpcmass.train.snapshot import Snapshot, Work, Worker
 
 
 class Gate:
@@ -132,7 +131,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_step_or_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         keeper.keep(mark(1), wait=False)
-        assert keeper._job._done.wait(240)
+        assert keeper._work._done.wait(240)
         assert keeper.flags() == (0.0, 1.0)
         meet = {
             "step": lambda: keeper.after_step(running=False, failed=True),
@@ -178,7 +177,7 @@ def test_given_up_nothing_is_committed(
     keeper, _ = make()
     keeper.keep(mark(1), wait=False)
     assert gate.reached.wait(240)
-    job = keeper._job
+    job = keeper._work
     job._cancelled.set()
     gate.opened.set()
     keeper.close(now=True)

@@ -15,6 +15,7 @@ from hpcmass.config import Project, job_from_values
 from hpcmass.data import shard
 from hpcmass.errors import ConfigError, TrainError
 from hpcmass.runs import RunFolder, State, Status
+from hpcmass.train.precision import Precision
 from hpcmass.train.rank import train_rank
 
 # Times 3000 a gradient overflows fp16 at the first scale (65536), and not at some smaller one.
@@ -173,3 +174,18 @@ def test_scaling_needs_the_batch_that_the_rate_is_for() -> None:
     values = {"name": "j", "recipe": "r.py", "data": {"train": "d"}, "train": {"lr_scaling": "linear"}}
     with pytest.raises(ConfigError, match=r"train\.lr_batch"):
         job_from_values(values)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_fp16_on_a_rank_without_a_sample_in_its_first_step(resumed: bool) -> None:
+    precision = Precision("fp16", torch.device("cpu"))
+    if resumed:
+        other = Precision("fp16", torch.device("cpu"))
+        precision.load({**(other.state() or {}), "scale": 1024.0})
+    model = torch.nn.Linear(2, 1)
+    for parameter in model.parameters():  # what came of the other ranks
+        parameter.grad = torch.full_like(parameter, 1024.0)
+    before = model.bias.item()
+    assert precision.step(torch.optim.SGD(model.parameters(), lr=0.5), list(model.parameters()), None)
+    assert before - model.bias.item() == pytest.approx(0.5 * 1024 / (1024 if resumed else 65536), rel=1e-4)
+    assert precision.scale == (1024.0 if resumed else 65536.0)

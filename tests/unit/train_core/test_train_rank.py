@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpcmass.config import Project, Site, job_from_values
-from hpcmass.data import shard
+from hpcmass.data import reader, shard
 from hpcmass.errors import (
     ConfigError,
     CorruptError,
@@ -32,7 +33,8 @@ from hpcmass.errors import (
 from hpcmass.files import Lease, Owner, replace_json
 from hpcmass.runs import RunFolder, State, Status
 from hpcmass.train import checkpoint, opening
-from hpcmass.train.rank import train_rank
+from hpcmass.train.rank import _Rank, train_rank
+from hpcmass.train.snapshot import Cancelled, Work, Worker
 
 RECIPE = """
 import os
@@ -512,3 +514,80 @@ def test_what_could_not_be_staged_is_verified_where_it_is(
     file.write_bytes(content)
     with pytest.raises(CorruptError, match=r"flipped/shard-00001\.h5.*checksum"):
         go(project, tmp_path / "run", data={**data, "train": "data/flipped"}, max_steps=1)
+
+
+def test_the_reason_is_told_before_a_checkpoint_under_way_is_waited_for(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, waited = threading.Event(), []
+    commit, record = checkpoint.commit, RunFolder.record_exception
+
+    def slow(*args, **kwargs) -> None:
+        waited.append(told.wait(120))
+        commit(*args, **kwargs)
+
+    def words(self, *args) -> None:
+        record(self, *args)
+        told.set()
+
+    monkeypatch.setattr(checkpoint, "commit", slow)
+    monkeypatch.setattr(RunFolder, "record_exception", words)
+    made = shutil.copytree(project.root, tmp_path / "p")
+    recipe = made / "recipe.py"
+    recipe.write_text(
+        RECIPE.replace('    batch["x"] =', '    assert CALLS.count(True) < 4\n    batch["x"] =', 1)
+    )
+    run = RunFolder(tmp_path / "r")
+    values = job(project, checkpoint_every_steps=2).model_copy(update={"recipe": str(recipe)})
+    with pytest.raises(RecipeError, match="transform"):
+        train_rank(values, run, project, console=False)
+    assert waited == [True], "the run's end was not told while its checkpoint was written"
+    assert checkpoint.latest_step(run.checkpoints) == 2
+
+
+def test_work_is_waited_for_so_long_and_then_commits_nothing(tmp_path: Path) -> None:
+    go_on, worker = threading.Event(), Worker("test")
+
+    def slow(work: Work) -> str:
+        assert go_on.wait(120)
+        work.check()
+        return "committed"
+
+    work = worker.start(slow)
+    work.end(now=False, wait_s=0.01)
+    go_on.set()
+    with pytest.raises(Cancelled):
+        work.result()
+    worker.close()
+
+
+def test_a_stop_does_not_change_which_loss_diverges(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = {"lr": 1e-9, "optimizer": "SGD"}
+    found = [loss for _, loss in losses(go(project, tmp_path / "all", **flat)[0])]
+    means = [found[0]]
+    for loss in found[1:]:
+        means.append(0.9 * means[-1] + 0.1 * loss)
+    limit = 1.001 * max(means)
+    odd = next(step for step, loss in enumerate(found, start=1) if loss > limit)  # one bad batch ends no run
+    monkeypatch.setenv("SEND", str(int(signal.SIGTERM)))
+    monkeypatch.setenv("SEND_AT", str(odd - 1))
+    assert go(project, tmp_path / "r", max_loss=limit, **flat)[1].step == odd - 1
+    monkeypatch.delenv("SEND")
+    assert go(project, tmp_path / "r", max_loss=limit, **flat)[1].state is State.COMPLETED
+
+
+def test_one_rank_looks_at_the_shards(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(reader, "check_shards", lambda folder, _: looked.append(folder) or [])
+    for rank in (1, 0):
+        assert not looked
+        made = object.__new__(_Rank)
+        made.job, made.run, made.project, made.pins = job(project), RunFolder(tmp_path / "r"), project, {}
+        made.comm = SimpleNamespace(rank=rank)
+        _, train, valid = made._open()
+        assert len(train) == len(valid) == 47
+    assert looked == [project.data / "d"] * 2

@@ -17,9 +17,11 @@ import torch
 from sklearn.preprocessing import FunctionTransformer
 
 from hpcmass.config.job import Job
+from hpcmass.data import Dataset, open_dataset, shard
 from hpcmass.errors import CorruptError, HpcmassError, RecipeError
 from hpcmass.files import sha256_file
 from hpcmass.runs import RunFolder
+from hpcmass.train import estimator as estimators
 from hpcmass.train.estimator import fit_estimator
 from hpcmass.train.model import load_bundle
 from hpcmass.train.recipe import load_recipe
@@ -442,3 +444,42 @@ def metrics(outputs, targets):
     top = torch.from_numpy(estimator.predict_proba(data.arrays["x"])).max(1).values.mean()
     assert metrics["top"] == pytest.approx(float(top), rel=1e-4)
     assert set(metrics) == {"loss", "top"}
+
+
+@pytest.mark.parametrize("fit", ["whole", "stream"])
+def test_data_is_read_ahead_as_the_job_says(
+    fit: str, write_recipe: Callable[..., Path], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = make["blobs"](200)
+    np.savez(tmp_path / "raw.npz", x=blobs.arrays["x"], label=blobs.arrays["label"])
+    shard(tmp_path / "raw.npz", tmp_path / "d", inputs=["x"], targets=["label"], shards=3, workers=1)
+    data, by_hand, ways = open_dataset(tmp_path / "d"), [], []
+    batch, ahead = Dataset.batch, estimators.ReadAhead
+    monkeypatch.setattr(Dataset, "batch", lambda self, ids: by_hand.append(len(ids)) or batch(self, ids))
+
+    def read_ahead(*args: Any, **kwargs: Any) -> Any:
+        ways.append(kwargs["read"])
+        return ahead(*args, **kwargs)
+
+    monkeypatch.setattr(estimators, "ReadAhead", read_ahead)
+    recipe = recipe_of(write_recipe, "SGDClassifier(loss='log_loss')")
+    table = job(fit, epochs=3)
+    table = table.model_copy(update={"data": table.data.model_copy(update={"read": "pread"})})
+    metrics = fit_estimator(
+        recipe.build_model({}), recipe, table, data, data, RunFolder(tmp_path / "r"), Alone()
+    )
+    assert metrics["accuracy"] > 0.8
+    assert set(ways) == {"pread"}
+    assert max(by_hand, default=0) <= 2, "more than the bundle's sample outputs"
+
+
+def test_auto_streams_what_the_memory_left_to_the_job_does_not_hold(
+    write_recipe: Callable[..., Path], make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(write_recipe, "SGDClassifier(loss='log_loss')")
+    blobs = make["blobs"]()
+    for left, records in ((1 << 40, 1), (1000, 3)):
+        monkeypatch.setattr(estimators, "memory_left", lambda left=left: left)
+        run = RunFolder(tmp_path / str(left))
+        fit_estimator(recipe.build_model({}), recipe, job("auto", epochs=3), blobs, blobs, run, Alone())
+        assert len(list(run.records("valid"))) == records
