@@ -4,6 +4,7 @@ from hpcmass.catalogue.aliases import AliasMove
 from hpcmass.catalogue.catalogue import ANY, Catalogue
 from hpcmass.catalogue.check import Problem, VerifyReport
 from hpcmass.catalogue.origin import environment, git_commit, lineage
+from hpcmass.catalogue.register import Registration
 from hpcmass.catalogue.version import FileEntry, Version, check_alias
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Catalogue",
     "FileEntry",
     "Problem",
+    "Registration",
     "VerifyReport",
     "Version",
     "check_alias",

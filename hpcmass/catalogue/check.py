@@ -58,4 +58,4 @@ def check_blobs(blobs: BlobStore, versions: Iterable[Version], report: VerifyRep
         report.bytes += entry.bytes
         wrong = blobs.check(entry)
         if wrong:
-            report.problems.append(Problem(str(blobs.path(entry.sha256)), wrong, tuple(refs)))
+            report.problems.append(Problem(str(blobs.where(entry)), wrong, tuple(refs)))

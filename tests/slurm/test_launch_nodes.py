@@ -287,7 +287,10 @@ def test_reproducible_weights_are_the_same_on_one_node_and_on_two(cluster: Clust
     assert sorted(place["node"] for place in places) == ["cn1", "cn1", "cn2"]
     weights = [(run.path / "model" / "weights.safetensors").read_bytes() for run in runs]
     assert weights[0] == weights[1]
-    losses = [[one["loss"] for one in read_records(run.path / "metrics.jsonl") if one["kind"] == "train"] for run in runs]
+    losses = [
+        [one["loss"] for one in read_records(run.path / "metrics.jsonl") if one["kind"] == "train"]
+        for run in runs
+    ]
     assert len(losses[0]) == 20
     assert losses[0] == losses[1]
 
