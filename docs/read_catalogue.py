@@ -63,8 +63,9 @@ def main(root: Path) -> int:
                 print(f"WRONG {path}: {error!r}")
                 return 1
         for alias in sorted((model / "aliases").iterdir()) if (model / "aliases").is_dir() else []:
-            last = json.loads(numbered(alias)[-1].read_text(encoding="utf-8"))
-            print(f"{model.name}@{alias.name} -> {last['version']} ({last['by']}: {last['why']})")
+            for path in numbered(alias)[-1:]:
+                last = json.loads(path.read_text(encoding="utf-8"))
+                print(f"{model.name}@{alias.name} -> {last['version']} ({last['by']}: {last['why']})")
     return 0
 
 

@@ -20,10 +20,12 @@ from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
 from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers
+from hpcmass.catalogue.index import Index
+from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
-from hpcmass.catalogue.version import Version, check_alias, who
+from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
 from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
 
@@ -40,6 +42,7 @@ ANY: Final = _Any()
 Versions: TypeAlias = list[Version]
 Moves: TypeAlias = list[AliasMove]
 Names: TypeAlias = list[str]
+Pointers: TypeAlias = list[Pointer]
 
 
 class Catalogue:
@@ -49,6 +52,8 @@ class Catalogue:
         self.path = Path(path)
         self.blobs = BlobStore(self.path / "cas")
         self._packer = Packer(self.blobs)
+        self.index = Index(self.path)
+        self._identified = False
         self._kept: dict[Path, Any] = {}
 
     # -- writing ---------------------------------------------------------------------------------------
@@ -138,6 +143,7 @@ class Catalogue:
                     expected=expect,
                 )
             move = AliasMove(number + 1, int(version), now, who(), time.time(), str(why))
+            append(self.path / "journals", [Pointer(name, move.number, alias)])
             if claim_json(numbered(folder, move.number), move.to_json()):
                 return move
 
@@ -295,12 +301,27 @@ class Catalogue:
                 free = max(free, start + len(found))
             for alias in self._alias_names(name):
                 folder = self._alias_dir(name, alias)
+                if not numbers(folder):  # a writer died before its first move
+                    continue
                 try:
                     self.get(f"{name}@{self.history(name, alias)[-1].version}")
                 except HpcmassError as error:
                     report.problems.append(Problem(str(folder), error.message, (f"{name}@{alias}",)))
         check_blobs(self.blobs, versions, report)
+        report.unlisted = [pointer.ref for pointer in self._unlisted()]
         return report
+
+    def reindex(self) -> Names:
+        """Make this user's index anew from the tree, and journal what no journal names; gives its references.
+
+        Raises:
+            StorageError: The file system refused.
+        """
+        missing = self._unlisted()
+        if missing:
+            append(self.path / "journals", missing)
+        self.index.rebuild()
+        return [pointer.ref for pointer in missing]
 
     # -- inside ----------------------------------------------------------------------------------------
     def _versions_dir(self, name: str) -> Path:
@@ -331,7 +352,18 @@ class Catalogue:
         return VersionClaims(self._versions_dir(name), name, self._kept)
 
     def _announce(self, name: str, number: int) -> None:
-        pass
+        self._identify()
+        append(self.path / "journals", [Pointer(name, number)])
+
+    def _unlisted(self) -> Pointers:
+        return sorted({*self.index.tree()} - named(self.path / "journals"), key=lambda pointer: pointer.ref)
+
+    def _identify(self) -> None:
+        """Give the catalogue an id, by which an index knows that it is of another one at the same place."""
+        path = self.path / "catalogue.json"
+        if not self._identified and not path.exists():
+            claim_json(path, {"format": FORMAT, "id": secrets.token_hex(16)})
+        self._identified = True
 
 
 def _at(version: object) -> str:

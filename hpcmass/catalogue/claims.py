@@ -57,17 +57,17 @@ def claim_json(path: Path, value: dict[str, Any], *, whole: bool = False) -> boo
     return True
 
 
-def read_claim(path: Path) -> Any:
+def read_claim(path: Path, wait_s: float = _UNFINISHED_WAIT_S) -> Any:
     """The JSON of a claim, or None when there is none, or its writer died before it had content.
 
     A claim without content exists only on file systems without hard links, and there only for a moment,
-    unless its writer died in it; so this waits a little before it takes the claim for a dead one.
+    unless its writer died in it; so this waits `wait_s` before it takes the claim for a dead one.
 
     Raises:
         CorruptError: The content is not JSON.
         StorageError: The file system refused.
     """
-    deadline = time.monotonic() + _UNFINISHED_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             with storage_errors(path, "read the file"):

@@ -26,12 +26,14 @@ class VersionClaims:
         folder: `models/NAME/versions`.
         name: The model.
         kept: Contents of claims of several versions by path, kept between calls; claims do not change.
+        wait_s: How long to wait for the content of a claim that has none, see `read_claim`.
     """
 
-    def __init__(self, folder: Path, name: str, kept: dict[Path, Any]) -> None:
+    def __init__(self, folder: Path, name: str, kept: dict[Path, Any], wait_s: float = 1.0) -> None:
         self.folder = folder
         self.name = name
         self._kept = kept
+        self._wait_s = wait_s
 
     def starts(self) -> list[int]:
         """The numbers of the claims, ascending."""
@@ -135,7 +137,7 @@ class VersionClaims:
         path = numbered(self.folder, number)
         if path in self._kept:
             return self._kept[path]
-        raw = read_claim(path)
+        raw = read_claim(path, self._wait_s)
         if raw is None:
             return None
         if not isinstance(raw, dict):

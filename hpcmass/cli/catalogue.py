@@ -127,6 +127,18 @@ def verify(model: str | None, project_root: str | None) -> None:
     click.echo(verify_catalogue(model, project_root))
 
 
+@command.command("reindex")
+@project_option
+def reindex(project_root: str | None) -> None:
+    """Make the index of searches anew from the tree, and list in a journal what none names."""
+    from hpcmass.workflow.registry import open_catalogue
+
+    missing = open_catalogue(project_root).reindex()
+    click.echo(
+        "made anew" + (f"; {len(missing)} were in no journal: {', '.join(missing[:10])}" if missing else "")
+    )
+
+
 @command.command("load")
 @click.argument("model")
 @click.option("--to", "target", metavar="FOLDER", help="Copy the model's files there, checked.")

@@ -45,9 +45,15 @@ def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
     """
     report = open_catalogue(project).verify(model)
     if report.ok:
-        return (
-            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
+        told = (
+            f"{report.versions} versions, {report.blobs} files, {report.bytes} bytes: all fit their checksums"
         )
+        if report.unlisted:
+            told += (
+                f"\n{len(report.unlisted)} that no journal names ({', '.join(report.unlisted[:5])} …): searches"
+                " may miss them until `hpcmass catalogue reindex`"
+            )
+        return told
     lines = [
         f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
     ]

@@ -1,0 +1,112 @@
+"""What the index keeps of a version: its searchable facts, flat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from hpcmass.catalogue.version import Version
+
+_INT_LIMIT = 1 << 63
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A version as the index has it.
+
+    Attributes:
+        fixed: The columns that every version has, in the order of `FIXED`.
+        scalars: Numbers and texts by key: `metrics.accuracy`, `job.params.lr`.
+        lists: Lists by key; shown, not searched.
+        datasets: Dataset id by split.
+    """
+
+    fixed: tuple[Any, ...]
+    scalars: dict[str, int | float | str] = field(default_factory=dict)
+    lists: dict[str, Any] = field(default_factory=dict)
+    datasets: dict[str, str] = field(default_factory=dict)
+
+
+FIXED = (
+    "name", "version", "created", "by", "description", "bytes", "files", "recipe", "run", "parent", "commit",
+)  # fmt: skip
+"""Names of the columns that every version has; the last four may be missing."""
+
+
+def row_of(version: Version) -> Row:
+    """The searchable facts of a version; what has another shape than expected is left out."""
+    lineage = version.lineage
+    job = lineage.get("job")
+    job = job if isinstance(job, dict) else {}
+    recipe = job.get("recipe")
+    datasets = lineage.get("datasets")
+    row = Row(
+        (
+            version.name,
+            version.version,
+            version.created,
+            clean(version.by),
+            clean(version.description),
+            min(version.bytes, _INT_LIMIT - 1),
+            len(version.files),
+            clean(PurePosixPath(recipe).name.removesuffix(".py")) if isinstance(recipe, str) else None,
+            *(_text(lineage.get(key)) for key in ("run", "parent", "commit")),
+        ),
+        datasets={
+            clean(str(split)): clean(one)
+            for split, one in (datasets.items() if isinstance(datasets, dict) else ())
+            if isinstance(one, str)
+        },
+    )
+    for prefix, tree in (("metrics", version.metrics), ("job", job)):
+        for key, value in _flat(prefix, tree, 0):
+            if isinstance(value, (list, tuple)):
+                row.lists[key] = value
+                continue
+            scalar = _scalar(value, numbers=prefix == "metrics")
+            if scalar is not None:
+                row.scalars[key] = scalar
+    return row
+
+
+def clean(text: str) -> str:
+    """A text as SQLite can hold it: lone surrogates are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _text(value: Any) -> str | None:
+    return clean(value) if isinstance(value, str) else None
+
+
+def _flat(prefix: str, tree: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}.{clean(str(key))}"
+        if isinstance(value, Mapping) and depth < 8:
+            yield from _flat(name, value, depth + 1)
+        else:
+            yield name, value
+
+
+def _scalar(value: Any, numbers: bool) -> int | float | str | None:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value if -_INT_LIMIT <= value < _INT_LIMIT else _float(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, str):
+        if numbers and value in _INFINITE:
+            return _INFINITE[value]
+        return None if numbers and value == "NaN" else clean(value)
+    return None
+
+
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
