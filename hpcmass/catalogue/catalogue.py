@@ -10,9 +10,10 @@ import difflib
 import os
 import secrets
 import shutil
+import sqlite3
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -25,6 +26,7 @@ from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
+from hpcmass.catalogue.search import SearchResult, search
 from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
 from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
@@ -200,6 +202,32 @@ class Catalogue:
                 hint=_nearest(suffix, self._alias_names(name), "alias"),
             )
         return self.get(f"{name}@{move.version}")
+
+    def search(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> SearchResult:
+        """The versions that an expression holds for, from the index, which is refreshed first.
+
+        Args:
+            expression: Such as `"recipe == 'mnist' and accuracy > 0.95 and params.lr < 0.1"`, see
+                `hpcmass.catalogue.query`; None for all versions.
+            sort: Facts to sort by, a `-` before one for downwards; then by name and number.
+            limit: At most so many.
+
+        Raises:
+            CatalogueError: The expression or the order is wrong; the message shows the place.
+            StorageError: The catalogue cannot be read.
+        """
+        try:
+            return search(self.index.fresh(), expression, sort, limit)
+        except sqlite3.Error:  # broken where nothing showed it before
+            return search(self.index.rebuild(), expression, sort, limit)
+
+    def count(self, name: str | None = None) -> int:
+        """How many versions the index has, of all models or of one."""
+        where, values = ("", ()) if name is None else (" WHERE name = ?", (name,))
+        row = self.index.fresh().execute(f"SELECT count(*) FROM versions{where}", values).fetchone()
+        return int(row[0])
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model and the versions they have now."""

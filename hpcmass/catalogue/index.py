@@ -46,13 +46,20 @@ class Index:
         Raises:
             StorageError: The catalogue cannot be read.
         """
+        try:
+            return self._refreshed() or self.rebuild()
+        except sqlite3.Error:  # broken where a look at its head did not show it
+            return self.rebuild()
+
+    def _refreshed(self) -> sqlite3.Connection | None:
+        """The stored index with what is new; None where it must be made anew."""
         connection = self._stored()
         if connection is None or self._identity() != _fact(connection, "identity"):
-            return self.rebuild()
+            return None
         rows = IndexRows(connection)
         new = self._news(rows)
         if new is None:
-            return self.rebuild()
+            return None
         pointers, positions = new
         waiting = rows.pending()
         come = any(self._exists(pointer) for pointer in waiting)
@@ -62,8 +69,8 @@ class Index:
             with self._changing(copy=True) as changed:
                 self._apply(changed, {*pointers, *waiting})
                 changed.keep_positions(positions)
-        except (OSError, sqlite3.Error):  # the cache is full, or the file is broken
-            return self.rebuild()
+        except OSError:  # the cache is full
+            return None
         return self._again()
 
     def rebuild(self) -> sqlite3.Connection:

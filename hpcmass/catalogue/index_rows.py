@@ -30,6 +30,7 @@ CREATE INDEX by_created ON versions (created);
 CREATE TABLE datasets (id INTEGER, split, dataset);
 CREATE INDEX by_dataset ON datasets (dataset);
 CREATE INDEX of_version ON datasets (id);
+CREATE TABLE splits (split PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE more (id INTEGER, key, value, PRIMARY KEY (id, key)) WITHOUT ROWID;
 CREATE TABLE aliases (name, alias, number INTEGER, version INTEGER, PRIMARY KEY (name, alias)) WITHOUT ROWID;
 CREATE INDEX by_alias ON aliases (alias);
@@ -139,6 +140,8 @@ class IndexRows:
             )
         self.connection.executemany("INSERT INTO more VALUES (?, ?, ?)", more)
         self.connection.executemany("INSERT INTO datasets VALUES (?, ?, ?)", datasets)
+        splits = {(split,) for _, split, _ in datasets}
+        self.connection.executemany("INSERT OR IGNORE INTO splits VALUES (?)", splits)
 
     def finish(self) -> None:
         """After a build: the indexes by which the best of a metric are found."""

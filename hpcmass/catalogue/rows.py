@@ -95,7 +95,7 @@ def _scalar(value: Any, numbers: bool) -> int | float | str | None:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int):
-        return value if -_INT_LIMIT <= value < _INT_LIMIT else _float(value)
+        return scalar_int(value)
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, str):
@@ -105,7 +105,10 @@ def _scalar(value: Any, numbers: bool) -> int | float | str | None:
     return None
 
 
-def _float(value: int) -> float:
+def scalar_int(value: int) -> int | float:
+    """A whole number as SQLite can hold it: one of more than 64 bits as a float."""
+    if -_INT_LIMIT <= value < _INT_LIMIT:
+        return value
     try:
         return float(value)
     except OverflowError:
