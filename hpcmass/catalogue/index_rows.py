@@ -163,6 +163,4 @@ class IndexRows:
         count = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'best%'").fetchone()
         number = self._keys[key]
         if number is not None and key.startswith("metrics.") and count[0] < _SORTED:
-            self.connection.execute(
-                f"CREATE INDEX best{number} ON versions (c{number}) WHERE c{number} IS NOT NULL"
-            )
+            self.connection.execute(f"CREATE INDEX best{number} ON versions (c{number})")

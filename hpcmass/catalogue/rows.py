@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -62,47 +62,40 @@ def row_of(version: Version) -> Row:
             if isinstance(one, str)
         },
     )
-    for prefix, tree in (("metrics", version.metrics), ("job", job)):
-        for key, value in _flat(prefix, tree, 0):
-            if isinstance(value, (list, tuple)):
-                row.lists[key] = value
-                continue
-            scalar = _scalar(value, numbers=prefix == "metrics")
-            if scalar is not None:
-                row.scalars[key] = scalar
+    _flatten("metrics.", version.metrics, row, 0, numbers=True)
+    _flatten("job.", job, row, 0, numbers=False)
     return row
 
 
 def clean(text: str) -> str:
     """A text as SQLite can hold it: lone surrogates are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _text(value: Any) -> str | None:
     return clean(value) if isinstance(value, str) else None
 
 
-def _flat(prefix: str, tree: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
+def _flatten(prefix: str, tree: Mapping[str, Any], row: Row, depth: int, *, numbers: bool) -> None:
+    # For each of 10^5 versions when an index is built: kinds are told by their exact type, as JSON has them.
     for key, value in tree.items():
-        name = f"{prefix}.{clean(str(key))}"
-        if isinstance(value, Mapping) and depth < 8:
-            yield from _flat(name, value, depth + 1)
-        else:
-            yield name, value
-
-
-def _scalar(value: Any, numbers: bool) -> int | float | str | None:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int):
-        return scalar_int(value)
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if isinstance(value, str):
-        if numbers and value in _INFINITE:
-            return _INFINITE[value]
-        return None if numbers and value == "NaN" else clean(value)
-    return None
+        kind, name = type(value), prefix + (key if key.isascii() else clean(key))
+        if kind is float:
+            if value == value:
+                row.scalars[name] = value
+        elif kind is int:
+            row.scalars[name] = scalar_int(value)
+        elif kind is str:
+            if numbers and value in _INFINITE:
+                row.scalars[name] = _INFINITE[value]
+            elif not numbers or value != "NaN":
+                row.scalars[name] = value if value.isascii() else clean(value)
+        elif kind is bool:
+            row.scalars[name] = int(value)
+        elif kind is dict and depth < 8:
+            _flatten(name + ".", value, row, depth + 1, numbers=numbers)
+        elif kind is list or kind is tuple:
+            row.lists[name] = value
 
 
 def scalar_int(value: int) -> int | float:

@@ -148,13 +148,17 @@ def search(
     where = sql.condition(node) if node is not None else "1"
     order = [_sorted_by(one, resolve, names) for one in sort]
     wanted = -1 if limit is None else max(0, limit)
+    last = ["v.name", "v.version"]
     ids = None
-    if node is None and len(order) == 1:
-        ids = _best(connection, names, order[0], wanted)
-    if ids is None:
+    if len(order) == 1 and wanted >= 0 and names.keys.get(order[0][0].name) is not None:
+        one, down = order[0]
+        column = sql.column(one, plain=node is None)
+        best = f"{where} AND {column} IS NOT NULL AND typeof({column}) <> 'text'"
+        by = [column + (" DESC" if down else "")]
+        ids = _ids(connection, best, [*by, *last], sql.values, wanted)
+    if ids is None or len(ids) < wanted:
         by = [part for one, down in order for part in _order(sql, one, down)]
-        text = f"SELECT v.id FROM versions v WHERE {where} ORDER BY {', '.join([*by, 'v.name', 'v.version'])}"
-        ids = [one for (one,) in connection.execute(f"{text} LIMIT ?", [*sql.values, wanted])]
+        ids = _ids(connection, where, [*by, *last], sql.values, wanted)
     return SearchResult(_rows(connection, names, ids), fields)
 
 
@@ -179,20 +183,11 @@ def _order(sql: Sql, one: Field, down: bool) -> list[str]:
     return [kind, sql.column(one) + direction]
 
 
-def _best(
-    connection: sqlite3.Connection, names: Names, order: tuple[Field, bool], limit: int
-) -> list[int] | None:
-    """The first of an order, by an index of that fact; None where there is none, or not enough numbers."""
-    one, down = order
-    if limit < 0 or not one.known or names.keys.get(one.name) is None:
-        return None
-    column = f"v.c{names.keys[one.name]:d}"
-    rows = connection.execute(
-        f"SELECT v.id FROM versions v WHERE {column} IS NOT NULL AND typeof({column}) <> 'text'"
-        f" ORDER BY {column}{' DESC' if down else ''}, v.name, v.version LIMIT ?",
-        (limit,),
-    ).fetchall()
-    return [found for (found,) in rows] if len(rows) == limit else None
+def _ids(
+    connection: sqlite3.Connection, where: str, by: list[str], values: list[object], limit: int
+) -> list[int]:
+    text = f"SELECT v.id FROM versions v WHERE {where} ORDER BY {', '.join(by)} LIMIT ?"
+    return [one for (one,) in connection.execute(text, [*values, limit])]
 
 
 def _rows(connection: sqlite3.Connection, names: Names, ids: list[int]) -> list[Found]:
