@@ -154,7 +154,7 @@ def registering(root: Path, args: argparse.Namespace) -> dict[str, object]:
     found: dict[str, list[float]] = {"many": [], "single": [], "plain": []}
     peers: dict[str, list[float]] = {}
     failed: dict[str, int] = {}
-    count, rounds = (250, 2) if args.quick else (500, 3)
+    count, rounds = (250, args.rounds or 2) if args.quick else (500, args.rounds or 3)
     for turn in range(rounds):
         here = root / f"round-{turn}"
         folders = [make_models(here / "models", writer, count) for writer in range(WRITERS)]
@@ -300,11 +300,13 @@ def main() -> None:
     parser.add_argument("--mlflow", metavar="PYTHON", help="an interpreter that has MLflow")
     parser.add_argument("--dir", default=None, help="where to write; default: the temporary folder")
     parser.add_argument("--part", choices=["register", "read"], help="only this part")
+    parser.add_argument("--rounds", type=int, help="of registering [3; 2 with --quick]")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     args.versions = args.versions or (20_000 if args.quick else 100_000)
     multiprocessing.set_start_method("fork")
     random.seed(0)
+    sys.stdout.reconfigure(line_buffering=True)
     result: dict[str, object] = {
         "name": "catalogue_scale",
         "unit": "x the better of MLflow's stores",

@@ -87,7 +87,11 @@ def test_an_index_that_is_none_is_made_anew(catalogue, damage, tmp_path):
         with sqlite3.connect(path) as connection:
             connection.execute("UPDATE facts SET value = ? WHERE key = ?", (value, key))
         connection.close()
-    assert indexed(Catalogue(catalogue.path)) == right
+    again = Catalogue(catalogue.path)
+    assert indexed(again) == right
+    if damage != "directory":
+        facts = dict(sqlite3.connect(path).execute("SELECT key, value FROM facts"))
+        assert (facts["layout"], facts["root"]) == ("1", os.path.realpath(catalogue.path))
 
 
 def test_without_a_cache_the_index_is_in_memory(catalogue, tmp_path, monkeypatch):

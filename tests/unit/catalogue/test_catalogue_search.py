@@ -294,6 +294,24 @@ def test_dates_recipes_and_large_numbers():
     assert refs(index_of([]), "accuracy > 0.9") == []
 
 
+def test_kinds_have_no_order_among_them_and_what_lacks_a_fact_compares_to_nothing():
+    connection = index_of([version(i, metrics=one) for i, one in enumerate(({"a": 1}, {"a": "x"}, {}), 1)])
+    for text, right in {
+        "a > 0": [1],
+        "a >= 0 and a < 2": [1],
+        "a < 'z'": [2],
+        "a <= 'z' and a > 'a'": [2],
+        "a != 1": [2],
+        "a not in [1]": [2],
+        "not (a == 1)": [2, 3],
+        "not (a > 0)": [2, 3],
+        "a > version": [],
+        "a == None": [3],
+        "a != None": [1, 2],
+    }.items():
+        assert refs(connection, text) == [f"m@{i}" for i in right], text
+
+
 def test_values_that_are_none_in_json():
     metrics = [
         {"a": "NaN"},
