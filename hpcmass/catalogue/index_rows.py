@@ -18,7 +18,7 @@ COLUMNS = 1000
 _SORTED = 24  # metrics with an index, for the best of them
 _AT_ONCE = 5000
 
-# No column of a fact has a type: SQLite would turn the text '1' into a number, or a number into text.
+# No column of a fact has a type: SQLite would turn a text into a number, and could not join by an index.
 _TABLES = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE journals (name TEXT PRIMARY KEY, offset INTEGER, torn TEXT) WITHOUT ROWID;
@@ -32,7 +32,7 @@ CREATE INDEX by_dataset ON datasets (dataset);
 CREATE INDEX of_version ON datasets (id);
 CREATE TABLE splits (split PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE more (id INTEGER, key, value, PRIMARY KEY (id, key)) WITHOUT ROWID;
-CREATE TABLE aliases (name, alias, number INTEGER, version INTEGER, PRIMARY KEY (name, alias)) WITHOUT ROWID;
+CREATE TABLE aliases (name, alias, number, version, PRIMARY KEY (name, alias)) WITHOUT ROWID;
 CREATE INDEX by_alias ON aliases (alias);
 """
 
