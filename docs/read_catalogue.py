@@ -23,18 +23,34 @@ def need(condition: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def check_version(root: Path, path: Path) -> str:
-    """Hold one version's files against their digests; return its reference."""
-    version = json.loads(path.read_text(encoding="utf-8"))
-    need(version["format"] == 1, "unknown format")
-    need(version["name"] == path.parent.parent.name, "another model's version")
-    need(version["version"] == int(path.stem), "another version's number")
+def content(root: Path, entry: dict) -> bytes:
+    """A file's bytes: a blob, or a part of a pack."""
+    digest = entry.get("pack", entry["sha256"])
+    with open(root / ("cas/packs" if "pack" in entry else "cas") / digest[:2] / digest, "rb") as file:
+        file.seek(entry.get("offset", 0))
+        return file.read(entry["bytes"] if "pack" in entry else -1)
+
+
+def check_claim(root: Path, path: Path) -> str:
+    """Hold the files of a claim's version, or versions, against their digests; return their reference."""
+    claim = json.loads(path.read_text(encoding="utf-8"))
+    versions = claim.get("versions", [claim])
+    need(claim.get("count", 1) == len(versions), "count of versions")
+    for number, version in enumerate(versions, int(path.stem)):
+        need(version["format"] in (1, 2), "unknown format")
+        need(version["name"] == path.parent.parent.name, "another model's version")
+        need(version["version"] == number, "another version's number")
+        check_files(root, version)
+    return f"{claim['name']}@{claim['version']}" + (f"..{number}" if len(versions) > 1 else "")
+
+
+def check_files(root: Path, version: dict) -> None:
+    """Hold one version's files against their digests."""
     for name, entry in version["files"].items():
         need(not name.startswith("/") and ".." not in name.split("/"), f"file name {name!r}")
-        data = (root / "cas" / entry["sha256"][:2] / entry["sha256"]).read_bytes()
+        data = content(root, entry)
         need(len(data) == entry["bytes"], f"size of {name}")
         need(hashlib.sha256(data).hexdigest() == entry["sha256"], f"digest of {name}")
-    return f"{version['name']}@{version['version']}"
 
 
 def main(root: Path) -> int:
@@ -42,13 +58,14 @@ def main(root: Path) -> int:
     for model in sorted((root / "models").iterdir()):
         for path in numbered(model / "versions"):
             try:
-                print(check_version(root, path))
+                print(check_claim(root, path))
             except (OSError, ValueError, KeyError) as error:
                 print(f"WRONG {path}: {error!r}")
                 return 1
         for alias in sorted((model / "aliases").iterdir()) if (model / "aliases").is_dir() else []:
-            last = json.loads(numbered(alias)[-1].read_text(encoding="utf-8"))
-            print(f"{model.name}@{alias.name} -> {last['version']} ({last['by']}: {last['why']})")
+            for path in numbered(alias)[-1:]:
+                last = json.loads(path.read_text(encoding="utf-8"))
+                print(f"{model.name}@{alias.name} -> {last['version']} ({last['by']}: {last['why']})")
     return 0
 
 

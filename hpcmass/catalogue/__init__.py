@@ -4,6 +4,8 @@ from hpcmass.catalogue.aliases import AliasMove
 from hpcmass.catalogue.catalogue import ANY, Catalogue
 from hpcmass.catalogue.check import Problem, VerifyReport
 from hpcmass.catalogue.origin import environment, git_commit, lineage
+from hpcmass.catalogue.register import Registration
+from hpcmass.catalogue.search import Found, SearchResult
 from hpcmass.catalogue.version import FileEntry, Version, check_alias
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "AliasMove",
     "Catalogue",
     "FileEntry",
+    "Found",
     "Problem",
+    "Registration",
+    "SearchResult",
     "VerifyReport",
     "Version",
     "check_alias",

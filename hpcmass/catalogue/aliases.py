@@ -55,7 +55,7 @@ def read_moves(folder: Path) -> list[AliasMove]:
     Raises:
         CorruptError: One of them is damaged.
     """
-    moves = (_read_move(folder, number) for number in numbers(folder))
+    moves = (read_move(folder, number) for number in numbers(folder))
     return [move for move in moves if move is not None]
 
 
@@ -66,15 +66,20 @@ def last_move(folder: Path) -> AliasMove | None:
         CorruptError: The last move is damaged.
     """
     for number in reversed(numbers(folder)):
-        move = _read_move(folder, number)
+        move = read_move(folder, number)
         if move is not None:
             return move
     return None
 
 
-def _read_move(folder: Path, number: int) -> AliasMove | None:
+def read_move(folder: Path, number: int, wait_s: float = 1.0) -> AliasMove | None:
+    """A move of the alias of a folder, or None where there is none; see `read_claim`.
+
+    Raises:
+        CorruptError: It is damaged.
+    """
     path = numbered(folder, number)
-    raw = read_claim(path)
+    raw = read_claim(path, wait_s)
     if raw is None:
         return None
     try:

@@ -1,8 +1,10 @@
-"""Content-addressed, read-only blobs: `cas/ab/<sha256>`."""
+"""Content-addressed, read-only blobs: `cas/ab/<sha256>`, and packs of small files: `cas/packs/ab/<sha256>`."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 from hpcmass.catalogue.version import FileEntry, check_file_name
 from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound
-from hpcmass.files import fsync_dir, make_dir, publishing, storage_errors
+from hpcmass.files import cache_folder, fsync_dir, make_dir, publishing, storage_errors
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 8 << 20  # files up to this size are read once, into memory
@@ -27,6 +29,14 @@ class BlobStore:
     def path(self, digest: str) -> Path:
         """Where the blob of a digest lies."""
         return self.folder / digest[:2] / digest
+
+    def pack_path(self, digest: str) -> Path:
+        """Where the pack of a digest lies."""
+        return self.folder / "packs" / digest[:2] / digest
+
+    def where(self, entry: FileEntry) -> Path:
+        """The file that holds the content of an entry: a blob or a pack."""
+        return self.path(entry.sha256) if entry.pack is None else self.pack_path(entry.pack)
 
     def add(self, source: Path) -> FileEntry:
         """Put a file's content into the store; a blob that is there already is reused.
@@ -52,7 +62,7 @@ class BlobStore:
                     else:
                         file.seek(0)
                         copied = _copy(file, temporary)
-                        if copied != entry:
+                        if copied.content != entry.content:
                             raise CatalogueError("changed while it was being registered", where=source)
                     os.chmod(temporary, 0o444)
             except AlreadyExists:  # another writer had the same content at the same time
@@ -68,13 +78,13 @@ class BlobStore:
             CorruptError: The blob's content does not fit its name.
         """
         with self.open(entry) as blob, storage_errors(target, "write the file"):
-            if _copy(blob, target, sync=True) != entry:
-                raise CorruptError("the blob's content does not fit its digest", where=self.path(entry.sha256))
+            if _copy(blob, target, sync=True).content != entry.content:
+                raise CorruptError("the blob's content does not fit its digest", where=self.where(entry))
 
     def check(self, entry: FileEntry) -> str | None:
         """What is wrong with a blob (`missing: …`, `corrupt: …`), or None; reads all of it."""
         try:
-            with self.open(entry) as blob, storage_errors(self.path(entry.sha256), "read the blob"):
+            with self.open(entry) as blob, storage_errors(self.where(entry), "read the blob"):
                 fits = _sha256(blob) == entry.sha256
         except NotFound:
             return "missing: there is no such blob"
@@ -83,13 +93,15 @@ class BlobStore:
         return None if fits else "corrupt: its content does not fit its digest"
 
     def open(self, entry: FileEntry) -> BinaryIO:
-        """Open a blob for reading, after a check of its size.
+        """Open a blob for reading, after a check of its size, or the part of a pack.
 
         Raises:
-            NotFound: The blob is missing.
-            CorruptError: It is no regular file, or its size is another one.
+            NotFound: The blob or pack is missing.
+            CorruptError: It is no regular file, or its size is another one, or the pack too short.
         """
-        path = self.path(entry.sha256)
+        path = self.where(entry)
+        if entry.pack is not None:
+            return self._slice(path, entry)
         with storage_errors(path, "read the blob"):
             try:
                 file = open_regular(path)
@@ -100,6 +112,54 @@ class BlobStore:
             file.close()
             raise CorruptError(f"has {size} bytes instead of {entry.bytes}", where=path)
         return file
+
+    def in_place(self, entry: FileEntry) -> Path:
+        """A file with the content of an entry: the blob, or a verified copy in the user's cache.
+
+        Raises:
+            NotFound: The blob or pack is missing.
+            CorruptError: A blob has another size, or the content of a packed file does not fit its digest.
+        """
+        if entry.pack is None:
+            self.open(entry).close()
+            return self.path(entry.sha256)
+        target = cache_folder("files", entry.sha256[:2], entry.sha256)
+        if target.is_file() and target.stat().st_size == entry.bytes:
+            return target
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()  # cut short by a full disk
+        with contextlib.suppress(AlreadyExists), publishing(target) as temporary:
+            self.copy(entry, temporary)
+            os.chmod(temporary, 0o444)
+        return target
+
+    def need_pack(self, digest: str, size: int) -> None:
+        """Make sure of a pack that somebody else wrote, before a version relies on it.
+
+        Raises:
+            CorruptError: It has another size.
+            StorageError: The file system refused.
+        """
+        path = self.pack_path(digest)
+        with storage_errors(path, "read the pack"):
+            found = path.stat().st_size
+            fsync_dir(path.parent)
+        if found != size:
+            hint = "remove this damaged pack, then register again: the content in hand will replace it"
+            raise CorruptError(f"has {found} bytes instead of {size}", where=path, hint=hint)
+
+    def _slice(self, path: Path, entry: FileEntry) -> BinaryIO:
+        with storage_errors(path, "read the pack"):
+            try:
+                with open_regular(path) as pack:
+                    fits = entry.offset + entry.bytes <= os.fstat(pack.fileno()).st_size
+                    pack.seek(entry.offset if fits else 0)
+                    data = pack.read(entry.bytes) if fits else b""
+            except CatalogueError as error:
+                raise CorruptError("is not a regular file", where=path) from error
+        if len(data) != entry.bytes or not fits:
+            raise CorruptError(f"ends before byte {entry.offset + entry.bytes}", where=path)
+        return io.BytesIO(data)
 
     def _there(self, entry: FileEntry) -> bool:
         path = self.path(entry.sha256)

@@ -10,17 +10,24 @@ import difflib
 import os
 import secrets
 import shutil
+import sqlite3
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
-from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, walk_files
+from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
-from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers, read_claim
-from hpcmass.catalogue.version import Version, check_alias, parse_version, plain, who
+from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers
+from hpcmass.catalogue.index import Index
+from hpcmass.catalogue.journal import Pointer, append, named
+from hpcmass.catalogue.packs import Packer
+from hpcmass.catalogue.ranges import VersionClaims
+from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
+from hpcmass.catalogue.search import SearchResult, search
+from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
 from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
 
@@ -37,6 +44,7 @@ ANY: Final = _Any()
 Versions: TypeAlias = list[Version]
 Moves: TypeAlias = list[AliasMove]
 Names: TypeAlias = list[str]
+Pointers: TypeAlias = list[Pointer]
 
 
 class Catalogue:
@@ -45,6 +53,10 @@ class Catalogue:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.blobs = BlobStore(self.path / "cas")
+        self._packer = Packer(self.blobs)
+        self.index = Index(self.path)
+        self._identified = False
+        self._kept: dict[Path, Any] = {}
 
     # -- writing ---------------------------------------------------------------------------------------
     def register(
@@ -74,20 +86,29 @@ class Catalogue:
             CatalogueError: The folder is empty or holds links or odd files, or a value is no JSON.
             StorageError: The file system refused.
         """
-        check_name(name, "model name")
-        facts = {"metrics": plain(metrics, "metrics"), "lineage": plain(lineage, "lineage")}
-        sources = list(walk_files(Path(folder)))
-        if not sources:
-            raise CatalogueError("has no files to register", where=folder)
-        files = {path: self.blobs.add(source) for path, source in sources}
-        versions = self._versions_dir(name)
-        make_durable_dir(versions)
-        number = max(numbers(versions), default=0) + 1
-        while True:
-            version = Version(name, number, time.time(), who(), files, description=str(description), **facts)
-            if claim_json(numbered(versions, number), version.to_json()):
-                return version
-            number += 1  # another writer was faster
+        model = looked_at(Registration(name, folder, metrics, lineage, description))
+        model.files = {path: self.blobs.add(source) for path, source in model.sources}
+        make_durable_dir(self._versions_dir(name))
+        return claim_versions([model], self._claims(name), self._announce)[0]
+
+    def register_many(self, models: Iterable[Registration]) -> Versions:
+        """Make each of many models the next version of its name; gives the versions in the order of the models.
+
+        Files up to 256 KiB are packed many to a file, and up to 1,000 versions of a name are one claim: a
+        thousand small models of one name are two files, and five waits for the disk. Everything is checked
+        before anything is written. Versions of one claim appear together or not at all; where the file
+        system has no hard links, each is a claim of its own.
+
+        Args:
+            models: Any number, of one name or of several.
+
+        Raises:
+            NameNotAllowed: A name is none.
+            NotFound: There is no such folder.
+            CatalogueError: A folder is empty or holds links or odd files, or a value is no JSON.
+            StorageError: The file system refused; the data's `registered` has what was registered before.
+        """
+        return register_all(models, self._packer, self._claims, self._announce)
 
     def alias(
         self, name: str, alias: str, version: int, *, why: str, expect: int | _Any | None = ANY
@@ -124,6 +145,7 @@ class Catalogue:
                     expected=expect,
                 )
             move = AliasMove(number + 1, int(version), now, who(), time.time(), str(why))
+            append(self.path / "journals", [Pointer(name, move.number, alias)])
             if claim_json(numbered(folder, move.number), move.to_json()):
                 return move
 
@@ -144,14 +166,11 @@ class Catalogue:
             self._require_model(name)
         found = []
         for model in [name] if name is not None else self.models():
-            for number in numbers(self._versions_dir(model)):
-                try:
-                    version = self._read(model, number)
-                except HpcmassError as error:
-                    warnings.warn(f"left out: {error}", stacklevel=2)
-                    continue
-                if version is not None:
-                    found.append(version)
+            for _, versions in self._claims(model).each():
+                if isinstance(versions, HpcmassError):
+                    warnings.warn(f"left out: {versions}", stacklevel=2)
+                else:
+                    found += versions
         return found
 
     def get(self, ref: str) -> Version:
@@ -170,9 +189,9 @@ class Catalogue:
         if not suffix or suffix == "latest":
             return self._latest(name)
         if suffix.isdecimal() and suffix.isascii():
-            version = self._read(name, int(suffix)) if len(suffix) <= 12 else None
+            version = self._claims(name).read(int(suffix)) if len(suffix) <= 12 else None
             if version is None:
-                latest = numbers(self._versions_dir(name))[-1]
+                latest = self._latest(name).version
                 raise NotFound(f"model {name!r} has no version {suffix}", hint=f"the newest is {latest}")
             return version
         check_alias(suffix)
@@ -183,6 +202,32 @@ class Catalogue:
                 hint=_nearest(suffix, self._alias_names(name), "alias"),
             )
         return self.get(f"{name}@{move.version}")
+
+    def search(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> SearchResult:
+        """The versions that an expression holds for, from the index, which is refreshed first.
+
+        Args:
+            expression: Such as `"recipe == 'mnist' and accuracy > 0.95 and params.lr < 0.1"`, see
+                `hpcmass.catalogue.query`; None for all versions.
+            sort: Facts to sort by, a `-` before one for downwards; then by name and number.
+            limit: At most so many.
+
+        Raises:
+            CatalogueError: The expression or the order is wrong; the message shows the place.
+            StorageError: The catalogue cannot be read.
+        """
+        try:
+            return search(self.index.fresh(), expression, sort, limit)
+        except sqlite3.Error:  # broken where nothing showed it before
+            return search(self.index.rebuild(), expression, sort, limit)
+
+    def count(self, name: str | None = None) -> int:
+        """How many versions the index has, of all models or of one."""
+        where, values = ("", ()) if name is None else (" WHERE name = ?", (name,))
+        row = self.index.fresh().execute(f"SELECT count(*) FROM versions{where}", values).fetchone()
+        return int(row[0])
 
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases of a model and the versions they have now."""
@@ -212,15 +257,15 @@ class Catalogue:
         return found
 
     def open_files(self, version: Version) -> dict[str, Path]:
-        """Where the content of each file of a version lies, to be read in place; sizes are checked.
+        """A file with the content of each file of a version, to be read in place; sizes are checked.
+
+        A packed file is copied to the user's cache first, verified on the way.
 
         Raises:
-            NotFound: A blob is missing.
-            CorruptError: A blob has another size.
+            NotFound: A blob or pack is missing.
+            CorruptError: A blob has another size, or a packed file's content does not fit its digest.
         """
-        for entry in version.files.values():
-            self.blobs.open(entry).close()
-        return {name: self.blobs.path(entry.sha256) for name, entry in version.files.items()}
+        return {name: self.blobs.in_place(entry) for name, entry in version.files.items()}
 
     def materialise(self, version: Version, target_dir: Path) -> Path:
         """Write the files of a version into a new folder, which appears whole and verified or not at all.
@@ -272,21 +317,39 @@ class Catalogue:
             return report
         versions = []
         for name in self.models():
-            for number in numbers(self._versions_dir(name)):
-                where = numbered(self._versions_dir(name), number)
-                try:
-                    versions.append(self.get(f"{name}@{number}"))
-                except HpcmassError as error:
-                    problem = Problem(str(where), f"corrupt: {error.message}", (f"{name}@{number}",))
-                    report.problems.append(problem)
+            free = 1
+            for start, found in self._claims(name).each():
+                where, refs = str(numbered(self._versions_dir(name), start)), (f"{name}@{start}",)
+                if isinstance(found, HpcmassError):
+                    report.problems.append(Problem(where, f"corrupt: {found.message}", refs))
+                    continue
+                if start < free:
+                    report.problems.append(Problem(where, "corrupt: lies within the claim before it", refs))
+                versions += found
+                free = max(free, start + len(found))
             for alias in self._alias_names(name):
                 folder = self._alias_dir(name, alias)
+                if not numbers(folder):  # a writer died before its first move
+                    continue
                 try:
                     self.get(f"{name}@{self.history(name, alias)[-1].version}")
                 except HpcmassError as error:
                     report.problems.append(Problem(str(folder), error.message, (f"{name}@{alias}",)))
         check_blobs(self.blobs, versions, report)
+        report.unlisted = [pointer.ref for pointer in self._unlisted()]
         return report
+
+    def reindex(self) -> Names:
+        """Make this user's index anew from the tree, and journal what no journal names; gives its references.
+
+        Raises:
+            StorageError: The file system refused.
+        """
+        missing = self._unlisted()
+        if missing:
+            append(self.path / "journals", missing)
+        self.index.rebuild()
+        return [pointer.ref for pointer in missing]
 
     # -- inside ----------------------------------------------------------------------------------------
     def _versions_dir(self, name: str) -> Path:
@@ -308,16 +371,27 @@ class Catalogue:
             )
 
     def _latest(self, name: str) -> Version:
-        for number in reversed(numbers(self._versions_dir(name))):
-            version = self._read(name, number)
-            if version is not None:
-                return version
-        raise NotFound(f"model {name!r} has no finished version", where=self.path)
+        version = self._claims(name).latest()
+        if version is None:
+            raise NotFound(f"model {name!r} has no finished version", where=self.path)
+        return version
 
-    def _read(self, name: str, number: int) -> Version | None:
-        path = numbered(self._versions_dir(name), number)
-        raw = read_claim(path)
-        return None if raw is None else parse_version(raw, name, number, path)
+    def _claims(self, name: str) -> VersionClaims:
+        return VersionClaims(self._versions_dir(name), name, self._kept)
+
+    def _announce(self, name: str, number: int) -> None:
+        self._identify()
+        append(self.path / "journals", [Pointer(name, number)])
+
+    def _unlisted(self) -> Pointers:
+        return sorted({*self.index.tree()} - named(self.path / "journals"), key=lambda pointer: pointer.ref)
+
+    def _identify(self) -> None:
+        """Give the catalogue an id, by which an index knows that it is of another one at the same place."""
+        path = self.path / "catalogue.json"
+        if not self._identified and not path.exists():
+            claim_json(path, {"format": FORMAT, "id": secrets.token_hex(16)})
+        self._identified = True
 
 
 def _at(version: object) -> str:

@@ -33,12 +33,14 @@ class VerifyReport:
         blobs: Blobs read, each once.
         bytes: Bytes that these blobs should have.
         problems: Everything that is wrong; empty when all is well.
+        unlisted: References that no journal names, which searches by an index made before them do not find.
     """
 
     versions: int = 0
     blobs: int = 0
     bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -58,4 +60,4 @@ def check_blobs(blobs: BlobStore, versions: Iterable[Version], report: VerifyRep
         report.bytes += entry.bytes
         wrong = blobs.check(entry)
         if wrong:
-            report.problems.append(Problem(str(blobs.path(entry.sha256)), wrong, tuple(refs)))
+            report.problems.append(Problem(str(blobs.where(entry)), wrong, tuple(refs)))

@@ -35,11 +35,21 @@ def listdir(folder: Path) -> list[str]:
             return []
 
 
-def claim_json(path: Path, value: dict[str, Any]) -> bool:
-    """Publish a read-only JSON file under a name that may be taken; say whether it was ours."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def claim_json(path: Path, value: dict[str, Any], *, whole: bool = False) -> bool:
+    """Publish a read-only JSON file under a name that may be taken; say whether it was ours.
+
+    Args:
+        path: The name.
+        value: The content.
+        whole: Refuse where the name could appear before its content.
+
+    Raises:
+        NoLinks: It could, and `whole` is asked for.
+        StorageError: The file system refused.
+    """
+    text = json.dumps(value, indent=None if whole else 1, sort_keys=True, allow_nan=False) + "\n"
     try:
-        with publishing(path) as temporary:
+        with publishing(path, reserve=not whole) as temporary:
             temporary.write_text(text, encoding="utf-8")
             os.chmod(temporary, 0o444)
     except AlreadyExists:
@@ -47,17 +57,17 @@ def claim_json(path: Path, value: dict[str, Any]) -> bool:
     return True
 
 
-def read_claim(path: Path) -> Any:
+def read_claim(path: Path, wait_s: float = _UNFINISHED_WAIT_S) -> Any:
     """The JSON of a claim, or None when there is none, or its writer died before it had content.
 
     A claim without content exists only on file systems without hard links, and there only for a moment,
-    unless its writer died in it; so this waits a little before it takes the claim for a dead one.
+    unless its writer died in it; so this waits `wait_s` before it takes the claim for a dead one.
 
     Raises:
         CorruptError: The content is not JSON.
         StorageError: The file system refused.
     """
-    deadline = time.monotonic() + _UNFINISHED_WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             with storage_errors(path, "read the file"):

@@ -17,6 +17,11 @@ from hpcmass.errors import CatalogueError, CorruptError, HpcmassError
 from hpcmass.files import canonical_json, check_name
 
 FORMAT = 1
+PACKED_FORMAT = 2
+"""Of a version some of whose files are packed, and of a claim of several versions."""
+
+MOST = 1000
+"""Versions that one claim holds at most."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -24,10 +29,29 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a version: the digest that names its blob, and its size in bytes."""
+    """One file of a version.
+
+    Attributes:
+        sha256: Digest of its content; names its blob where it is not packed.
+        bytes: Its size.
+        pack: Digest of the pack that it lies in, or None where it is a blob.
+        offset: Where in the pack it begins, in bytes.
+    """
 
     sha256: str
     bytes: int
+    pack: str | None = None
+    offset: int = 0
+
+    @property
+    def content(self) -> tuple[str, int]:
+        """Digest and size, wherever it lies."""
+        return self.sha256, self.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as a version's file has it."""
+        said: dict[str, Any] = {"sha256": self.sha256, "bytes": self.bytes}
+        return said if self.pack is None else {**said, "pack": self.pack, "offset": self.offset}
 
 
 @dataclass(frozen=True)
@@ -72,9 +96,10 @@ class Version:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the version's file."""
-        files = {name: {"sha256": e.sha256, "bytes": e.bytes} for name, e in self.files.items()}
+        packed = any(entry.pack is not None for entry in self.files.values())
+        files = {name: entry.to_json() for name, entry in self.files.items()}
         return {
-            "format": FORMAT,
+            "format": PACKED_FORMAT if packed else FORMAT,
             "name": self.name,
             "version": self.version,
             "created": self.created,
@@ -115,7 +140,10 @@ def parse_version(raw: Any, name: str, number: int, where: Path) -> Version:
         digest, size = entry.get("sha256"), entry.get("bytes")
         need(isinstance(digest, str) and bool(_SHA256.fullmatch(digest)), f"the digest of {path!r} is none")
         need(type(size) is int and size >= 0, f"the size of {path!r} is none")
-        entries[path] = FileEntry(digest, size)
+        pack, offset = entry.get("pack"), entry.get("offset", 0)
+        fits = pack is None or (isinstance(pack, str) and bool(_SHA256.fullmatch(pack)))
+        need(fits and type(offset) is int and offset >= 0, f"the place of {path!r} in a pack is none")
+        entries[path] = FileEntry(digest, size, pack, offset)
     need(isinstance(raw.get("created"), (int, float)), "it has no time")
     need(isinstance(raw.get("metrics", {}), dict), "its metrics are no object")
     need(isinstance(raw.get("lineage", {}), dict), "its lineage is no object")
@@ -141,9 +169,11 @@ def check_format(raw: Mapping[str, Any], where: Path) -> None:
     version = raw.get("format")
     if type(version) is not int or version < 1:
         raise CorruptError("says no format", where=where)
-    if version > FORMAT:
+    if version > PACKED_FORMAT:
         raise CatalogueError(
-            f"has format {version}, and this hpcmass knows up to {FORMAT}", where=where, hint="update hpcmass"
+            f"has format {version}, and this hpcmass knows up to {PACKED_FORMAT}",
+            where=where,
+            hint="update hpcmass",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hpcmass.cli.console import day, dump, facts, size, table
+from hpcmass.cli.console import csv_table, day, dump, facts, size, table
 from hpcmass.cli.options import project_option
 
 
@@ -33,25 +33,61 @@ def register(
 
 @command.command("list")
 @click.argument("name", required=False)
+@click.option(
+    "--limit", type=click.IntRange(0), default=100, show_default=True, help="The newest so many; 0: all."
+)
 @project_option
-def list_versions(name: str | None, project_root: str | None) -> None:
-    """List models, or the versions of one."""
+def list_versions(name: str | None, limit: int, project_root: str | None) -> None:
+    """List models, or the versions of one; of many the newest."""
+    from hpcmass.workflow.registry import newest
+
+    found, total = newest(name, project_root, limit or None)
+    table(
+        [(v.ref, v.aliases, v.metrics, size(v.bytes), day(v.created), v.description) for v in found],
+        ["version", "aliases", "metrics", "size", "created", "description"],
+    )
+    if len(found) < total:
+        click.echo(f"the newest {len(found)} of {total}; --limit 0 shows all")
+
+
+@command.command("search")
+@click.argument("expression", required=False)
+@click.option("--sort", metavar="FACT,…", default="", help="Sort by these; '-' before one: downwards.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="At most so many; 0: all.")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+@project_option
+def search(expression: str | None, sort: str, limit: int, shape: str, project_root: str | None) -> None:
+    """Find versions by what is known of them.
+
+    EXPRESSION compares metrics, parameters of the job and other facts:
+
+    \b
+    "recipe == 'mnist' and accuracy > 0.95 and params.lr < 0.1"
+    "name in ['a', 'b'] and created >= '2026-12-01'"
+    "'production' in aliases or datasets.train == '3f…' or parent == 'mnist@2'"
+    """  # noqa: D301
+    from hpcmass.catalogue.query import short
     from hpcmass.workflow.registry import open_catalogue
 
-    catalogue = open_catalogue(project_root)
+    by = [one for one in sort.split(",") if one.strip()]
+    found = open_catalogue(project_root).search(expression, sort=by, limit=limit or None)
+    if shape == "json":
+        dump([one.to_json() for one in found])
+        return
+    rows = [one.to_json() for one in found]
+    if shape == "csv":
+        csv_table(rows)
+        return
+    shown = {"name", "version", "alias", "created", "bytes"}
+    fields = [one for one in found.fields if one not in shown and not one.startswith("dataset")]
     table(
         [
-            (
-                f"{v.name}@{v.version}",
-                catalogue.aliases_of(v),
-                v.metrics,
-                size(v.bytes),
-                day(v.created),
-                v.description,
-            )
-            for v in catalogue.list(name)
+            (one.ref, one.aliases, *(row.get(key) for key in fields), size(one.bytes), day(one.created))
+            for one, row in zip(found, rows, strict=True)
         ],
-        ["version", "aliases", "metrics", "size", "created", "description"],
+        ["version", "aliases", *map(short, fields), "size", "created"],
     )
 
 
@@ -125,6 +161,18 @@ def verify(model: str | None, project_root: str | None) -> None:
     from hpcmass.workflow.registry import verify_catalogue
 
     click.echo(verify_catalogue(model, project_root))
+
+
+@command.command("reindex")
+@project_option
+def reindex(project_root: str | None) -> None:
+    """Make the index of searches anew from the tree, and list in a journal what none names."""
+    from hpcmass.workflow.registry import open_catalogue
+
+    missing = open_catalogue(project_root).reindex()
+    click.echo(
+        "made anew" + (f"; {len(missing)} were in no journal: {', '.join(missing[:10])}" if missing else "")
+    )
 
 
 @command.command("load")

@@ -57,6 +57,18 @@ def dump(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
+def csv_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print mappings as comma-separated values under a header of all their keys."""
+    import csv
+
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(keys)
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        out.writerow([json.dumps(one) if isinstance(one, (list, dict)) else one for one in values])
+
+
 def size(count: int) -> str:
     """Bytes with a unit (powers of 1000)."""
     amount = float(count)

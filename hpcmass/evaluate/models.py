@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from hpcmass.catalogue import Catalogue, Version
 from hpcmass.errors import AlreadyExists, NameNotAllowed, NotFound
+from hpcmass.files import cache_folder as _cache_folder
 from hpcmass.files import check_name
 from hpcmass.train.model import Model, load_bundle
 
@@ -90,9 +91,7 @@ def resolve_bundle(ref: str, project: ProjectLike | None) -> Resolved:
 
 def cache_folder() -> Path:
     """The user's own folder for models taken from catalogues."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return root / "hpcmass" / "models"
+    return _cache_folder("models")
 
 
 def cached(catalogue: Catalogue, version: Version) -> Path:

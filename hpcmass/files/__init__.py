@@ -1,8 +1,10 @@
 """Floor 0: publish, claim, lease, hash: the only code that makes things appear on a shared file system."""
 
+from hpcmass.files.cache import cache_folder
 from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
+    NoLinks,
     canonical_json,
     claim,
     fsync_dir,
@@ -21,9 +23,11 @@ from hpcmass.files.records import append_record, read_last_records, read_records
 
 __all__ = [
     "Lease",
+    "NoLinks",
     "Owner",
     "append_record",
     "boot_id",
+    "cache_folder",
     "canonical_json",
     "check_name",
     "claim",

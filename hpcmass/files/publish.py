@@ -94,7 +94,11 @@ def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
         os.close(handle)
 
 
-def _link_once(temporary: Path, path: Path) -> None:
+class NoLinks(StorageError):
+    """The file system has no hard links, and without them a name cannot appear with its content."""
+
+
+def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
     """Give `temporary` its final name if that name is free, else raise `FileExistsError`."""
     try:
         os.link(temporary, path)
@@ -104,19 +108,26 @@ def _link_once(temporary: Path, path: Path) -> None:
             return
         if error.errno not in _NO_LINKS:
             raise
+        if not reserve:
+            raise NoLinks("the file system has no hard links", where=path) from error
     # No hard links here: O_EXCL reserves the name, and the rename puts the content in its place.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     os.rename(temporary, path)
 
 
 @contextlib.contextmanager
-def publishing(path: Path) -> Iterator[Path]:
+def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
 
+    Args:
+        path: The final name.
+        reserve: Where there are no hard links, let the name appear empty for a moment; else refuse.
+
     Raises:
         AlreadyExists: The final name was taken (before, or meanwhile).
+        NoLinks: There are no hard links, and `reserve` is false.
         StorageError: The file system refused.
     """
     make_dir(path.parent)
@@ -127,7 +138,7 @@ def publishing(path: Path) -> Iterator[Path]:
                 raise AlreadyExists("is there already and is written only once", where=path)
             yield temporary
             fsync_file(temporary)
-            _link_once(temporary, path)
+            _link_once(temporary, path, reserve)
     except StorageError as error:
         if error.data.get("errno") == errno.EEXIST:
             raise AlreadyExists("is there already and is written only once", where=path) from error

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from hpcmass.catalogue import ANY, Catalogue
+from hpcmass.catalogue import ANY, Catalogue, Found
 from hpcmass.errors import CatalogueError, ConfigError
+from hpcmass.files import check_name
 from hpcmass.workflow.projects import ProjectRef, project_of
 
 
 def open_catalogue(project: ProjectRef = None) -> Catalogue:
     """The catalogue of a project."""
     return Catalogue(project_of(project).catalogue)
+
+
+def newest(name: str | None, project: ProjectRef = None, limit: int | None = None) -> tuple[list[Found], int]:
+    """The newest versions of all models, or of one, sorted by name and number, and how many there are.
+
+    Raises:
+        NotFound: There is no model of that name.
+    """
+    catalogue = open_catalogue(project)
+    if name is not None:
+        catalogue.get(name.partition("@")[0])  # says the nearest name where there is none
+    where = None if name is None else f"name == {check_name(name)!r}"
+    found = catalogue.search(where, sort=["-created"], limit=limit)
+    total = catalogue.count(name) if limit is not None and len(found) == limit else len(found)
+    return sorted(found, key=lambda one: (one.name, one.version)), total
 
 
 def set_alias(
@@ -45,9 +61,16 @@ def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
     """
     report = open_catalogue(project).verify(model)
     if report.ok:
-        return (
-            f"{report.versions} versions, {report.blobs} blobs, {report.bytes} bytes: all fit their checksums"
+        told = (
+            f"{report.versions} versions, {report.blobs} files, {report.bytes} bytes: all fit their checksums"
         )
+        if report.unlisted:
+            some = ", ".join(report.unlisted[:5]) + (" …" if len(report.unlisted) > 5 else "")
+            told += (
+                f"\n{len(report.unlisted)} that no journal names ({some}): searches"
+                " may miss them until `hpcmass catalogue reindex`"
+            )
+        return told
     lines = [
         f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
     ]

@@ -1,0 +1,244 @@
+"""The reader's own index of a catalogue: SQLite in the user's cache folder, refreshed from the journals.
+
+The index file is never written in place: a refresh that finds something new works on a copy, which then
+takes the file's name. So nothing is locked, and many processes on many machines may use one cache folder.
+What is broken, of another layout or of another catalogue is made anew from the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hpcmass.catalogue.aliases import read_move
+from hpcmass.catalogue.claims import listdir, numbers
+from hpcmass.catalogue.index_rows import LAYOUT, IndexRows
+from hpcmass.catalogue.journal import Pointer, Position, journals, read_new
+from hpcmass.catalogue.ranges import VersionClaims
+from hpcmass.errors import CorruptError, HpcmassError, NameNotAllowed, NotFound
+from hpcmass.files import cache_folder, check_name, read_json, sha256_bytes
+from hpcmass.files.publish import fsync_file, temporary_beside
+
+
+class Index:
+    """The index of one catalogue for this user.
+
+    Args:
+        root: The catalogue's folder.
+        folder: Where the index lies; default: in the user's cache.
+    """
+
+    def __init__(self, root: Path, folder: Path | None = None) -> None:
+        self.root = root
+        name = sha256_bytes(os.fsencode(os.path.realpath(root)))[:16]
+        self.path = (folder or cache_folder("catalogues")) / name / f"index-{LAYOUT}.sqlite"
+        self._open: tuple[tuple[int, int], sqlite3.Connection] | None = None
+
+    def fresh(self) -> sqlite3.Connection:
+        """The index after a look at the journals, for reading only.
+
+        Where the cache cannot be written, the index is made in memory.
+
+        Raises:
+            StorageError: The catalogue cannot be read.
+        """
+        try:
+            return self._refreshed() or self.rebuild()
+        except sqlite3.Error:  # broken where a look at its head did not show it
+            return self.rebuild()
+
+    def _refreshed(self) -> sqlite3.Connection | None:
+        """The stored index with what is new; None where it must be made anew."""
+        connection = self._stored()
+        if connection is None or self._identity() != _fact(connection, "identity"):
+            return None
+        rows = IndexRows(connection)
+        new = self._news(rows)
+        if new is None:
+            return None
+        pointers, positions = new
+        waiting = rows.pending()
+        come = any(self._exists(pointer) for pointer in waiting)
+        if not pointers and not come and positions == rows.positions():
+            return connection
+        try:
+            with self._changing(copy=True) as changed:
+                self._apply(changed, {*pointers, *waiting})
+                changed.keep_positions(positions)
+        except OSError:  # the cache is full
+            return None
+        return self._again()
+
+    def rebuild(self) -> sqlite3.Connection:
+        """The index made anew from the tree, for reading only.
+
+        Raises:
+            StorageError: The catalogue cannot be read.
+        """
+        self.close()
+        try:
+            os.makedirs(self.path.parent, exist_ok=True)
+            with self._changing(copy=False) as changed:
+                self._build(changed)
+        except (OSError, sqlite3.Error):
+            connection = sqlite3.connect(":memory:")
+            self._build(IndexRows.create(connection))
+            return connection
+        return self._again()
+
+    def close(self) -> None:
+        """Close the file; the next look opens it again."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _again(self) -> sqlite3.Connection:
+        connection = self._stored()
+        if connection is None:
+            raise CorruptError("the index cannot be read back", where=self.path, hint="remove the file")
+        return connection
+
+    def _stored(self) -> sqlite3.Connection | None:
+        """The index file, opened, if it can say what it is; kept open while it is the same file."""
+        try:
+            found = os.stat(self.path)
+            if self._open is not None and self._open[0] == (found.st_dev, found.st_ino):
+                return self._open[1]
+            self.close()
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error):
+            return None
+        try:
+            fits = _fact(connection, "layout") == str(LAYOUT) and _fact(connection, "root") == self._root()
+        except sqlite3.Error:
+            fits = False
+        if not fits:
+            connection.close()
+            return None
+        self._open = ((found.st_dev, found.st_ino), connection)
+        return connection
+
+    @contextlib.contextmanager
+    def _changing(self, *, copy: bool) -> Iterator[IndexRows]:
+        temporary = temporary_beside(self.path)
+        try:
+            if copy:
+                shutil.copyfile(self.path, temporary)
+            connection = sqlite3.connect(temporary, isolation_level=None)
+            try:
+                connection.execute("PRAGMA journal_mode=OFF")
+                connection.execute("PRAGMA synchronous=OFF")
+                connection.execute("BEGIN")
+                yield IndexRows(connection) if copy else IndexRows.create(connection)
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+            fsync_file(temporary)
+            os.replace(temporary, self.path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _root(self) -> str:
+        return os.path.realpath(self.root)
+
+    def _identity(self) -> str:
+        with contextlib.suppress(NotFound, CorruptError):
+            found = read_json(self.root / "catalogue.json")
+            if isinstance(found, dict):
+                return str(found.get("id", ""))
+        return ""
+
+    def _news(self, rows: IndexRows) -> tuple[set[Pointer], dict[str, Position]] | None:
+        """What the journals have since the index was made; None where one is gone or became shorter."""
+        known = rows.positions()
+        names = journals(self.root / "journals")
+        found: set[Pointer] = set()
+        positions: dict[str, Position] = {}
+        for name in {*names, *known}:
+            try:
+                new = read_new(self.root / "journals" / name, known.get(name, Position()))
+            except NotFound:
+                new = None
+            if new is None:
+                return None
+            found.update(new[0])
+            positions[name] = new[1]
+        return found, positions
+
+    def _build(self, rows: IndexRows) -> None:
+        rows.keep_facts({"layout": str(LAYOUT), "root": self._root(), "identity": self._identity()})
+        # Before the tree is walked, so that what comes meanwhile is found afterwards.
+        new = self._news(rows)
+        pointers, positions = new if new is not None else (set(), {})
+        self._apply(rows, self.tree())
+        self._apply(rows, pointers)
+        rows.keep_positions(positions)
+        rows.finish()
+
+    def tree(self) -> Iterator[Pointer]:
+        """Every claim of versions there is, and the last move of every alias."""
+        for model in listdir(self.root / "models"):
+            folder = self.root / "models" / model
+            for number in numbers(folder / "versions"):
+                yield Pointer(model, number)
+            for alias in listdir(folder / "aliases"):
+                for number in numbers(folder / "aliases" / alias)[-1:]:
+                    yield Pointer(model, number, alias)
+
+    def _exists(self, pointer: Pointer) -> bool:
+        try:
+            return _named(pointer) and self._path(pointer).stat().st_size > 0
+        except OSError:
+            return False
+
+    def _path(self, pointer: Pointer) -> Path:
+        folder = self.root / "models" / pointer.model
+        folder = folder / "versions" if pointer.alias is None else folder / "aliases" / pointer.alias
+        return folder / f"{pointer.number:06d}.json"
+
+    def _apply(self, rows: IndexRows, pointers: Iterable[Pointer]) -> None:
+        """Take in what pointers name; what is not there yet is kept as pending, what is damaged is left out."""
+        for pointer in pointers:
+            if not _named(pointer):
+                continue
+            try:
+                known = pointer.alias is None and rows.has(pointer.model, pointer.number)
+                there = known or self._take(rows, pointer)
+            except HpcmassError:
+                there = True  # `verify` names it
+            rows.set_pending(pointer, not there)
+        rows.flush()
+
+    def _take(self, rows: IndexRows, pointer: Pointer) -> bool:
+        path = self._path(pointer)
+        if pointer.alias is not None:
+            move = read_move(path.parent, pointer.number, wait_s=0)
+            if move is not None:
+                rows.move_alias(pointer.model, pointer.alias, move.number, move.version)
+            return move is not None
+        versions = VersionClaims(path.parent, pointer.model, {}, wait_s=0).versions(pointer.number)
+        rows.add(versions)
+        return bool(versions)
+
+
+def _named(pointer: Pointer) -> bool:
+    """Whether what a journal names are names, so that no path leads elsewhere."""
+    try:
+        check_name(pointer.model)
+        if pointer.alias is not None:
+            check_name(pointer.alias)
+    except NameNotAllowed:
+        return False
+    return True
+
+
+def _fact(connection: sqlite3.Connection, key: str) -> str | None:
+    row = connection.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])

@@ -1,0 +1,135 @@
+"""A search's tree as SQL over the index's tables; every value, and every name that a user gave, is bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hpcmass.catalogue.query import Field, Joined, Node, Not, Test
+from hpcmass.catalogue.rows import FIXED
+
+_SQL = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_INDEXED = ("name", "version")
+
+
+@dataclass
+class Names:
+    """The facts that an index has.
+
+    Attributes:
+        keys: Number of the column of each key, None where it has none.
+        splits: Splits that datasets were used for.
+        empty: There is no version at all, so that no name can be called wrong.
+    """
+
+    keys: Mapping[str, int | None]
+    splits: frozenset[str] = frozenset()
+    empty: bool = False
+
+    def resolve(self, name: str) -> Field | None:
+        """The field that a name means: a fixed one, else a metric, else of the job."""
+        if name in FIXED:
+            return Field(name)
+        if name in ("alias", "aliases"):
+            return Field("alias", many=True)
+        if name in ("dataset", "datasets"):
+            return Field("dataset", many=True)
+        if name.startswith("datasets.") and name.removeprefix("datasets.") in self.splits:
+            return Field(name, many=True)
+        for key in (name, f"metrics.{name}", f"job.{name}"):
+            if key in self.keys:
+                return Field(key)
+        return Field(name, known=False) if self.empty else None
+
+    def all(self) -> list[str]:
+        """Every name."""
+        return [*FIXED, "alias", "dataset", *(f"datasets.{split}" for split in self.splits), *self.keys]
+
+
+@dataclass
+class Sql:
+    """A condition being written.
+
+    Attributes:
+        names: The facts.
+        values: What is bound, in order.
+    """
+
+    names: Names
+    values: list[object] = field(default_factory=list)
+
+    def condition(self, node: Node, negated: bool = False) -> str:
+        """A condition that is true exactly where the tree holds; NULL counts as false."""
+        if isinstance(node, Not):
+            return self.condition(node.item, not negated)
+        if isinstance(node, Joined):
+            op = " AND " if (node.op == "and") is not negated else " OR "
+            return "(" + op.join(self.condition(item, negated) for item in node.items) + ")"
+        test = self._many(node) if node.field.many else self._single(node)
+        return f"NOT ifnull({test}, 0)" if negated else test
+
+    def column(self, one: Field, *, plain: bool = False) -> str:
+        """The value of a fact. An index of it is used only where `plain`: most tests hold for many rows."""
+        if not one.known:
+            return "NULL"
+        if one.name in FIXED:
+            return f'v."{one.name}"' if plain or one.name in _INDEXED else f'+v."{one.name}"'
+        number = self.names.keys[one.name]
+        if number is not None:
+            return f"v.c{number:d}" if plain else f"+v.c{number:d}"
+        self.values.append(one.name)
+        return "(SELECT value FROM more WHERE more.id = v.id AND more.key = ?)"
+
+    def _single(self, test: Test) -> str:
+        if test.op == "missing":
+            return f"({self.column(test.field)} IS NULL)"
+        if test.op in ("in", "not in"):
+            assert isinstance(test.value, tuple)
+            if not test.value:
+                return "0" if test.op == "in" else f"({self.column(test.field)} IS NOT NULL)"
+            return f"({self.column(test.field)} {test.op.upper()} ({self._marks(test.value)}))"
+        if test.op in ("has", "has not"):
+            return self._has(test)
+        if isinstance(test.value, Field):
+            return self._fields(test, test.value)
+        compared = f"{self.column(test.field)} {_SQL[test.op]} ?"
+        self.values.append(test.value)
+        # SQLite orders every number before every text; here neither is before the other.
+        if test.op in (">", ">=") and not isinstance(test.value, str):
+            return f"({compared} AND typeof({self.column(test.field)}) <> 'text')"
+        if test.op in ("<", "<=") and isinstance(test.value, str):
+            return f"({compared} AND typeof({self.column(test.field)}) = 'text')"
+        return f"({compared})"
+
+    def _has(self, test: Test) -> str:
+        has = f"(typeof({self.column(test.field)}) = 'text' AND instr({self.column(test.field)}, ?) > 0)"
+        self.values.append(test.value)
+        return has if test.op == "has" else f"(NOT {has} AND {self.column(test.field)} IS NOT NULL)"
+
+    def _fields(self, test: Test, other: Field) -> str:
+        compared = f"{self.column(test.field)} {_SQL[test.op]} {self.column(other)}"
+        if test.op in ("==", "!="):
+            return f"({compared})"
+        kinds = f"(typeof({self.column(test.field)}) = 'text') = (typeof({self.column(other)}) = 'text')"
+        return f"({compared} AND {kinds})"
+
+    def _many(self, test: Test) -> str:
+        if test.field.name == "alias":
+            rows = (
+                "SELECT w.id FROM aliases a JOIN versions w ON w.name = a.name AND w.version = a.version"
+                " WHERE a.alias"
+            )
+        elif test.field.name == "dataset":
+            rows = "SELECT id FROM datasets WHERE dataset"
+        else:
+            rows = "SELECT id FROM datasets WHERE split = ? AND dataset"
+            self.values.append(test.field.name.removeprefix("datasets."))
+        if test.op == "missing":
+            return f"(v.id NOT IN ({rows} IS NOT NULL))"
+        values = test.value if isinstance(test.value, tuple) else (test.value,)
+        some = "IN" if test.op in ("==", "in") else "NOT IN"
+        return f"(v.id {some} ({rows} IN ({self._marks(values)})))"
+
+    def _marks(self, values: tuple[object, ...]) -> str:
+        self.values += values
+        return ", ".join("?" * len(values))

@@ -1,0 +1,108 @@
+"""What the index keeps of a version: its searchable facts, flat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from hpcmass.catalogue.version import Version
+
+_INT_LIMIT = 1 << 63
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A version as the index has it.
+
+    Attributes:
+        fixed: The columns that every version has, in the order of `FIXED`.
+        scalars: Numbers and texts by key: `metrics.accuracy`, `job.params.lr`.
+        lists: Lists by key; shown, not searched.
+        datasets: Dataset id by split.
+    """
+
+    fixed: tuple[Any, ...]
+    scalars: dict[str, int | float | str] = field(default_factory=dict)
+    lists: dict[str, Any] = field(default_factory=dict)
+    datasets: dict[str, str] = field(default_factory=dict)
+
+
+FIXED = (
+    "name", "version", "created", "by", "description", "bytes", "files", "recipe", "run", "parent", "commit",
+)  # fmt: skip
+"""Names of the columns that every version has; the last four may be missing."""
+
+
+def row_of(version: Version) -> Row:
+    """The searchable facts of a version; what has another shape than expected is left out."""
+    lineage = version.lineage
+    job = lineage.get("job")
+    job = job if isinstance(job, dict) else {}
+    recipe = job.get("recipe")
+    datasets = lineage.get("datasets")
+    row = Row(
+        (
+            version.name,
+            version.version,
+            version.created,
+            clean(version.by),
+            clean(version.description),
+            min(version.bytes, _INT_LIMIT - 1),
+            len(version.files),
+            clean(PurePosixPath(recipe).name.removesuffix(".py")) if isinstance(recipe, str) else None,
+            *(_text(lineage.get(key)) for key in ("run", "parent", "commit")),
+        ),
+        datasets={
+            clean(str(split)): clean(one)
+            for split, one in (datasets.items() if isinstance(datasets, dict) else ())
+            if isinstance(one, str)
+        },
+    )
+    _flatten("metrics.", version.metrics, row, 0, numbers=True)
+    _flatten("job.", job, row, 0, numbers=False)
+    return row
+
+
+def clean(text: str) -> str:
+    """A text as SQLite can hold it: lone surrogates are replaced."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _text(value: Any) -> str | None:
+    return clean(value) if isinstance(value, str) else None
+
+
+def _flatten(prefix: str, tree: Mapping[str, Any], row: Row, depth: int, *, numbers: bool) -> None:
+    # For each of 10^5 versions when an index is built: kinds are told by their exact type, as JSON has them.
+    for key, value in tree.items():
+        kind, name = type(value), prefix + (key if key.isascii() else clean(key))
+        if kind is float:
+            if value == value:
+                row.scalars[name] = value
+        elif kind is int:
+            row.scalars[name] = scalar_int(value)
+        elif kind is str:
+            if numbers and value in _INFINITE:
+                row.scalars[name] = _INFINITE[value]
+            elif not numbers or value != "NaN":
+                row.scalars[name] = value if value.isascii() else clean(value)
+        elif kind is bool:
+            row.scalars[name] = int(value)
+        elif kind is dict and depth < 8:
+            _flatten(name + ".", value, row, depth + 1, numbers=numbers)
+        elif kind is list or kind is tuple:
+            row.lists[name] = value
+
+
+def scalar_int(value: int) -> int | float:
+    """A whole number as SQLite can hold it: one of more than 64 bits as a float."""
+    if -_INT_LIMIT <= value < _INT_LIMIT:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

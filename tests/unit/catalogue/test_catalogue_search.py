@@ -1,0 +1,384 @@
+"""The language of searches: against a plain evaluation in Python, and what it refuses."""
+
+import contextlib
+import datetime
+import math
+import operator
+import sqlite3
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcmass.catalogue import Catalogue, FileEntry, Registration, Version
+from hpcmass.catalogue.index_rows import IndexRows
+from hpcmass.catalogue.search import search
+from hpcmass.errors import CatalogueError
+
+FILES = {"w": FileEntry("0" * 64, 10)}
+
+
+def version(number, name="m", metrics=None, job=None, **lineage):
+    facts = {"job": job or {}, **lineage}
+    return Version(name, number, 1e9 + number, "me@here", FILES, metrics or {}, facts, lineage.get("told", ""))
+
+
+def index_of(versions, aliases=()):
+    connection = sqlite3.connect(":memory:")
+    rows = IndexRows.create(connection)
+    rows.add(versions)
+    rows.flush()
+    for number, (name, alias, at) in enumerate(aliases, 1):
+        rows.move_alias(name, alias, number, at)
+    rows.finish()
+    return connection
+
+
+def refs(connection, expression=None, sort=(), limit=None):
+    return [found.ref for found in search(connection, expression, sort, limit)]
+
+
+# -- against Python ------------------------------------------------------------------------------------------
+TEXTS = st.text(st.sampled_from("ab'\"\\;-%_* é\u0000\n)"), max_size=3)
+NUMBERS = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, -0.5, 1.0, 1e300, math.inf, 2**62, 2**63 - 1]))
+VALUES = st.one_of(NUMBERS, TEXTS, st.booleans())
+PLAIN = {
+    "version": lambda row: row.version,
+    "name": lambda row: row.name,
+    "accuracy": lambda row: row.metrics.get("accuracy"),
+    "metrics.loss": lambda row: row.metrics.get("loss"),
+    "params.lr": lambda row: row.lineage["job"]["params"].get("lr"),
+    "params['it''s']": lambda row: row.lineage["job"]["params"].get("it'); DROP TABLE versions; --"),
+    "parent": lambda row: row.lineage.get("parent"),
+}
+FIELDS = {**PLAIN}
+ODD = "params[" + repr("it'); DROP TABLE versions; --") + "]"
+FIELDS[ODD] = FIELDS.pop("params['it''s']")
+SPLITS = ("train", "test")
+OPS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@st.composite
+def rows(draw):
+    found = []
+    for number in range(1, draw(st.integers(1, 6)) + 1):
+        metrics = draw(st.fixed_dictionaries({}, optional={"accuracy": VALUES, "loss": VALUES}))
+        odd = {"lr": VALUES, "it'); DROP TABLE versions; --": VALUES}
+        params = draw(st.fixed_dictionaries({}, optional=odd))
+        datasets = draw(st.dictionaries(st.sampled_from(SPLITS), st.sampled_from(["a", "b"])))
+        parent = draw(st.one_of(st.none(), TEXTS))
+        found.append(
+            version(
+                number,
+                draw(st.sampled_from(["m", "n"])),
+                metrics,
+                {"params": params},
+                datasets=datasets,
+                parent=parent,
+            )
+        )
+    # One that has everything, so that every name is known.
+    whole = {"lr": 1, "it'); DROP TABLE versions; --": 1}
+    datasets = dict.fromkeys(SPLITS, "c")
+    found.append(version(99, "z", {"accuracy": 1, "loss": 1}, {"params": whole}, datasets=datasets, parent="x"))
+    return found
+
+
+def compared(op, left, right):
+    """What the documentation says of a comparison."""
+    if left is None or right is None:
+        return False
+    if isinstance(left, str) != isinstance(right, str) and op not in ("==", "!="):
+        return False
+    return OPS[op](left, right)
+
+
+def many(row, aliases, field):
+    if field == "alias":
+        return {alias for name, alias, number in aliases if (name, number) == (row.name, row.version)}
+    datasets = row.lineage["datasets"]
+    split = field.partition(".")[2]
+    return {one for key, one in datasets.items() if split in ("", key)}
+
+
+@st.composite
+def comparisons(draw):
+    """A comparison's text, and what it means."""
+    kind = draw(st.sampled_from(["plain", "turned", "fields", "in", "has", "none", "many", "chain"]))
+    name = draw(st.sampled_from(sorted(FIELDS)))
+    get, value, op = FIELDS[name], draw(VALUES), draw(st.sampled_from(sorted(OPS)))
+    shown = repr(value).replace("inf", "1e999")
+    if kind == "plain":
+        return f"{name} {op} {shown}", lambda row, _: compared(op, get(row), value)
+    if kind == "turned":
+        return f"{shown} {op} {name}", lambda row, _: compared(op, value, get(row))
+    if kind == "chain":
+        return (
+            f"{shown} {op} {name} < 2",
+            lambda row, _: compared(op, value, get(row)) and compared("<", get(row), 2),
+        )
+    if kind == "fields":
+        other = draw(st.sampled_from(sorted(FIELDS)))
+        return f"{name} {op} {other}", lambda row, _: compared(op, get(row), FIELDS[other](row))
+    no = draw(st.booleans())
+    if kind == "none":
+        text = draw(st.sampled_from(["!= None", "is not None"] if no else ["== None", "is None"]))
+        return f"{name} {text}", lambda row, _: (get(row) is None) is not no
+    if kind == "in":
+        values = draw(st.lists(VALUES, max_size=3))
+        listed = repr(values).replace("inf", "1e999")
+        if no:
+            return f"{name} not in {listed}", lambda row, _: get(row) is not None and get(row) not in values
+        return f"{name} in {listed}", lambda row, _: get(row) is not None and get(row) in values
+    if kind == "has":
+        part = draw(TEXTS)
+
+        def has(row, _):
+            inside = isinstance(get(row), str) and part in get(row)
+            return get(row) is not None and not inside if no else inside
+
+        return f"{part!r} {'not in' if no else 'in'} {name}", has
+    field = draw(st.sampled_from(["alias", "dataset", "datasets.train", "datasets.test"]))
+    text = draw(st.sampled_from(["a", "b", "c", "best"]))
+    shown = {
+        0: f"{field} {'!=' if no else '=='} {text!r}",
+        1: f"{text!r} {'not in' if no else 'in'} {field}",
+        2: f"{field} {'not in' if no else 'in'} [{text!r}]",
+    }[draw(st.integers(0, 2))]
+    return shown, lambda row, aliases: (text in many(row, aliases, field)) is not no
+
+
+def joined(parts):
+    def both(pair):
+        (a, f), (b, g) = pair
+        return f"({a}) and ({b})", lambda row, aliases: f(row, aliases) and g(row, aliases)
+
+    def either(pair):
+        (a, f), (b, g) = pair
+        return f"({a}) or ({b})", lambda row, aliases: f(row, aliases) or g(row, aliases)
+
+    def nots(one):
+        return f"not ({one[0]})", lambda row, aliases: not one[1](row, aliases)
+
+    pairs = st.tuples(parts, parts)
+    return st.one_of(pairs.map(both), pairs.map(either), parts.map(nots))
+
+
+@pytest.mark.parametrize("columns", [1000, 1])
+def test_as_python_would_say(columns, monkeypatch):
+    monkeypatch.setattr("hpcmass.catalogue.index_rows.COLUMNS", columns)
+
+    @settings(max_examples=80, deadline=None)
+    @given(rows(), st.recursive(comparisons(), joined, max_leaves=6), st.sampled_from([(), ("z",), ("m", "z")]))
+    def check(versions, expression, aliased):
+        aliases = [(name, "best", 99 if name == "z" else 1) for name in aliased]
+        text, holds = expression
+        connection = index_of(versions, aliases)
+        right = sorted((row.name, row.version) for row in versions if holds(row, aliases))
+        assert refs(connection, text) == [f"{name}@{number}" for name, number in right]
+        down = [f"-{name}" for name in ("version",)]
+        assert sorted(refs(connection, text, down)) == sorted(f"{name}@{number}" for name, number in right)
+        assert connection.execute("SELECT count(*) FROM versions").fetchone() == (len(versions),)
+
+    check()
+
+
+def rank(value):
+    """Where a value stands: numbers, then texts, then nothing; None is last whatever the direction."""
+    return (2, 0) if value is None else (1, value) if isinstance(value, str) else (0, value)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows(), st.booleans(), st.sampled_from([None, 1, 2, 3, 100]), st.booleans())
+def test_order(versions, down, limit, with_condition):
+    right = sorted(versions, key=lambda row: (row.name, row.version))
+    right.sort(key=lambda row: rank(row.metrics.get("accuracy")), reverse=down)
+    # Turned round, equal ones keep the order of their names, and kinds keep theirs.
+    right.sort(key=lambda row: rank(row.metrics.get("accuracy"))[0])
+    found = refs(
+        index_of(versions), "version > 0" if with_condition else None, [f"{'-' * down}accuracy"], limit
+    )
+    assert found == [row.ref for row in right][:limit]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(max_size=40) | st.from_regex(r"(accuracy|params\.lr|name|[a-z'\"(=<>.;#\\ ]){1,12}", fullmatch=True)
+)
+def test_whatever_is_written_is_an_answer_or_told(text):
+    connection = index_of([version(1, metrics={"accuracy": 1}, job={"params": {"lr": 1}})])
+    with contextlib.suppress(CatalogueError):
+        refs(connection, text)
+    assert connection.execute("SELECT count(*) FROM versions").fetchone() == (1,)
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "column", "words"),
+    [
+        ("acuracy > 0.9", 1, ["no version has 'acuracy'", "did you mean accuracy"]),
+        ("accuracy > 0.9 and param.lr < 1", 20, ["no version has 'param.lr'", "params.lr"]),
+        ("accuracy > 0.9 and lr < 1", 20, ["did you mean params.lr"]),
+        ("accuracy = 0.9", 10, ["write =="]),
+        ("accuracy > 1 && accuracy < 2", 15, ["write and"]),
+        ("accuracy >", 11, ["invalid syntax"]),
+        ("accuracy", 1, ["no comparison"]),
+        ("accuracy > other()", 12, ["no value"]),
+        ("__import__('os').system('x') == 1", 1, ["compares no fact"]),
+        ("accuracy.__class__ == 1", 1, ["no version has"]),
+        ("accuracy > (lambda: 1)", 13, ["no value"]),
+        ("[x for x in accuracy] == 1", 1, ["compares no fact"]),
+        ("accuracy + 1 > 2", 1, ["compares no fact"]),
+        ("1 < 2", 1, ["compares no fact"]),
+        ("accuracy in 3", 13, ["no list"]),
+        ("1 in accuracy", 1, ["only a text"]),
+        ("alias < 'x'", 1, ["several values"]),
+        ("accuracy is 1", 1, ["None only"]),
+        ("accuracy < None", 1, ["only == and !="]),
+        ("created > 'yesterday'", 11, ["no date", "2026-12-01"]),
+        ("accuracy == f'{1}'", 13, ["no value"]),
+        ("accuracy == b'x'", 13, ["no value"]),
+        ("metrics[0] == 1", 1, ["no name of a fact"]),
+        ("é == 1 and acuracy > 1", 12, ["no version has 'acuracy'", "did you mean"]),
+        ("", None, ["empty"]),
+        ("(" * 300 + "accuracy > 1" + ")" * 300, None, []),
+        ("accuracy == " + "9" * 3900, None, []),
+        (" or ".join(["accuracy > 1"] * 301), None, []),
+        ("accuracy in [" + "1," * 1001 + "]", None, ["1000 values"]),
+        ("name == '" + "x" * 4000 + "'", None, ["4000"]),
+        ("accuracy > 1\x00", None, []),
+    ],
+)
+def test_what_is_wrong_is_shown_at_its_place(text, column, words):
+    connection = index_of([version(1, metrics={"accuracy": 1, "é": 1}, job={"params": {"lr": 1}})])
+    if text.startswith("accuracy == 9"):
+        assert refs(connection, text) == []  # beyond every number
+        return
+    with pytest.raises(CatalogueError) as caught:
+        refs(connection, text)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    if column is not None:
+        assert caught.value.data["column"] == column
+        lines = caught.value.message.split("\n")
+        assert lines[-1].index("^") == column + 1
+        assert len(lines[-1]) <= len(lines[-2]) + 1
+
+
+@pytest.mark.parametrize("sort", ["acuracy", "-acuracy", "alias", "accuracy; DROP TABLE versions", "1", ""])
+def test_sorting_by_what_there_is_not(sort):
+    connection = index_of([version(1, metrics={"accuracy": 1})])
+    with pytest.raises(CatalogueError):
+        refs(connection, None, [sort])
+    assert refs(connection) == ["m@1"]
+
+
+def test_dates_recipes_and_large_numbers():
+    jobs = [{"recipe": "recipes/mnist.py", "params": {"lr": 0.05, "big": 2**80}}, {"recipe": "other.py"}]
+    connection = index_of(
+        [version(i + 1, metrics={"accuracy": 0.96 + i / 100}, job=job) for i, job in enumerate(jobs)]
+    )
+    assert refs(connection, "recipe == 'mnist' and accuracy > 0.95 and params.lr < 0.1") == ["m@1"]
+    assert refs(connection, f"params.big > {2**70} and job.recipe == 'recipes/mnist.py'") == ["m@1"]
+    day = datetime.datetime.fromtimestamp(1e9 + 1.5)
+    assert refs(connection, f"created > '{day.isoformat(sep=' ')}'") == ["m@2"]
+    assert refs(connection, "created > '2001-01-01' and\n created < '2002-01-01'") == ["m@1", "m@2"]
+    assert refs(connection, None, ["-created"], 1) == ["m@2"]
+    assert refs(connection, "metrics.accuracy >= 0.97") == ["m@2"]
+    assert refs(index_of([]), "accuracy > 0.9") == []
+
+
+def test_kinds_have_no_order_among_them_and_what_lacks_a_fact_compares_to_nothing():
+    connection = index_of([version(i, metrics=one) for i, one in enumerate(({"a": 1}, {"a": "x"}, {}), 1)])
+    for text, right in {
+        "a > 0": [1],
+        "a >= 0 and a < 2": [1],
+        "a < 'z'": [2],
+        "a <= 'z' and a > 'a'": [2],
+        "a != 1": [2],
+        "a not in [1]": [2],
+        "not (a == 1)": [2, 3],
+        "not (a > 0)": [2, 3],
+        "a > version": [],
+        "a == None": [3],
+        "a != None": [1, 2],
+    }.items():
+        assert refs(connection, text) == [f"m@{i}" for i in right], text
+
+
+def test_values_that_are_none_in_json():
+    metrics = [
+        {"a": "NaN"},
+        {"a": "Infinity"},
+        {"a": "-Infinity"},
+        {"a": [1, 2]},
+        {"a": {"b": True}},
+        {"a": None},
+    ]
+    connection = index_of([version(i, metrics=one) for i, one in enumerate(metrics, 1)])
+    assert refs(connection, "a > 1e300") == ["m@2"]
+    assert refs(connection, "a == None") == ["m@1", "m@4", "m@5", "m@6"]
+    assert refs(connection, "a.b == True") == ["m@5"]
+    assert search(connection, None, (), None)[3].facts == {"metrics.a": [1, 2]}
+
+
+# -- from a catalogue ----------------------------------------------------------------------------------------
+@pytest.fixture
+def catalogue(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "w").write_bytes(b"12345")
+    made = Catalogue(tmp_path / "catalogue")
+    made.register_many(
+        Registration(
+            "mnist",
+            tmp_path / "model",
+            {"accuracy": 0.9 + i / 100, "interval": [0.1, 0.2]},
+            {"job": {"params": {"lr": 0.1 * i}}, "datasets": {"train": f"d{i}"}, "parent": None},
+        )
+        for i in range(5)
+    )
+    made.alias("mnist", "production", 3, why="")
+    return made
+
+
+def test_a_search_of_a_catalogue(catalogue):
+    found = catalogue.search("accuracy > 0.91 and params.lr < 0.35", sort=["-accuracy"], limit=2)
+    assert [one.ref for one in found] == ["mnist@4", "mnist@3"]
+    assert found.fields == ["metrics.accuracy", "job.params.lr"]
+    best = found[1]
+    assert best.metrics == {"accuracy": 0.92, "interval": [0.1, 0.2]}
+    assert (best.params, best.aliases, best.datasets) == ({"lr": 0.2}, ("production",), {"train": "d2"})
+    assert (best.bytes, best.files) == (5, 1)
+    assert len(catalogue.search()) == catalogue.count() == 5
+    assert catalogue.count("other") == 0
+    (one,) = catalogue.search("'production' in aliases and datasets.train == 'd2'")
+    assert one == best
+    catalogue.alias("mnist", "production", 1, why="")
+    assert [one.ref for one in catalogue.search("alias == 'production'")] == ["mnist@1"]
+
+
+def test_a_table_of_pandas(catalogue):
+    pandas = pytest.importorskip("pandas")
+    table = catalogue.search("accuracy > 0.92").to_pandas()
+    assert isinstance(table, pandas.DataFrame)
+    assert table["metrics.accuracy"].tolist() == pytest.approx([0.93, 0.94])
+    assert table["datasets.train"].tolist() == ["d3", "d4"]
+
+
+def test_an_index_that_breaks_in_a_search_is_made_anew(catalogue):
+    right = [one.ref for one in catalogue.search("accuracy > 0")]
+    catalogue.index.close()
+    data = bytearray(catalogue.index.path.read_bytes())
+    # The tables are whole, the rows are not.
+    with sqlite3.connect(catalogue.index.path) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'versions'").fetchone()
+    data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    catalogue.index.path.write_bytes(data)
+    assert [one.ref for one in Catalogue(catalogue.path).search("accuracy > 0")] == right
