@@ -9,9 +9,7 @@ import errno
 import mmap
 import os
 import resource
-import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,24 +27,25 @@ _DIRECT_ALIGN = 4096  # what every file system takes that reads past the page ca
 
 
 class _Shares:
-    """How many shards a reader may hold open: half of what the process may, shared among all readers."""
+    """How many shards a reader may hold open: half of what the process may, shared among all readers.
+
+    Without a lock: readers are also given up by the garbage collector, in whatever thread and wherever that is,
+    and processes are forked while others read. Each step is one of the interpreter's own.
+    """
 
     def __init__(self) -> None:
-        self._readers: weakref.WeakSet[object] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._readers: set[int] = set()
         self.each = _OPEN_FILES
 
     def join(self, reader: object) -> None:
         """One more."""
-        with self._lock:
-            self._readers.add(reader)
-            self._count()
+        self._readers.add(id(reader))
+        self._count()
 
     def leave(self, reader: object) -> None:
         """One less; it may have left before."""
-        with self._lock:
-            self._readers.discard(reader)
-            self._count()
+        self._readers.discard(id(reader))
+        self._count()
 
     def _count(self) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
