@@ -32,8 +32,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], l
 @pytest.mark.parametrize(
     ("backend", "ranks"),
     [
-        ("mpi", 1), ("mpi", 2), ("mpi", 4), ("torch", 2), ("torch", 4),
-        pytest.param("horovod", 2, marks=horovod), pytest.param("horovod", 4, marks=horovod),
+        ("mpi", 1), ("mpi", 2), ("mpi", 4), ("torch", 2), pytest.param("torch", 4, marks=pytest.mark.soak),
+        pytest.param("horovod", 2, marks=horovod), pytest.param("horovod", 4, marks=[*horovod, pytest.mark.soak]),
     ],
 )  # fmt: skip
 def test_same_curve(backend: str, ranks: int, alone: tuple, tmp_path: Path) -> None:

@@ -239,7 +239,10 @@ def test_ranks_whose_models_differ_are_refused(backend: str, tmp_path: Path) -> 
     assert not (root / "runs" / "r").exists()
 
 
-@pytest.mark.parametrize("more", [[], ["train.compression=bf16"], ["train.reproducible=true"]])
+@pytest.mark.parametrize(
+    "more",
+    [[], pytest.param(["train.compression=bf16"], marks=pytest.mark.soak), ["train.reproducible=true"]],
+)
 def test_whether_a_loss_diverges_does_not_depend_on_the_ranks(more: list[str], tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
     sets = ["train.backend=mpi", "train.optimizer=SGD", "train.lr=1e-9", "train.max_steps=2", *more]

@@ -18,6 +18,7 @@ SAMPLES = 300
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(tools.MPIEXEC is None, reason="no mpiexec")]
 
 
+@pytest.mark.soak  # with the order `global`: test_train_checkpoints.py
 def test_block_order_goes_on_with_three_ranks_after_two(tmp_path: Path) -> None:
     """300 samples in blocks of 43 (rows of 24 bytes in 1 KiB), batches of 37, which no number of ranks divides."""
     root = tools.make_project(tmp_path / "p", SAMPLES)

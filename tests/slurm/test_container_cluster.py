@@ -244,6 +244,7 @@ def test_a_submitted_run_of_a_site_with_a_container(
     assert {each["APPTAINER_CONTAINER"] for each in found} == {str(image)}
 
 
+@pytest.mark.soak
 def test_a_probe_of_a_target_with_a_container_looks_into_the_container(
     cluster: Cluster,
     slurm_env: dict[str, str],

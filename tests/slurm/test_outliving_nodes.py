@@ -95,7 +95,9 @@ def check_went_on(bench: Bench, run: RunFolder, cut: Hop, cause: str) -> None:
     bench.check_same(run)
 
 
-@pytest.mark.parametrize("launcher", [*MPI, pytest.param("srun", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "launcher", ["mpiexec", *(pytest.param(name, marks=pytest.mark.soak) for name in ("srun-pmix", "srun"))]
+)
 def test_sigterm_to_every_process_of_the_job(patient_bench: Bench, launcher: str) -> None:
     """As `scontrol requeue` sends it: to launcher, daemons, keepers, ranks, and the batch script, at once.
 

