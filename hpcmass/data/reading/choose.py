@@ -127,15 +127,13 @@ def choose(facts: Facts, asked: str = "auto", *, cores: int = 1, pool_bytes: int
     elif not local:
         way = "block" if facts.blocks else "pread"
         why = f"{names} may be shared: a shard that changes must be an error, which it cannot be when mapped"
-    elif packed and facts.blocks and facts.fits:
+    elif packed and facts.blocks:
         way, why = "block", "it is compressed: the chunks of a block are decoded once for all samples in it"
     elif facts.fits:
         way, why = "map", f"{names} belongs to this node, and its memory can hold the data"
-    elif facts.blocks:
-        way = "direct"
-        why = f"the data is larger than the memory at hand: blocks are read past the page cache of {names}"
     else:
-        way, why = "pread", f"the data is larger than the memory at hand, though {names} belongs to this node"
+        way = "block" if facts.blocks else "pread"
+        why = f"the data is larger than the memory at hand, though {names} belongs to this node"
     if way == "memory":
         return Choice("memory", why, max(1, min(2, cores)), _UNIT_BYTES)
     if way == "map":

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ((LOCAL,), 26, 100, False, "map", "belongs to this node"),
         ((LOCAL,), 26, 100, True, "map", "belongs to this node"),
         ((LOCAL,), 90, 100, False, "pread", "larger than the memory"),
-        ((LOCAL,), 90, 100, True, "direct", "past the page cache"),
+        ((LOCAL,), 90, 100, True, "block", "larger than the memory"),
         ((LOCAL,), 90, None, False, "map", "belongs to this node"),
         ((SHARED,), 26, 100, False, "pread", "lustre may be shared"),
         ((SHARED,), 26, 100, True, "block", "lustre may be shared"),
