@@ -159,6 +159,7 @@ def test_another_version_of_hpcmass_in_the_image_is_refused_before_anything_is_m
     assert list((project / "runs").iterdir()) == []
 
 
+@pytest.mark.soak  # a killed rank has the shorter way
 def test_a_stop_reaches_the_ranks_inside_and_the_run_goes_on(
     apptainer: None, image: Path, project: Path
 ) -> None:

@@ -26,6 +26,7 @@ def seen(study, step=1):
     return {record["trial"] for record in places(study) if record["step"] >= step} if study.exists() else set()
 
 
+@pytest.mark.soak  # killed again and again in test_pool.py
 def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, project):
     job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, way="hold")
     study = project / "studies" / "where"
