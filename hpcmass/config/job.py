@@ -201,6 +201,9 @@ class TrainTable(Table):
         description="reproducible: fixed parts of a global batch, of which ranks take whole ones; "
         "default: 12 from 96 samples on, else 4",
     )  # fmt: skip
+    keep_memory: bool = Field(
+        True, description="memory that is freed on the CPU stays with the process: faster, for more memory"
+    )
     profile_steps: int = Field(0, ge=0, description="steps to trace with torch's profiler; 0: none")
     fit: Literal["auto", "whole", "stream"] = Field("auto", description="estimators: fit, or partial_fit")
     evaluate_every_epochs: int = Field(1, ge=1)

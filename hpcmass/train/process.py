@@ -12,12 +12,12 @@ import torch
 
 from hpcmass.config import Job
 from hpcmass.launch import RankEnv, usable_cores
-from hpcmass.train import reproducible
+from hpcmass.train import heap, reproducible
 
 
 @contextlib.contextmanager
 def process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
-    """Set the number of threads, and put it and the random states back afterwards."""
+    """Set threads, and what becomes of freed memory; put both, and the random states, back afterwards."""
     threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
     asked = job.resources.threads_per_rank
     if asked is None and not os.environ.get("OMP_NUM_THREADS"):
@@ -28,7 +28,7 @@ def process_state(job: Job, ranks: RankEnv) -> Iterator[None]:
     if asked is not None:
         torch.set_num_threads(asked)
     try:
-        with reproducible.deterministic(job.train.reproducible):
+        with heap.kept(job.train.keep_memory), reproducible.deterministic(job.train.reproducible):
             yield
     finally:
         torch.set_num_threads(threads)
