@@ -1,9 +1,9 @@
 """Memory that the model frees on the CPU stays with the process, and is there for the next step.
 
 glibc gives blocks above 32 MiB, and the end of its heap, back to the system as they are freed, and gets them
-anew a moment later: page after page is faulted in and cleared. Measured with a small CNN, 512 images a step: half
-of a step's time (817 against 400 ms, plain PyTorch the same), for half as much memory again. PyTorch's tuning
-guide advises jemalloc or tcmalloc for the same reason; where one is preloaded, nothing here has an effect.
+anew a moment later: page after page is faulted in and cleared. Measured with a small CNN, 512 images a step:
+half of a step's time (817 against 400 ms, plain PyTorch the same), for half as much memory again. PyTorch's
+tuning guide advises jemalloc or tcmalloc for the same reason; where one is preloaded, nothing here has an effect.
 """
 
 from __future__ import annotations
