@@ -3,7 +3,7 @@
 glibc gives blocks above 32 MiB, and the end of its heap, back to the system as they are freed, and gets them
 anew a moment later: page after page is faulted in and cleared. Measured with a small CNN, 512 images a step:
 half of a step's time (817 against 400 ms, plain PyTorch the same), for half as much memory again. PyTorch's
-tuning guide advises jemalloc or tcmalloc for the same reason; where one is preloaded, nothing here has an effect.
+tuning guide advises jemalloc or tcmalloc for this; where one is preloaded, nothing here has an effect.
 """
 
 from __future__ import annotations
