@@ -13,7 +13,15 @@ from typing import BinaryIO
 
 from hpcmass.catalogue.version import FileEntry, check_file_name
 from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound
-from hpcmass.files import cache_folder, fsync_dir, make_dir, publishing, storage_errors
+from hpcmass.files import (
+    cache_folder,
+    fsync_dir,
+    make_dir_as_parent,
+    publishing,
+    settle,
+    storage_errors,
+    temporary_beside,
+)
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 8 << 20  # files up to this size are read once, into memory
@@ -64,7 +72,7 @@ class BlobStore:
                         copied = _copy(file, temporary)
                         if copied.content != entry.content:
                             raise CatalogueError("changed while it was being registered", where=source)
-                    os.chmod(temporary, 0o444)
+                    settle(temporary, 0o444)
             except AlreadyExists:  # another writer had the same content at the same time
                 self._there(entry)
             self._durable.add(digest)
@@ -183,8 +191,8 @@ def make_durable_dir(path: Path) -> None:
     if path.is_dir():
         return
     make_durable_dir(path.parent)
-    make_dir(path)
-    with storage_errors(path, "write the folder"):
+    with storage_errors(path, "make the folder"):
+        make_dir_as_parent(path, temporary_beside(path))
         fsync_dir(path.parent)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import AlreadyExists, NotFound
-from hpcmass.files import publishing, read_json, storage_errors
+from hpcmass.files import publishing, read_json, settle, storage_errors
 
 _NUMBERED = re.compile(r"([0-9]{6,})\.json")
 _UNFINISHED_WAIT_S = 1.0
@@ -51,7 +51,7 @@ def claim_json(path: Path, value: dict[str, Any], *, whole: bool = False) -> boo
     try:
         with publishing(path, reserve=not whole) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            os.chmod(temporary, 0o444)
+            settle(temporary, 0o444)
     except AlreadyExists:
         return False
     return True

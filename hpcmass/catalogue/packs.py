@@ -13,7 +13,7 @@ from pathlib import Path
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, open_regular
 from hpcmass.catalogue.version import FileEntry
 from hpcmass.errors import AlreadyExists, CatalogueError
-from hpcmass.files import publishing, storage_errors
+from hpcmass.files import publishing, settle, storage_errors
 
 SMALL_BYTES = 256 << 10
 """Files up to this size are packed; larger ones are blobs."""
@@ -74,7 +74,7 @@ class Packer:
         try:
             with publishing(target) as temporary:
                 temporary.write_bytes(content)
-                os.chmod(temporary, 0o444)
+                settle(temporary, 0o444)
         except AlreadyExists:  # the very same files before, or at the same time
             self._blobs.need_pack(digest, len(content))
         for name, (offset, data) in self._open.items():

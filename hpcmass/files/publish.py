@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import AlreadyExists, CorruptError, NotFound, StorageError
+from hpcmass.files.shared import settle_open
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -85,6 +86,7 @@ def fsync_file(path: Path) -> None:
 def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        settle_open(handle, path.parent, 0o644)
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
@@ -94,6 +96,21 @@ def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
         os.close(handle)
 
 
+_avoided: set[str] = set()
+
+
+def avoid_links(folder: Path) -> None:
+    """Do not try hard links below a folder, where a probe found that they do not do what they should."""
+    _avoided.add(os.path.realpath(folder))
+
+
+def _avoids(path: Path) -> bool:
+    if not _avoided:
+        return False
+    real = os.path.realpath(path)
+    return any(real.startswith(folder + os.sep) for folder in _avoided)
+
+
 class NoLinks(StorageError):
     """The file system has no hard links, and without them a name cannot appear with its content."""
 
@@ -101,6 +118,8 @@ class NoLinks(StorageError):
 def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
     """Give `temporary` its final name if that name is free, else raise `FileExistsError`."""
     try:
+        if _avoids(path):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(path))
         os.link(temporary, path)
         return
     except OSError as error:
