@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from hpcmass.catalogue.moved import Place, blob_place, elsewhere, pack_place
 from hpcmass.catalogue.version import FileEntry, check_file_name
-from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound
+from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound, StorageError
 from hpcmass.files import (
     cache_folder,
     fsync_dir,
@@ -36,11 +37,11 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         """Where the blob of a digest lies."""
-        return self.folder / digest[:2] / digest
+        return blob_place(self.folder, digest)
 
     def pack_path(self, digest: str) -> Path:
         """Where the pack of a digest lies."""
-        return self.folder / "packs" / digest[:2] / digest
+        return pack_place(self.folder, digest)
 
     def where(self, entry: FileEntry) -> Path:
         """The file that holds the content of an entry: a blob or a pack."""
@@ -108,8 +109,18 @@ class BlobStore:
             CorruptError: It is no regular file, or its size is another one, or the pack too short.
         """
         path = self.where(entry)
-        if entry.pack is not None:
-            return self._slice(path, entry)
+        try:
+            return self._open_at(Place(path, None if entry.pack is None else entry.offset), entry)
+        except NotFound:
+            place = elsewhere(self.folder, entry)
+            if place is None:
+                raise
+            return self._open_at(place, entry)
+
+    def _open_at(self, place: Place, entry: FileEntry) -> BinaryIO:
+        path = place.path
+        if place.offset is not None:
+            return self._slice(path, place.offset, entry)
         with storage_errors(path, "read the blob"):
             try:
                 file = open_regular(path)
@@ -130,7 +141,8 @@ class BlobStore:
         """
         if entry.pack is None:
             self.open(entry).close()
-            return self.path(entry.sha256)
+            if (path := self.path(entry.sha256)).exists():
+                return path
         target = cache_folder("files", entry.sha256[:2], entry.sha256)
         if target.is_file() and target.stat().st_size == entry.bytes:
             return target
@@ -156,23 +168,40 @@ class BlobStore:
             hint = "remove this damaged pack, then register again: the content in hand will replace it"
             raise CorruptError(f"has {found} bytes instead of {size}", where=path, hint=hint)
 
-    def _slice(self, path: Path, entry: FileEntry) -> BinaryIO:
+    def hold(self, entry: FileEntry, source: Path) -> None:
+        """Put content into the store again if it was taken away since it was added, as `gc` may.
+
+        A writer looks back before and after it claims a version, `gc` looks at the claims before and after it
+        takes content away: whichever is later finds the other.
+
+        Raises:
+            StorageError: It is gone, and the source holds something else by now; or the file system refused.
+        """
+        if self.where(entry).exists() or elsewhere(self.folder, entry, trash=False) is not None:
+            return
+        self._durable.discard(entry.sha256)
+        if self.add(source).content != entry.content and elsewhere(self.folder, entry) is None:
+            raise StorageError(
+                "was taken away while it was registered", where=self.where(entry), transient=True
+            )
+
+    def _slice(self, path: Path, offset: int, entry: FileEntry) -> BinaryIO:
         with storage_errors(path, "read the pack"):
             try:
                 with open_regular(path) as pack:
-                    fits = entry.offset + entry.bytes <= os.fstat(pack.fileno()).st_size
-                    pack.seek(entry.offset if fits else 0)
+                    fits = offset + entry.bytes <= os.fstat(pack.fileno()).st_size
+                    pack.seek(offset if fits else 0)
                     data = pack.read(entry.bytes) if fits else b""
             except CatalogueError as error:
                 raise CorruptError("is not a regular file", where=path) from error
         if len(data) != entry.bytes or not fits:
-            raise CorruptError(f"ends before byte {entry.offset + entry.bytes}", where=path)
+            raise CorruptError(f"ends before byte {offset + entry.bytes}", where=path)
         return io.BytesIO(data)
 
     def _there(self, entry: FileEntry) -> bool:
         path = self.path(entry.sha256)
         try:
-            self.open(entry).close()
+            self._open_at(Place(path), entry).close()
         except NotFound:
             return False
         except CorruptError as error:
