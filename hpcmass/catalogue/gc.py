@@ -303,8 +303,8 @@ class _Run:
             if waiting and aside.age_s < _PENDING_S:
                 ref = min(pointer.ref for pointer in waiting)
                 self.report.waiting.append(
-                    f"{ref} is announced and not there: its writer may be about to claim it, and to use what lies"
-                    f" in {aside.folder}; after an hour it is held for dead"
+                    f"{ref} is announced and not there: its writer may be about to claim it and use what"
+                    f" lies in {aside.folder}; after an hour it is held for dead"
                 )
                 continue
             files, size = aside.remove()

@@ -127,6 +127,12 @@ def revive(root: Path, name: str, number: int) -> bool:
     )
 
 
+def _newest_first(root: Path) -> list[Aside]:
+    """What is set aside; of a claim that lost versions one after the other the newest copy is the true one."""
+    found = [*runs(root, TRASH), *runs(root, QUARANTINE)]
+    return sorted(found, key=lambda aside: aside.run, reverse=True)
+
+
 def _put_back(aside: Aside, name: str, number: int) -> bool:
     folder = aside.root / "models" / name / "versions"
     for path, original in aside.files():
