@@ -21,7 +21,7 @@ from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
 from hpcmass.catalogue.aside import removal_told
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
-from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers
+from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers, recall_file_system
 from hpcmass.catalogue.index import Index
 from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
@@ -54,6 +54,7 @@ class Catalogue:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        recall_file_system(self.path)
         self.blobs = BlobStore(self.path / "cas")
         self._packer = Packer(self.blobs)
         self.index = Index(self.path)
