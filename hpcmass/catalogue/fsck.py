@@ -214,7 +214,7 @@ def _aliases(tree: Survey) -> Iterator[Finding]:
 
 def _left_over(root: Path, tree: Survey) -> Iterator[Finding]:
     with contextlib.suppress(OSError):
-        now = _now(root)
+        now = file_system_now(root) if os.access(root, os.W_OK) else time.time()
         for path in temporaries(root):
             if left_behind(path, now):
                 yield Finding("temporary", path, "was left by a writer that is gone")
@@ -236,8 +236,3 @@ def _left_over(root: Path, tree: Survey) -> Iterator[Finding]:
         if read is not None and read[1].torn:
             told = f"{len(read[1].torn)} torn lines, of writers that were killed; readers pass over them"
             yield Finding("torn", root / "journals" / name, told)
-
-
-def _now(root: Path) -> float:
-    """The file system's time; where nothing may be written, this machine's."""
-    return file_system_now(root) if os.access(root, os.W_OK) else time.time()

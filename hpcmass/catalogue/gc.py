@@ -348,7 +348,7 @@ def write_packs(store: BlobStore, entries: list[FileEntry]) -> dict[str, tuple[s
         target = store.pack_path(pack)
         make_durable_dir(target.parent)
         try:
-            with publishing(target) as temporary, storage_errors(target, "write the pack"):
+            with publishing(target, same=True) as temporary, storage_errors(target, "write the pack"):
                 temporary.write_bytes(data)
                 settle(temporary, 0o444)
         except AlreadyExists:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,15 +51,13 @@ def age_s(path: Path, now: float) -> float:
 
 
 def file_system_now(folder: Path) -> float:
-    """The time by the clock that stamps the files of a folder, which may be another machine's.
-
-    Raises:
-        OSError: No file can be made there.
-    """
+    """The time by the clock that stamps the files of a folder; where none can be made, this machine's."""
     path = temporary_beside(folder / "clock")
     try:
         path.touch()
         return path.stat().st_mtime
+    except OSError:
+        return time.time()
     finally:
         with contextlib.suppress(OSError):
             path.unlink()

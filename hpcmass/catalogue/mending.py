@@ -25,7 +25,7 @@ from hpcmass.catalogue.removing import gravestone, revive, stand_in, take_out
 from hpcmass.catalogue.survey import Survey, survey
 from hpcmass.catalogue.version import FileEntry, Version, parse_version, who
 from hpcmass.errors import AlreadyExists, HpcmassError
-from hpcmass.files import cache_folder, publish, read_json, settle, sha256_file, storage_errors
+from hpcmass.files import cache_folder, publishing, read_json, settle, sha256_file
 
 
 def repair(root: Path, *, quick: bool = False, why: str = "fsck --repair") -> FsckReport:
@@ -177,9 +177,9 @@ class _Mender:
         path = self.store.path(entry.sha256)
         make_durable_dir(path.parent)
         with contextlib.suppress(AlreadyExists):
-            publish(path, data)
-            with storage_errors(path, "set the mode"):
-                settle(path, 0o444)
+            with publishing(path, same=True) as temporary:
+                temporary.write_bytes(data)
+                settle(temporary, 0o444)
             self.done.append(f"restored {path} from a copy")
 
     def _take_damaged(self, path: Path) -> None:

@@ -72,7 +72,7 @@ class Packer:
         target = self.blobs.pack_path(digest)
         make_durable_dir(target.parent)
         try:
-            with publishing(target) as temporary:
+            with publishing(target, same=True) as temporary:
                 temporary.write_bytes(content)
                 settle(temporary, 0o444)
         except AlreadyExists:  # the very same files before, or at the same time

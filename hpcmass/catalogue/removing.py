@@ -146,6 +146,9 @@ def _put_back(aside: Aside, name: str, number: int) -> bool:
             found = raw.get("versions", [raw])
             if number - start >= len(found) or removed(found[number - start]):
                 continue
+            if not original.exists() and "versions" in raw:  # the others that went with it stay away
+                _rewrite(original, raw, _still_gone(aside, name, start, number, len(found)))
+                return True
             if aside.bring_back(path, original):
                 return True
             now = read_json(original)
@@ -157,6 +160,18 @@ def _put_back(aside: Aside, name: str, number: int) -> bool:
                 settle(original, 0o444)
             return True
     return False
+
+
+def _still_gone(aside: Aside, name: str, start: int, number: int, count: int) -> dict[int, dict[str, Any]]:
+    """What stands in the place of the versions of a claim that went in a run, but for one that comes back."""
+    record = aside.record
+    gone = set(record.get("versions", []))
+    facts = str(record.get("by", "")), float(record.get("created", 0)), str(record.get("why", ""))
+    return {
+        one: gravestone(name, one, *facts)
+        for one in range(start, start + count)
+        if one != number and f"{name}@{one}" in gone
+    }
 
 
 def _bring_content(root: Path, version: Version) -> None:

@@ -115,7 +115,7 @@ class NoLinks(StorageError):
     """The file system has no hard links, and without them a name cannot appear with its content."""
 
 
-def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
+def _link_once(temporary: Path, path: Path, reserve: bool = True, same: bool = False) -> None:
     """Give `temporary` its final name if that name is free, else raise `FileExistsError`."""
     try:
         if _avoids(path):
@@ -125,17 +125,30 @@ def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
     except OSError as error:
         if os.stat(temporary).st_nlink == 2:
             return
+        if error.errno == errno.EEXIST and same and os.stat(path).st_size == 0:
+            os.rename(temporary, path)  # reserved, by a writer of long ago that died
+            return
         if error.errno not in _NO_LINKS:
             raise
-        if not reserve:
+        if not reserve and not same:
             raise NoLinks("the file system has no hard links", where=path) from error
+    if same:  # whoever has the name has the same content
+        os.rename(temporary, path)
+        return
     # No hard links here: O_EXCL reserves the name, and the rename puts the content in its place.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not temporary.exists():  # it was done
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
+def publishing(path: Path, *, reserve: bool = True, same: bool = False) -> Iterator[Path]:
     """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
@@ -143,6 +156,7 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     Args:
         path: The final name.
         reserve: Where there are no hard links, let the name appear empty for a moment; else refuse.
+        same: Whoever publishes this name publishes the same content, by which it is named: nothing is reserved.
 
     Raises:
         AlreadyExists: The final name was taken (before, or meanwhile).
@@ -153,11 +167,11 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         with storage_errors(path, "write the file"):
-            if path.exists():
+            if path.exists() and not (same and path.stat().st_size == 0):
                 raise AlreadyExists("is there already and is written only once", where=path)
             yield temporary
             fsync_file(temporary)
-            _link_once(temporary, path, reserve)
+            _link_once(temporary, path, reserve, same)
     except StorageError as error:
         if error.data.get("errno") == errno.EEXIST:
             raise AlreadyExists("is there already and is written only once", where=path) from error

@@ -147,7 +147,8 @@ class Gc(Work):
         stored = [path for path in (catalogue.path / "cas").rglob("[!.]*") if path.is_file()]
         content = sum(path.stat().st_size for path in stored if path.suffix != ".json")
         assert content == 2 * 15 + 3 * 3000, stored  # `same` as a blob and in a pack
-        said = [json.loads(path.read_text()) for path in (catalogue.path / "removals").iterdir()]
+        logs = (path.read_text() for path in (catalogue.path / "removals").iterdir())
+        said = [json.loads(text) for text in logs if text]  # without links a number may be taken for nothing
         assert {ref for one in said for ref in one["versions"]} == self.may_go
 
 
