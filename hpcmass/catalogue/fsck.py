@@ -204,12 +204,10 @@ def _opened(store: BlobStore, entry: FileEntry) -> str | None:
 
 
 def _aliases(tree: Survey) -> Iterator[Finding]:
-    there = {version.ref for version in tree.versions}
-    for (name, alias), moves in sorted(tree.aliases.items()):
-        ref = f"{name}@{moves[-1].version}"
-        if ref not in there:
-            path = numbered(tree.root / "models" / name / "aliases" / alias, moves[-1].number)
-            yield Finding("nowhere", path, f"points at {ref}, which is not there", (f"{name}@{alias}",))
+    for name, alias, move in tree.nowhere():
+        path = numbered(tree.root / "models" / name / "aliases" / alias, move.number)
+        told = f"points at {name}@{move.version}, which is not there"
+        yield Finding("nowhere", path, told, (f"{name}@{alias}",))
 
 
 def _left_over(root: Path, tree: Survey) -> Iterator[Finding]:

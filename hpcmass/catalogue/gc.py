@@ -131,7 +131,7 @@ def _would(root: Path, rules: Rules, grace_s: float) -> GcReport:
         if grace_s == 0 or age_s(path, now) >= grace_s or _named(path, used):
             report.unused += 1
             report.unused_bytes += size
-    report.nowhere = _nowhere(tree)
+    report.nowhere = [f"{name}@{alias}" for name, alias, _ in tree.nowhere()]
     for aside in runs(root, TRASH):
         if aside.age_s >= grace_s:
             for path, _ in aside.files():
@@ -143,16 +143,6 @@ def _would(root: Path, rules: Rules, grace_s: float) -> GcReport:
 def _named(path: Path, content: Content) -> bool:
     """Whether versions use a blob or pack now, so that no writer is about to."""
     return path.name in content.blobs or path.name in content.packs
-
-
-def _nowhere(tree: Survey) -> list[str]:
-    there = {version.ref for version in tree.versions}
-    return sorted(
-        f"{ref.partition('@')[0]}@{alias}"
-        for ref, aliases in tree.now().items()
-        if ref not in there
-        for alias in aliases
-    )
 
 
 def _unused(root: Path, content: Content) -> list[tuple[Path, int, bool]]:
@@ -199,20 +189,17 @@ class _Run:
         self.aside.settle()
         self._purge(tree)
         report.refused.update(self.aside.refused)
-        report.nowhere = _nowhere(survey(self.root))
+        report.nowhere = [f"{name}@{alias}" for name, alias, _ in survey(self.root).nowhere()]
         return report
 
     def _point_somewhere(self, tree: Survey) -> bool:
         """Bring back versions that an alias came to point at while they were taken away."""
-        there = {version.ref for version in tree.versions}
         brought = False
-        for ref in tree.now():
-            name, _, number = ref.partition("@")
-            if ref not in there:
-                with contextlib.suppress(CatalogueError):
-                    if revive(self.root, name, int(number)):
-                        self.report.brought_back.append(ref)
-                        brought = True
+        for name, _, move in tree.nowhere():
+            with contextlib.suppress(CatalogueError):
+                if revive(self.root, name, move.version):
+                    self.report.brought_back.append(f"{name}@{move.version}")
+                    brought = True
         return brought
 
     @contextlib.contextmanager

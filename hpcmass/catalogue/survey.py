@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -80,6 +81,19 @@ class Survey:
                 continue
             if moves:
                 self.aliases[name, alias] = moves
+
+    def nowhere(self) -> list[tuple[str, str, AliasMove]]:
+        """Models, aliases and last moves of aliases that point at a version that is not there."""
+        there = {version.ref for version in self.versions}
+        found = []
+        for (name, alias), moves in sorted(self.aliases.items()):
+            if f"{name}@{moves[-1].version}" in there:
+                continue
+            with contextlib.suppress(HpcmassError):  # it may have come after its model's versions were read
+                if VersionClaims(self.folder(name), name, {}, wait_s=0).read(moves[-1].version) is not None:
+                    continue
+            found.append((name, alias, moves[-1]))
+        return found
 
     def now(self) -> dict[str, list[str]]:
         """The versions that aliases have now, as references, with the aliases."""
