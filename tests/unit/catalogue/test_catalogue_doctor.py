@@ -17,7 +17,6 @@ from hpcmass.catalogue.doctor import diagnose
 from hpcmass.catalogue.doctor_room import mount_of, parse_quota, quota_probes, room_probes
 from hpcmass.catalogue.peer import Peer
 
-
 publish_module = sys.modules["hpcmass.files.publish"]  # in the package, the name is that of a function
 
 
