@@ -7,6 +7,7 @@ is in no pack any more lies as a blob under its own digest. What `gc` took away 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -97,18 +98,19 @@ def elsewhere(store: Path, entry: FileEntry, *, trash: bool = True) -> Place | N
             return Place(path, offset)
     if (path := blob_place(store, entry.sha256)).is_file():
         return Place(path)
-    if trash:
-        names = [(set_aside_name(f"cas/{entry.sha256[:2]}/{entry.sha256}"), None)]
-        try:
-            for pack, offset in packs_of(store, entry):
-                names.append((set_aside_name(f"cas/packs/{pack[:2]}/{pack}"), offset))
-        except HpcmassError:
-            pass
-        root = store.parent / "trash"
-        for run in listdir(root):
-            for name, at in names:
-                if (path := root / run / name).is_file():
-                    return Place(path, at)
+    return _in_trash(store, entry) if trash else None
+
+
+def _in_trash(store: Path, entry: FileEntry) -> Place | None:
+    names: dict[str, int | None] = {set_aside_name(f"cas/{entry.sha256[:2]}/{entry.sha256}"): None}
+    with contextlib.suppress(HpcmassError):
+        for pack, offset in packs_of(store, entry):
+            names[set_aside_name(f"cas/packs/{pack[:2]}/{pack}")] = offset
+    trash = store.parent / "trash"
+    for run in listdir(trash):
+        for name, offset_there in names.items():
+            if (path := trash / run / name).is_file():
+                return Place(path, offset_there)
     return None
 
 
