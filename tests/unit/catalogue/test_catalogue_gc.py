@@ -13,14 +13,16 @@ import pytest
 from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import catalogue as catalogue_module
 from hpcmass.catalogue import gc as gc_module
+from hpcmass.catalogue import ranges as ranges_module
 from hpcmass.catalogue.aliases import AliasMove
 from hpcmass.catalogue.aside import lease, runs
 from hpcmass.catalogue.claims import claim_json
 from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.journal import Pointer, append
-from hpcmass.catalogue.moved import read_moved
+from hpcmass.catalogue.moved import elsewhere, read_moved
 from hpcmass.catalogue.retention import Rules, decide
 from hpcmass.catalogue.survey import pending, survey
+from hpcmass.catalogue.version import FileEntry
 from hpcmass.errors import CatalogueError, LeaseHeld, NotFound
 
 READER = Path(__file__).parents[3] / "docs" / "read_catalogue.py"
@@ -241,24 +243,77 @@ def test_one_at_a_time_and_not_where_claims_cannot_be_read(tmp_path: Path) -> No
 
 
 # -- races, each step in its turn ------------------------------------------------------------------
+@pytest.mark.parametrize("packed", [False, True])
+def test_content_deleted_before_a_version_is_announced_is_there_when_it_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """A writer that is killed right after its claim leaves a whole version, too."""
+    catalogue = Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 2)
+    if packed:
+        catalogue.register_many([Registration("m", model(tmp_path, 3))])
+        register(catalogue, tmp_path, 1)
+    announce, claim, done, looked = catalogue._announce, ranges_module.claim_json, [], []
+
+    def announced(name: str, number: int) -> None:
+        if not done:
+            done.append(collect(catalogue.path, Rules(keep_last=1), grace_s=0))
+        announce(name, number)
+
+    def claimed(path: Path, value: dict, **options: bool) -> bool:
+        entries = [FileEntry(**entry) for entry in value["files"].values()]
+        looked.extend(elsewhere(catalogue.path / "cas", entry, trash=False) for entry in entries)
+        return claim(path, value, **options)
+
+    monkeypatch.setattr(catalogue, "_announce", announced)
+    monkeypatch.setattr(ranges_module, "claim_json", claimed)
+    if packed:  # by a catalogue that knows of a pack
+        made = catalogue.register_many([Registration("m", model(tmp_path, 3))])[0]
+    else:
+        made = catalogue.register("m", model(tmp_path, 0), metrics={}, lineage={})  # it found its blob there
+    assert done[0].purged >= 2
+    assert len(looked) == 1
+    assert looked[0] is not None
+    assert Catalogue(catalogue.path).get(made.ref) == made
+    assert Catalogue(catalogue.path).verify().ok
+
+
 def test_content_taken_between_looking_and_claiming_is_put_there_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalogue = Catalogue(tmp_path / "c")
     register(catalogue, tmp_path, 2)
-    writer = Catalogue(catalogue.path)
-    announce = writer._announce
-    done = []
+    claim, done = ranges_module.claim_json, []
 
-    def collected(name: str, number: int) -> None:
-        if not done:
-            done.append(collect(catalogue.path, Rules(keep_last=1), grace_s=0))
-        announce(name, number)
+    def claimed(path: Path, value: dict, **options: bool) -> bool:
+        done.append(collect(catalogue.path, Rules(keep_last=1), grace_s=0))
+        return claim(path, value, **options)
 
-    monkeypatch.setattr(writer, "_announce", collected)
-    made = writer.register("m", model(tmp_path, 0), metrics={}, lineage={})  # it found its blob there
-    assert done[0].purged == 2
-    assert made.ref == "m@3"
+    monkeypatch.setattr(ranges_module, "claim_json", claimed)
+    made = catalogue.register("m", model(tmp_path, 0), metrics={}, lineage={})
+    assert (done[0].unused, done[0].purged, len(done[0].waiting)) == (1, 0, 1)
+    assert catalogue.blobs.where(made.files["w"]).exists()  # and not in the trash alone
+    assert Catalogue(catalogue.path).verify().ok
+
+
+def test_content_of_a_version_claimed_as_it_is_taken_is_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its writer is killed before it can look again."""
+    catalogue = Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 3)
+    first, pending = catalogue.get("m@1"), gc_module.pending
+
+    def looked(root: Path) -> set[Pointer]:
+        assert not catalogue.blobs.where(first.files["w"]).exists()
+        claim_json(root / "models/m/versions/000004.json", {**first.to_json(), "version": 4})
+        return pending(root)
+
+    monkeypatch.setattr(gc_module, "pending", looked)
+    report = collect(catalogue.path, Rules(keep_last=1), grace_s=0)
+    assert report.brought_back == [first.files["w"].sha256]
+    assert report.purged == 3  # another blob, and two claims
+    assert Catalogue(catalogue.path).get("m@4").files == first.files
     assert Catalogue(catalogue.path).verify().ok
 
 
@@ -338,6 +393,7 @@ from pathlib import Path
 from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import catalogue as catalogue_module
 from hpcmass.catalogue import gc as gc_module
+from hpcmass.catalogue import ranges as ranges_module
 from hpcmass.catalogue.aliases import AliasMove
 from hpcmass.errors import CatalogueError, NotFound
 root, models, seed, until = Path(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir()), int(sys.argv[3]), float(sys.argv[4])
