@@ -25,6 +25,7 @@ from hpcmass.catalogue.leftovers import age_s, file_system_now, left_behind, tem
 from hpcmass.catalogue.moved import blob_files, moved_file, moved_packs, pack_files, write_moved
 from hpcmass.catalogue.packs import PACK_BYTES
 from hpcmass.catalogue.removing import gravestone, revive, take_out
+from hpcmass.catalogue.reserve import with_room
 from hpcmass.catalogue.retention import Decision, Rules, decide
 from hpcmass.catalogue.survey import Content, Survey, content_of, pending, survey
 from hpcmass.catalogue.version import FileEntry, who
@@ -98,8 +99,12 @@ def collect(
     rules = rules or Rules()
     if dry_run:
         return _would(Path(root), rules, grace_s)
-    with lease(Path(root)):
-        return _Run(Path(root), rules, why, grace_s).all()
+
+    def run() -> GcReport:
+        with lease(Path(root)):
+            return _Run(Path(root), rules, why, grace_s).all()
+
+    return with_room(Path(root), run)
 
 
 def sound(root: Path) -> Survey:

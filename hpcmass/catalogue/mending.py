@@ -22,6 +22,7 @@ from hpcmass.catalogue.gc import finish, write_packs
 from hpcmass.catalogue.journal import Pointer, append
 from hpcmass.catalogue.moved import write_moved
 from hpcmass.catalogue.removing import gravestone, revive, stand_in, take_out
+from hpcmass.catalogue.reserve import with_room
 from hpcmass.catalogue.survey import Survey, survey
 from hpcmass.catalogue.version import FileEntry, Version, parse_version, who
 from hpcmass.errors import AlreadyExists, HpcmassError
@@ -41,6 +42,10 @@ def repair(root: Path, *, quick: bool = False, why: str = "fsck --repair") -> Fs
         LeaseHeld: Another `gc` or `fsck --repair` is at work.
         StorageError: The file system refused.
     """
+    return with_room(root, lambda: _repair(root, quick, why))
+
+
+def _repair(root: Path, quick: bool, why: str) -> FsckReport:
     with lease(root):
         report = scan(root, quick=quick)
         mender = _Mender(root, why)

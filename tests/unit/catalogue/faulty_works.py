@@ -18,6 +18,7 @@ from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.mending import repair
+from hpcmass.catalogue.reserve import with_room
 from hpcmass.catalogue.retention import Rules
 from hpcmass.errors import HpcmassError
 
@@ -221,6 +222,8 @@ def main() -> None:
     work = WORKS[name](folder)
     template = folder / "template"
     work.prepare(Catalogue(template))
+    if name in ("Gc", "Fsck"):  # its making is a call like any other, and needs not be tried in each
+        with_room(template, lambda: None)
     number, tried, ended = int(first), 0, []
     while True:
         root = folder / f"at-{number}"

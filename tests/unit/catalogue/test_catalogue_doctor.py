@@ -1,5 +1,6 @@
 """What `doctor` finds of real file systems, and what it says of such as lack something."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,11 @@ from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import doctor as doctor_module
 from hpcmass.catalogue.doctor import diagnose
 from hpcmass.catalogue.doctor_room import mount_of, parse_quota, quota_probes, room_probes
+from hpcmass.catalogue.fsck import scan
+from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.peer import Peer
+from hpcmass.catalogue.retention import Rules
+from hpcmass.errors import StorageError
 
 publish_module = sys.modules["hpcmass.files.publish"]  # in the package, the name is that of a function
 
@@ -137,27 +143,66 @@ def test_a_race_that_gives_a_name_twice_is_told(catalogue: Catalogue, monkeypatc
     assert (one.state, "twice" in one.found) == ("bad", True)
 
 
-def test_a_small_file_system_that_is_full(tmp_path: Path) -> None:
-    """A real one of 2 MB with 32 inodes: room is told, and a registration that fails leaves nothing half."""
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB with 150 inodes."""
     if os.geteuid() != 0 or not shutil.which("mount"):
         pytest.skip("mounts a file system, which root alone may")
     folder = tmp_path / "small"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=64", "tmpfs", folder]
+    words = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=150", "tmpfs", folder]
     if subprocess.run(words, check=False, capture_output=True).returncode:
         pytest.skip("may not mount here")
-    try:
-        assert mount_of(folder) == (str(folder), "tmpfs", "tmpfs")
-        assert {one.name: one.state for one in room_probes(folder)}["space"] == "good"
-        (folder / "fill").write_bytes(b"x" * (2 << 20))
-        found = {one.name: one for one in room_probes(folder)}
-        assert (found["space"].state, "gc" in found["space"].advice) == ("bad", True)
-        (folder / "fill").unlink()
-        for number in range(61):
-            (folder / f"{number}").touch()
-        assert {one.name: one.state for one in room_probes(folder)}["inodes"] == "bad"
-    finally:
-        subprocess.run(["umount", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path, inodes: bool) -> None:
+    """Use up all room, or all inodes."""
+    with contextlib.suppress(OSError):
+        if inodes:
+            for number in range(1000):
+                (folder / f"fill{number}").touch()
+        with open(folder / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+
+def test_how_much_room_there_is(small: Path) -> None:
+    assert mount_of(small) == (str(small), "tmpfs", "tmpfs")
+    assert {one.state for one in room_probes(small)} == {"good"}
+    fill(small, inodes=False)
+    found = {one.name: one for one in room_probes(small)}
+    assert (found["space"].state, "gc" in found["space"].advice, found["inodes"].state) == ("bad", True, "good")
+    (small / "fill").unlink()
+    fill(small, inodes=True)
+    assert {one.name: one.state for one in room_probes(small)}["inodes"] == "bad"
+
+
+@pytest.mark.parametrize("inodes", [False, True])
+def test_a_full_file_system_takes_nothing_half_and_gc_makes_room(
+    small: Path, tmp_path: Path, inodes: bool
+) -> None:
+    catalogue, model = Catalogue(small / "c"), tmp_path / "model"
+    model.mkdir()
+    for number in range(4):
+        (model / "w").write_bytes(bytes([number]) * 100_000)
+        catalogue.register("m", model, metrics={}, lineage={})
+    collect(catalogue.path)  # which keeps a little in reserve
+    fill(small, inodes)
+    (model / "w").write_bytes(b"9" * 100_000)
+    for register in (
+        lambda: catalogue.register("m", model, metrics={}, lineage={}),
+        lambda: catalogue.register_many([Registration("m", model)]),
+    ):
+        with pytest.raises(StorageError, match="full"):
+            register()
+    assert [one.ref for one in Catalogue(catalogue.path).list()] == ["m@1", "m@2", "m@3", "m@4"]
+    assert Catalogue(catalogue.path).verify().ok
+    report = collect(catalogue.path, Rules(keep_last=1), grace_s=0)
+    assert (len(report.gone), report.purged) == (3, 6)
+    assert catalogue.register("m", model, metrics={}, lineage={}).ref == "m@5"
+    assert scan(catalogue.path).findings == []
 
 
 QUOTA = """Disk quotas for user anna (uid 1000):
