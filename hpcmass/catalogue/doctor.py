@@ -215,13 +215,14 @@ def _clock(place: Path) -> Probe:
 def _together(place: Path, peer: Peer, links: bool) -> Iterator[Probe]:
     try:
         with peer.started(place) as other:
-            where = (
-                "on this machine" if other.ask("host") == socket.gethostname() else f"with {other.ask('host')}"
-            )
-            yield _races(place, other, links, where)
-            yield _appends(place, other, where)
-            yield _lag(place, other, where)
-            yield _flock(place, other, where)
+            host = other.ask("host")
+            here = host == socket.gethostname()
+            both = "on this machine" if here else f"here and on {host}"
+            yield _races(place, other, links, both)
+            if here:  # on two machines each writer has a journal of its own
+                yield _appends(place, other, both)
+            yield _lag(place, other, "on this machine" if here else f"on {host}")
+            yield _flock(place, other, both)
     except (NotFound, CorruptError, OSError) as error:
         advice = "see whether the command works by itself; the folder has to be seen there by the same path"
         yield Probe("second process", "bad", f"cannot be used: {error}", advice)
@@ -241,8 +242,6 @@ def _races(place: Path, other: Peer, links: bool, where: str) -> Probe:
 
 
 def _appends(place: Path, other: Peer, where: str) -> Probe:
-    if not where.startswith("on "):
-        return Probe("appending", "good", "each machine has a journal of its own")
     other.tell("append", "log", _LINES, "other")
     doctor_peer.append_all(str(place / "log"), _LINES, "mine")
     other.answer()
