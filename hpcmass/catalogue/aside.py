@@ -114,6 +114,8 @@ class Aside:
             StorageError: The file system refused.
         """
         for folder in [*self._touched, *([self.folder] if self._touched else [])]:
+            if not folder.is_dir():  # of the evaluations of a version, and empty now
+                continue
             with storage_errors(folder, "write the folder"):
                 fsync_dir(folder)
         self._touched.clear()

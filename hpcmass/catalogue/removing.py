@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue.aside import QUARANTINE, TRASH, Aside, log_removal, runs
-from hpcmass.catalogue.claims import numbered
+from hpcmass.catalogue.claims import listdir, numbered
 from hpcmass.catalogue.moved import blob_place, pack_place
 from hpcmass.catalogue.ranges import VersionClaims, removed
 from hpcmass.catalogue.version import MOST, REMOVED_FORMAT, Version
@@ -61,10 +61,27 @@ def take_out(aside: Aside, name: str, start: int, stones: Mapping[int, dict[str,
         start + place for place, one in enumerate(found) if not removed(one) and start + place not in stones
     ]
     if not left and start != claims.starts()[-1]:
-        return aside.take(path)
-    aside.keep_copy(path)
-    _rewrite(path, raw, dict(stones))
+        if not aside.take(path):
+            return False
+    else:
+        aside.keep_copy(path)
+        _rewrite(path, raw, dict(stones))
+    for number in stones:
+        _take_evaluations(aside, name, number)
     return True
+
+
+def _evaluations(root: Path, name: str, number: int) -> Path:
+    return root / "models" / name / "evaluations" / f"{number:06d}"
+
+
+def _take_evaluations(aside: Aside, name: str, number: int) -> None:
+    """What was measured of a version goes, and comes back, with it."""
+    folder = _evaluations(aside.root, name, number)
+    for one in listdir(folder):
+        aside.take(folder / one)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _rewrite(path: Path, raw: dict[str, Any], changes: Mapping[int, dict[str, Any]]) -> None:
@@ -180,5 +197,6 @@ def _bring_content(root: Path, version: Version) -> None:
     wanted |= {pack_place(store, entry.pack) for entry in version.files.values() if entry.pack}
     for aside in runs(root, TRASH):
         for path, original in aside.files():
-            if original in wanted and not original.exists():
+            measured = original.parent == _evaluations(root, version.name, version.version)
+            if (measured or original in wanted) and not original.exists():
                 aside.bring_back(path, original)

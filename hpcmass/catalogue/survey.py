@@ -184,11 +184,10 @@ def pending(root: Path) -> set[Pointer]:
 
 
 def parents(version: Version) -> list[str]:
-    """The references of the versions that a version was made from."""
-    raw: Any = version.lineage.get("parent")
-    found = raw if isinstance(raw, list) else [raw, *_listed(version.lineage.get("parents"))]
+    """The references of the versions that a version was made from, or began with the weights of."""
+    said: Any = version.lineage.get("parent")
+    found = list(said) if isinstance(said, list) else [said]
+    began: Any = version.lineage.get("began_with")
+    if isinstance(began, dict):
+        found.append(began.get("what"))
     return [one for one in found if isinstance(one, str)]
-
-
-def _listed(raw: Any) -> list[Any]:
-    return raw if isinstance(raw, list) else []

@@ -72,7 +72,9 @@ def test_each_rule_keeps_what_it_says(tmp_path: Path) -> None:
     for version in (2, 3):
         catalogue.alias("m", "production", version, why="")
     catalogue.register("m", model(tmp_path, 20), metrics={}, lineage={"parent": "m@5"})
-    catalogue.register("m", model(tmp_path, 21), metrics={}, lineage={"parent": "m@9"})
+    catalogue.register(
+        "m", model(tmp_path, 21), metrics={}, lineage={"parent": None, "began_with": {"what": "m@9"}}
+    )
     catalogue.register("m", model(tmp_path, 22), metrics={"loss": "NaN"}, lineage={})
     catalogue.alias("m", "candidate", 10, why="")
     assert len(kept(catalogue, Rules())) == 11
@@ -128,6 +130,16 @@ def test_a_dry_run_changes_nothing_and_says_what_a_real_one_does(tmp_path: Path)
     said = json.loads((catalogue.path / "removals" / "000001.json").read_text())
     assert (said["versions"], said["why"], said["rules"]["keep_last"]) == (["m@1", "m@2", "m@3"], "room", 2)
     assert "@" in said["by"]
+
+
+def test_what_was_measured_of_a_version_goes_with_it(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 2)
+    for number in (1, 2):
+        (catalogue.path / f"models/m/evaluations/{number:06d}").mkdir(parents=True)
+        (catalogue.path / f"models/m/evaluations/{number:06d}/000001.json").write_text("{}")
+    assert collect(catalogue.path, Rules(keep_last=1), grace_s=0).purged == 3
+    assert os.listdir(catalogue.path / "models/m/evaluations") == ["000002"]
 
 
 def test_readers_indices_learn_what_is_gone_and_no_number_is_given_twice(tmp_path: Path) -> None:
@@ -336,8 +348,12 @@ def test_an_alias_moved_as_its_version_goes_brings_it_back(
         done.append(collect(catalogue.path, Rules(keep_last=1), grace_s=0))
         return claim_json(path, value)
 
+    measured = catalogue.path / f"models/m/evaluations/{version:06d}/000001.json"
+    measured.parent.mkdir(parents=True)
+    measured.write_text("{}")
     monkeypatch.setattr(catalogue_module, "claim_json", claimed)
     catalogue.alias("m", "late", version, why="")
+    assert measured.exists()  # what was measured of it went, and came back
     assert (len(done[0].gone), done[0].purged, len(done[0].waiting)) == (7, 0, 1)
     assert Catalogue(catalogue.path).get("m@late").version == version
     assert Catalogue(catalogue.path).verify().ok
