@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,8 +124,9 @@ class Aside:
     def files(self) -> Iterator[tuple[Path, Path]]:
         """The files here, and where in the catalogue each was."""
         for name in listdir(self.folder):
-            if "=" in name:
-                yield self.folder / name, self.root / name.replace("=", "/")
+            parts = name.removeprefix("=").split("=")
+            if "=" in name and all(part not in ("", ".", "..") for part in parts):
+                yield self.folder / name, self.root.joinpath(*parts)
 
     def bring_back(self, path: Path, original: Path) -> bool:
         """Put a file back where it was; False where that name is taken, or it is gone from here.
@@ -159,8 +161,11 @@ class Aside:
             for name in sorted(os.listdir(self.folder), key=lambda name: last.get(name, 0)):
                 path = self.folder / name
                 try:
-                    size += path.stat().st_size
-                    path.unlink()
+                    size += path.lstat().st_size
+                    if path.is_dir() and not path.is_symlink():  # a folder that a killed writer left
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
                     count += "=" in name
                 except FileNotFoundError:
                     continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import stat
@@ -74,7 +73,7 @@ def diagnose(root: Path, peer: Peer | None = None) -> Diagnosis:
     while not base.is_dir():
         base = base.parent
     found = Diagnosis(base)
-    place = base / f".doctor-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    place = temporary_beside(base / "doctor")
     with storage_errors(base, "make a folder to try things in"):
         make_dir_as_parent(place, temporary_beside(place))
     try:

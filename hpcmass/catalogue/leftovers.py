@@ -26,6 +26,7 @@ def temporaries(root: Path) -> Iterator[Path]:
         for name in [*names, *below]:
             if name.startswith(".") and name.endswith(".tmp"):
                 yield Path(folder) / name
+        below[:] = [name for name in below if not name.startswith(".")]
 
 
 def left_behind(path: Path, now: float) -> bool:

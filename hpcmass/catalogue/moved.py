@@ -116,7 +116,7 @@ def _in_trash(store: Path, entry: FileEntry) -> Place | None:
 
 def set_aside_name(relative: str) -> str:
     """The name that a file of the catalogue has where it is set aside; no name in a catalogue has a `=`."""
-    return relative.replace("/", "=")
+    return relative.replace("/", "=") if "/" in relative else f"={relative}"
 
 
 def pack_files(store: Path) -> dict[str, int]:

@@ -25,6 +25,7 @@ from hpcmass.catalogue.retention import Rules, decide
 from hpcmass.catalogue.survey import pending, survey
 from hpcmass.catalogue.version import FileEntry
 from hpcmass.errors import CatalogueError, LeaseHeld, NotFound
+from hpcmass.files import temporary_beside
 
 READER = Path(__file__).parents[3] / "docs" / "read_catalogue.py"
 
@@ -222,6 +223,32 @@ def test_content_that_a_writer_may_be_about_to_use_is_left(tmp_path: Path) -> No
     assert collect(catalogue.path).unused == 0
     os.utime(catalogue.blobs.where(entry), (1, 1))
     assert collect(catalogue.path).unused == 1
+
+
+def test_what_killed_writers_left_goes_and_what_living_ones_write_stays(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 1)
+    left = [
+        temporary_beside(catalogue.path / where)
+        for where in ("cas/x", "models/m", "journals/j", "catalogue.json")
+    ]
+    for path in left:  # folders, too: such as are made under another name
+        path.mkdir() if path.parent.name == "models" else path.write_text("half")
+    (left[1] / "in it").write_text("x")
+    assert collect(catalogue.path, grace_s=0).unused == 0
+    for path in left[:3]:
+        os.utime(path, (time.time() - 90_000,) * 2)
+    report = collect(catalogue.path, grace_s=0)
+    assert (report.unused, report.purged) == (3, 3)
+    assert [path.exists() for path in left] == [False, False, False, True]
+    process = subprocess.Popen(["true"])
+    process.wait()
+    dead = left[3].with_name(left[3].name.replace(f"-{os.getpid()}-", f"-{process.pid}-"))
+    os.rename(left[3], dead)
+    os.utime(dead, (time.time() - 90,) * 2)  # of this machine it is known at once, or after a minute
+    assert collect(catalogue.path, grace_s=0).purged == 1
+    assert not dead.exists()
+    assert not list((catalogue.path / "trash").iterdir())
 
 
 def test_nothing_is_deleted_while_a_version_is_announced_and_not_there(tmp_path: Path) -> None:
