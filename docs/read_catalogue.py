@@ -11,63 +11,50 @@ import sys
 from pathlib import Path
 
 
-def numbered(folder: Path) -> list[Path]:
-    """The claims 000001.json … of a folder, in order; names that start with a dot are unfinished."""
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted((p for p in found if re.fullmatch(r"\d{6,}\.json", p.name)), key=lambda p: int(p.stem))
+def claims(folder: Path) -> list[Path]:
+    """Files 000001.json … of a folder, in order; one without content is of a writer that died."""
+    found = [p for p in folder.glob("*.json") if re.fullmatch(r"\d{6,}\.json", p.name) and p.stat().st_size]
+    return sorted(found, key=lambda path: int(path.stem))
 
 
-def need(condition: bool, what: str) -> None:
-    """Refuse what does not hold."""
-    if not condition:
-        raise ValueError(what)
+def content(cas: Path, entry: dict) -> bytes:
+    """A file's bytes: a part of its pack, or of the one that it was moved to; else a blob."""
+    digest, pack, at = entry["sha256"], entry.get("pack"), entry.get("offset", 0)
+    while pack:
+        path = cas / "packs" / pack[:2] / pack
+        if path.exists():
+            with open(path, "rb") as file:
+                return file.read(entry["bytes"]) if file.seek(at) == at else b""
+        moved = path.with_name(f"{pack}.json")
+        files = json.loads(moved.read_text())["files"] if moved.exists() else {}
+        pack, at = files.get(digest, (None, 0))
+    return (cas / digest[:2] / digest).read_bytes()
 
 
-def content(root: Path, entry: dict) -> bytes:
-    """A file's bytes: a blob, or a part of a pack."""
-    digest = entry.get("pack", entry["sha256"])
-    with open(root / ("cas/packs" if "pack" in entry else "cas") / digest[:2] / digest, "rb") as file:
-        file.seek(entry.get("offset", 0))
-        return file.read(entry["bytes"] if "pack" in entry else -1)
-
-
-def check_claim(root: Path, path: Path) -> str:
-    """Hold the files of a claim's version, or versions, against their digests; return their reference."""
+def check(root: Path, path: Path) -> str:
+    """Hold the files of a claim's version, or versions, against their digests; return their references."""
     claim = json.loads(path.read_text(encoding="utf-8"))
-    versions = claim.get("versions", [claim])
-    need(claim.get("count", 1) == len(versions), "count of versions")
-    for number, version in enumerate(versions, int(path.stem)):
-        need(version["format"] in (1, 2), "unknown format")
-        need(version["name"] == path.parent.parent.name, "another model's version")
-        need(version["version"] == number, "another version's number")
-        check_files(root, version)
-    return f"{claim['name']}@{claim['version']}" + (f"..{number}" if len(versions) > 1 else "")
+    for number, version in enumerate(claim.get("versions", [claim]), int(path.stem)):
+        if (version["name"], version["version"]) != (path.parts[-3], number) or version["format"] > 3:
+            raise ValueError(f"another model's or number's version, or a newer format, at {number}")
+        for name, entry in version.get("files", {}).items():  # one that was removed has none
+            data = content(root / "cas", entry) if name[0] != "/" and ".." not in name.split("/") else b""
+            if (hashlib.sha256(data).hexdigest(), len(data)) != (entry["sha256"], entry["bytes"]):
+                raise ValueError(f"digest, size or name of {name}")
+    return f"{claim['name']}@{path.stem.lstrip('0')}" + (f"..{number}" if "versions" in claim else "")
 
 
-def check_files(root: Path, version: dict) -> None:
-    """Hold one version's files against their digests."""
-    for name, entry in version["files"].items():
-        need(not name.startswith("/") and ".." not in name.split("/"), f"file name {name!r}")
-        data = content(root, entry)
-        need(len(data) == entry["bytes"], f"size of {name}")
-        need(hashlib.sha256(data).hexdigest() == entry["sha256"], f"digest of {name}")
-
-
-def main(root: Path) -> int:
+def main(root: Path) -> None:
     """Read all of it."""
-    for model in sorted((root / "models").iterdir()):
-        for path in numbered(model / "versions"):
-            try:
-                print(check_claim(root, path))
-            except (OSError, ValueError, KeyError) as error:
-                print(f"WRONG {path}: {error!r}")
-                return 1
-        for alias in sorted((model / "aliases").iterdir()) if (model / "aliases").is_dir() else []:
-            for path in numbered(alias)[-1:]:
-                last = json.loads(path.read_text(encoding="utf-8"))
-                print(f"{model.name}@{alias.name} -> {last['version']} ({last['by']}: {last['why']})")
-    return 0
+    for path in (path for model in sorted((root / "models").iterdir()) for path in claims(model / "versions")):
+        try:
+            print(check(root, path))
+        except (OSError, ValueError, KeyError) as error:
+            sys.exit(print(f"WRONG {path}: {error!r}") or 1)
+    for alias in sorted((root / "models").glob("*/aliases/[!.]*")):
+        for move in [json.loads(path.read_text(encoding="utf-8")) for path in claims(alias)[-1:]]:
+            print(f"{alias.parts[-3]}@{alias.name} -> {move['version']} ({move['by']}: {move['why']})")
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

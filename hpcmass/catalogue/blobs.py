@@ -11,9 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from hpcmass.catalogue.moved import Place, blob_place, elsewhere, pack_place
 from hpcmass.catalogue.version import FileEntry, check_file_name
-from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound
-from hpcmass.files import cache_folder, fsync_dir, make_dir, publishing, storage_errors
+from hpcmass.errors import AlreadyExists, CatalogueError, CorruptError, NotFound, StorageError
+from hpcmass.files import (
+    cache_folder,
+    fsync_dir,
+    make_dir_as_parent,
+    publishing,
+    settle,
+    storage_errors,
+    temporary_beside,
+)
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 8 << 20  # files up to this size are read once, into memory
@@ -28,11 +37,11 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         """Where the blob of a digest lies."""
-        return self.folder / digest[:2] / digest
+        return blob_place(self.folder, digest)
 
     def pack_path(self, digest: str) -> Path:
         """Where the pack of a digest lies."""
-        return self.folder / "packs" / digest[:2] / digest
+        return pack_place(self.folder, digest)
 
     def where(self, entry: FileEntry) -> Path:
         """The file that holds the content of an entry: a blob or a pack."""
@@ -56,7 +65,7 @@ class BlobStore:
             target = self.path(digest)
             make_durable_dir(target.parent)
             try:
-                with publishing(target) as temporary:
+                with publishing(target, same=True) as temporary:
                     if data is not None:
                         temporary.write_bytes(data)
                     else:
@@ -64,7 +73,7 @@ class BlobStore:
                         copied = _copy(file, temporary)
                         if copied.content != entry.content:
                             raise CatalogueError("changed while it was being registered", where=source)
-                    os.chmod(temporary, 0o444)
+                    settle(temporary, 0o444)
             except AlreadyExists:  # another writer had the same content at the same time
                 self._there(entry)
             self._durable.add(digest)
@@ -100,8 +109,18 @@ class BlobStore:
             CorruptError: It is no regular file, or its size is another one, or the pack too short.
         """
         path = self.where(entry)
-        if entry.pack is not None:
-            return self._slice(path, entry)
+        try:
+            return self._open_at(Place(path, None if entry.pack is None else entry.offset), entry)
+        except NotFound:
+            place = elsewhere(self.folder, entry)
+            if place is None:
+                raise
+            return self._open_at(place, entry)
+
+    def _open_at(self, place: Place, entry: FileEntry) -> BinaryIO:
+        path = place.path
+        if place.offset is not None:
+            return self._slice(path, place.offset, entry)
         with storage_errors(path, "read the blob"):
             try:
                 file = open_regular(path)
@@ -122,7 +141,8 @@ class BlobStore:
         """
         if entry.pack is None:
             self.open(entry).close()
-            return self.path(entry.sha256)
+            if (path := self.path(entry.sha256)).exists():
+                return path
         target = cache_folder("files", entry.sha256[:2], entry.sha256)
         if target.is_file() and target.stat().st_size == entry.bytes:
             return target
@@ -148,26 +168,46 @@ class BlobStore:
             hint = "remove this damaged pack, then register again: the content in hand will replace it"
             raise CorruptError(f"has {found} bytes instead of {size}", where=path, hint=hint)
 
-    def _slice(self, path: Path, entry: FileEntry) -> BinaryIO:
+    def hold(self, entry: FileEntry, source: Path) -> None:
+        """Put content into the store again if it was taken away since it was added, as `gc` may.
+
+        A writer looks back before and after it claims a version, `gc` looks at the claims before and after it
+        takes content away: whichever is later finds the other.
+
+        Raises:
+            StorageError: It is gone, and the source holds something else by now; or the file system refused.
+        """
+        if self.where(entry).exists() or elsewhere(self.folder, entry, trash=False) is not None:
+            return
+        self._durable.discard(entry.sha256)
+        if self.add(source).content != entry.content and elsewhere(self.folder, entry) is None:
+            raise StorageError(
+                "was taken away while it was registered", where=self.where(entry), transient=True
+            )
+
+    def _slice(self, path: Path, offset: int, entry: FileEntry) -> BinaryIO:
         with storage_errors(path, "read the pack"):
             try:
                 with open_regular(path) as pack:
-                    fits = entry.offset + entry.bytes <= os.fstat(pack.fileno()).st_size
-                    pack.seek(entry.offset if fits else 0)
+                    fits = offset + entry.bytes <= os.fstat(pack.fileno()).st_size
+                    pack.seek(offset if fits else 0)
                     data = pack.read(entry.bytes) if fits else b""
             except CatalogueError as error:
                 raise CorruptError("is not a regular file", where=path) from error
         if len(data) != entry.bytes or not fits:
-            raise CorruptError(f"ends before byte {entry.offset + entry.bytes}", where=path)
+            raise CorruptError(f"ends before byte {offset + entry.bytes}", where=path)
         return io.BytesIO(data)
 
     def _there(self, entry: FileEntry) -> bool:
         path = self.path(entry.sha256)
         try:
-            self.open(entry).close()
+            self._open_at(Place(path), entry).close()
         except NotFound:
             return False
         except CorruptError as error:
+            with contextlib.suppress(OSError):
+                if entry.bytes and path.stat().st_size == 0:  # reserved by a writer that died
+                    return False
             error.hint = "remove this damaged blob, then register again: the content in hand will replace it"
             raise
         if entry.sha256 not in self._durable:
@@ -183,8 +223,8 @@ def make_durable_dir(path: Path) -> None:
     if path.is_dir():
         return
     make_durable_dir(path.parent)
-    make_dir(path)
-    with storage_errors(path, "write the folder"):
+    with storage_errors(path, "make the folder"):
+        make_dir_as_parent(path, temporary_beside(path))
         fsync_dir(path.parent)
 
 

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
+from hpcmass.catalogue.aside import removal_told
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
-from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers
+from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers, recall_file_system
 from hpcmass.catalogue.index import Index
 from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
+from hpcmass.catalogue.removing import revive
 from hpcmass.catalogue.search import SearchResult, search
 from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
 from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
@@ -52,6 +54,7 @@ class Catalogue:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        recall_file_system(self.path)
         self.blobs = BlobStore(self.path / "cas")
         self._packer = Packer(self.blobs)
         self.index = Index(self.path)
@@ -89,7 +92,7 @@ class Catalogue:
         model = looked_at(Registration(name, folder, metrics, lineage, description))
         model.files = {path: self.blobs.add(source) for path, source in model.sources}
         make_durable_dir(self._versions_dir(name))
-        return claim_versions([model], self._claims(name), self._announce)[0]
+        return claim_versions([model], self._claims(name), self._announce, self.blobs)[0]
 
     def register_many(self, models: Iterable[Registration]) -> Versions:
         """Make each of many models the next version of its name; gives the versions in the order of the models.
@@ -146,7 +149,9 @@ class Catalogue:
                 )
             move = AliasMove(number + 1, int(version), now, who(), time.time(), str(why))
             append(self.path / "journals", [Pointer(name, move.number, alias)])
+            revive(self.path, name, move.version)  # and again: `gc` may be taking it away
             if claim_json(numbered(folder, move.number), move.to_json()):
+                revive(self.path, name, move.version)
                 return move
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -192,7 +197,8 @@ class Catalogue:
             version = self._claims(name).read(int(suffix)) if len(suffix) <= 12 else None
             if version is None:
                 latest = self._latest(name).version
-                raise NotFound(f"model {name!r} has no version {suffix}", hint=f"the newest is {latest}")
+                hint = removal_told(self.path, ref) or f"the newest is {latest}"
+                raise NotFound(f"model {name!r} has no version {suffix}", hint=hint)
             return version
         check_alias(suffix)
         move = last_move(self._alias_dir(name, suffix))

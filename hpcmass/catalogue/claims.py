@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpcmass.errors import AlreadyExists, NotFound
-from hpcmass.files import publishing, read_json, storage_errors
+from hpcmass.errors import AlreadyExists, HpcmassError, NotFound
+from hpcmass.files import avoid_links, publishing, read_json, settle, storage_errors
 
 _NUMBERED = re.compile(r"([0-9]{6,})\.json")
 _UNFINISHED_WAIT_S = 1.0
+
+FILE_SYSTEM = "filesystem.json"
+"""What `doctor` found about the file system under a catalogue."""
 
 
 def numbered(folder: Path, number: int) -> Path:
@@ -51,7 +55,7 @@ def claim_json(path: Path, value: dict[str, Any], *, whole: bool = False) -> boo
     try:
         with publishing(path, reserve=not whole) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            os.chmod(temporary, 0o444)
+            settle(temporary, 0o444)
     except AlreadyExists:
         return False
     return True
@@ -79,3 +83,11 @@ def read_claim(path: Path, wait_s: float = _UNFINISHED_WAIT_S) -> Any:
         if time.monotonic() > deadline:
             return None
         time.sleep(0.05)
+
+
+def recall_file_system(root: Path) -> None:
+    """Heed what `doctor` found about hard links under a catalogue; without a finding each one is tried."""
+    with contextlib.suppress(HpcmassError):
+        found = read_json(root / FILE_SYSTEM)
+        if isinstance(found, dict) and found.get("links") is False:
+            avoid_links(root)

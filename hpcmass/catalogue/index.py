@@ -149,11 +149,13 @@ class Index:
         return os.path.realpath(self.root)
 
     def _identity(self) -> str:
+        """What the catalogue is, and how often versions were removed from it: no journal says that."""
+        found, removals = None, numbers(self.root / "removals")[-1:]
         with contextlib.suppress(NotFound, CorruptError):
             found = read_json(self.root / "catalogue.json")
-            if isinstance(found, dict):
-                return str(found.get("id", ""))
-        return ""
+        return (str(found.get("id", "")) if isinstance(found, dict) else "") + (
+            f".{removals[0]}" if removals else ""
+        )
 
     def _news(self, rows: IndexRows) -> tuple[set[Pointer], dict[str, Position]] | None:
         """What the journals have since the index was made; None where one is gone or became shorter."""
@@ -205,6 +207,7 @@ class Index:
 
     def _apply(self, rows: IndexRows, pointers: Iterable[Pointer]) -> None:
         """Take in what pointers name; what is not there yet is kept as pending, what is damaged is left out."""
+        last: dict[Path, int] = {}
         for pointer in pointers:
             if not _named(pointer):
                 continue
@@ -213,7 +216,7 @@ class Index:
                 there = known or self._take(rows, pointer)
             except HpcmassError:
                 there = True  # `verify` names it
-            rows.set_pending(pointer, not there)
+            rows.set_pending(pointer, not there and not self._removed(pointer, last))
         rows.flush()
 
     def _take(self, rows: IndexRows, pointer: Pointer) -> bool:
@@ -225,7 +228,14 @@ class Index:
             return move is not None
         versions = VersionClaims(path.parent, pointer.model, {}, wait_s=0).versions(pointer.number)
         rows.add(versions)
-        return bool(versions)
+        return bool(versions) or self._exists(pointer)  # there may be nothing but what was removed
+
+    def _removed(self, pointer: Pointer, last: dict[Path, int]) -> bool:
+        """Whether a claim that is not there will not come: numbers behind it are taken."""
+        path = self._path(pointer)
+        if path.parent not in last:
+            last[path.parent] = max(numbers(path.parent), default=0)
+        return pointer.number < last[path.parent] and not path.exists()
 
 
 def _named(pointer: Pointer) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from hpcmass.catalogue.blobs import make_durable_dir
 from hpcmass.catalogue.claims import listdir
-from hpcmass.files import boot_id, fsync_dir, storage_errors
+from hpcmass.files import boot_id, fsync_dir, settle_open, storage_errors
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def append(folder: Path, pointers: Iterable[Pointer]) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             new = os.fstat(handle).st_size == 0
+            settle_open(handle, folder, 0o644)  # the others of a group read it, whatever this writer's umask
             while os.write(handle, data) < len(data):
                 pass  # cut short, and another may have written behind it: say all of it again
             os.fsync(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, open_regular
 from hpcmass.catalogue.version import FileEntry
 from hpcmass.errors import AlreadyExists, CatalogueError
-from hpcmass.files import publishing, storage_errors
+from hpcmass.files import publishing, settle, storage_errors
 
 SMALL_BYTES = 256 << 10
 """Files up to this size are packed; larger ones are blobs."""
@@ -32,7 +32,7 @@ class Packer:
     """
 
     def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+        self.blobs = blobs
         self._known: dict[str, FileEntry] = {}  # of packs that are durable
         self._open: dict[str, tuple[int, bytes]] = {}  # of the pack at hand: offset and content
         self._bytes = 0
@@ -48,7 +48,7 @@ class Packer:
             size = os.fstat(file.fileno()).st_size
             data = file.read(SMALL_BYTES + 1) if size <= SMALL_BYTES else None
         if data is None:
-            return self._blobs.add(source)
+            return self.blobs.add(source)
         if len(data) > SMALL_BYTES:
             raise CatalogueError("changed while it was being registered", where=source)
         digest = hashlib.sha256(data).hexdigest()
@@ -69,14 +69,14 @@ class Packer:
             return
         content = b"".join(data for _, data in self._open.values())
         digest = hashlib.sha256(content).hexdigest()
-        target = self._blobs.pack_path(digest)
+        target = self.blobs.pack_path(digest)
         make_durable_dir(target.parent)
         try:
-            with publishing(target) as temporary:
+            with publishing(target, same=True) as temporary:
                 temporary.write_bytes(content)
-                os.chmod(temporary, 0o444)
+                settle(temporary, 0o444)
         except AlreadyExists:  # the very same files before, or at the same time
-            self._blobs.need_pack(digest, len(content))
+            self.blobs.need_pack(digest, len(content))
         for name, (offset, data) in self._open.items():
             self._known[name] = FileEntry(name, len(data), digest, offset)
         self._open, self._bytes = {}, 0

@@ -49,9 +49,11 @@ class VersionClaims:
         if raw is None:
             return []
         path = numbered(self.folder, start)
-        if "versions" not in raw:
-            return [parse_version(raw, self.name, start, path)]
-        return [parse_version(one, self.name, start + place, path) for place, one in enumerate(raw["versions"])]
+        return [
+            parse_version(one, self.name, start + place, path)
+            for place, one in enumerate(raw.get("versions", [raw]))
+            if not removed(one)
+        ]
 
     def each(self) -> Iterator[tuple[int, list[Version] | HpcmassError]]:
         """Every claim's number with its versions, or with what is wrong with it."""
@@ -77,12 +79,10 @@ class VersionClaims:
             raw = self._raw(start)
         if raw is None:
             return None
-        path = numbered(self.folder, start)
-        if "versions" not in raw:
-            return parse_version(raw, self.name, number, path) if start == number else None
-        if number - start >= len(raw["versions"]):
+        found = raw.get("versions", [raw])
+        if number - start >= len(found) or removed(found[number - start]):
             return None
-        return parse_version(raw["versions"][number - start], self.name, number, path)
+        return parse_version(found[number - start], self.name, number, numbered(self.folder, start))
 
     def latest(self) -> Version | None:
         """The version with the highest number, or None.
@@ -91,8 +91,10 @@ class VersionClaims:
             CorruptError: Its claim is damaged.
         """
         for start in reversed(self.starts()):
-            if (raw := self._raw(start)) is not None:
-                return self.read(start + len(raw.get("versions", [raw])) - 1)
+            found = [] if (raw := self._raw(start)) is None else raw.get("versions", [raw])
+            for place in reversed(range(len(found))):
+                if not removed(found[place]):
+                    return self.read(start + place)
         return None
 
     def claim(self, make: Callable[[int], Sequence[Version]], announce: Callable[[int], None]) -> list[Version]:
@@ -131,7 +133,18 @@ class VersionClaims:
             raw = self._raw(number)
         except CorruptError:
             return number + MOST  # how far it reached is lost, and none reaches further
-        return number + (1 if raw is None else len(raw.get("versions", [raw])))
+        if raw is None or "versions" not in raw:
+            return number + (int(raw.get("reaches", 1)) if raw is not None and removed(raw) else 1)
+        return number + len(raw["versions"])
+
+    def content(self, number: int) -> dict[str, Any] | None:
+        """The JSON of a claim as it is, or None.
+
+        Raises:
+            CorruptError: The claim is damaged.
+        """
+        found: dict[str, Any] | None = self._raw(number)
+        return found
 
     def _raw(self, number: int) -> Any:
         path = numbered(self.folder, number)
@@ -154,3 +167,8 @@ class VersionClaims:
             self._kept.pop(next(iter(self._kept)))
         self._kept[path] = raw
         return raw
+
+
+def removed(raw: Any) -> bool:
+    """Whether what stands in the place of a version says that it was removed."""
+    return isinstance(raw, dict) and isinstance(raw.get("removed"), dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcmass.catalogue.blobs import make_durable_dir, walk_files
+from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, walk_files
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.version import MOST, FileEntry, Version, plain, who
@@ -89,7 +89,7 @@ def register_all(
                 made.update(
                     zip(
                         some,
-                        claim_versions([given[place] for place in some], claims(name), announce),
+                        claim_versions([given[place] for place in some], claims(name), announce, packer.blobs),
                         strict=False,
                     )
                 )
@@ -100,7 +100,7 @@ def register_all(
 
 
 def claim_versions(
-    models: list[Model], claims: VersionClaims, announce: Callable[[str, int], None]
+    models: list[Model], claims: VersionClaims, announce: Callable[[str, int], None], blobs: BlobStore
 ) -> list[Version]:
     """Claim the next numbers of a name for some models; see `VersionClaims.claim`."""
     created, by = time.time(), who()
@@ -110,8 +110,28 @@ def claim_versions(
 
     def told(number: int) -> None:
         announce(claims.name, number)
+        hold(models, blobs)  # `gc` deletes nothing while what was announced has not come
 
     try:
-        return claims.claim(make(models), told)
+        made = claims.claim(make(models), told)
     except NoLinks:  # then each on its own: a number that is taken and empty must not stand for many
-        return [version for one in models for version in claims.claim(make([one]), told)]
+        made = [version for one in models for version in claims.claim(make([one]), told)]
+    hold(models, blobs)
+    return made
+
+
+def hold(models: list[Model], blobs: BlobStore) -> None:
+    """Look that the content of some models is there still, each blob and pack once; see `BlobStore.hold`.
+
+    Raises:
+        StorageError: Some of it is gone, and cannot be put back.
+    """
+    sound: set[str] = set()
+    for one in models:
+        for path, source in one.sources:
+            entry = one.files[path]
+            file = entry.pack or entry.sha256
+            if file in sound or blobs.where(entry).exists():
+                sound.add(file)
+            else:
+                blobs.hold(entry, source)

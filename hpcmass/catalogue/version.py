@@ -20,6 +20,9 @@ FORMAT = 1
 PACKED_FORMAT = 2
 """Of a version some of whose files are packed, and of a claim of several versions."""
 
+REMOVED_FORMAT = 3
+"""Of what stands in the place of a version that was removed, and of a claim that has one."""
+
 MOST = 1000
 """Versions that one claim holds at most."""
 
@@ -169,9 +172,9 @@ def check_format(raw: Mapping[str, Any], where: Path) -> None:
     version = raw.get("format")
     if type(version) is not int or version < 1:
         raise CorruptError("says no format", where=where)
-    if version > PACKED_FORMAT:
+    if version > REMOVED_FORMAT:
         raise CatalogueError(
-            f"has format {version}, and this hpcmass knows up to {PACKED_FORMAT}",
+            f"has format {version}, and this hpcmass knows up to {REMOVED_FORMAT}",
             where=where,
             hint="update hpcmass",
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hpcmass.cli import catalogue_care
 from hpcmass.cli.console import csv_table, day, dump, facts, size, table
 from hpcmass.cli.options import project_option
 
@@ -188,3 +189,8 @@ def load(model: str, target: str | None, project_root: str | None) -> None:
         catalogue = open_catalogue(project_root)
         click.echo(f"files in {catalogue.materialise(catalogue.get(model), Path(target))}")
     click.echo(repr(load_model(model, project=project_root)))
+
+
+command.add_command(catalogue_care.doctor)
+command.add_command(catalogue_care.fsck)
+command.add_command(catalogue_care.gc)

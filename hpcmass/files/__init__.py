@@ -5,6 +5,7 @@ from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_st
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
     NoLinks,
+    avoid_links,
     canonical_json,
     claim,
     fsync_dir,
@@ -18,21 +19,26 @@ from hpcmass.files.publish import (
     sha256_bytes,
     sha256_file,
     storage_errors,
+    temporary_beside,
 )
 from hpcmass.files.records import append_record, read_last_records, read_records, read_records_from
+from hpcmass.files.shared import file_mode, make_dir_as_parent, settle, settle_open, shared_mode
 
 __all__ = [
     "Lease",
     "NoLinks",
     "Owner",
     "append_record",
+    "avoid_links",
     "boot_id",
     "cache_folder",
     "canonical_json",
     "check_name",
     "claim",
+    "file_mode",
     "fsync_dir",
     "make_dir",
+    "make_dir_as_parent",
     "pid_namespace",
     "process_start",
     "publish",
@@ -44,7 +50,11 @@ __all__ = [
     "read_records_from",
     "replace",
     "replace_json",
+    "settle",
+    "settle_open",
     "sha256_bytes",
     "sha256_file",
+    "shared_mode",
     "storage_errors",
+    "temporary_beside",
 ]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import AlreadyExists, CorruptError, NotFound, StorageError
+from hpcmass.files.shared import settle_open
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -85,6 +86,7 @@ def fsync_file(path: Path) -> None:
 def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        settle_open(handle, path.parent, 0o644)
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
@@ -94,29 +96,59 @@ def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
         os.close(handle)
 
 
+_avoided: set[str] = set()
+
+
+def avoid_links(folder: Path) -> None:
+    """Do not try hard links below a folder, where a probe found that they do not do what they should."""
+    _avoided.add(os.path.realpath(folder))
+
+
+def _avoids(path: Path) -> bool:
+    if not _avoided:
+        return False
+    real = os.path.realpath(path)
+    return any(real.startswith(folder + os.sep) for folder in _avoided)
+
+
 class NoLinks(StorageError):
     """The file system has no hard links, and without them a name cannot appear with its content."""
 
 
-def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
+def _link_once(temporary: Path, path: Path, reserve: bool = True, same: bool = False) -> None:
     """Give `temporary` its final name if that name is free, else raise `FileExistsError`."""
     try:
+        if _avoids(path):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(path))
         os.link(temporary, path)
         return
     except OSError as error:
         if os.stat(temporary).st_nlink == 2:
             return
+        if error.errno == errno.EEXIST and same and os.stat(path).st_size == 0:
+            os.rename(temporary, path)  # reserved, by a writer of long ago that died
+            return
         if error.errno not in _NO_LINKS:
             raise
-        if not reserve:
+        if not reserve and not same:
             raise NoLinks("the file system has no hard links", where=path) from error
+    if same:  # whoever has the name has the same content
+        os.rename(temporary, path)
+        return
     # No hard links here: O_EXCL reserves the name, and the rename puts the content in its place.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not temporary.exists():  # it was done
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
+def publishing(path: Path, *, reserve: bool = True, same: bool = False) -> Iterator[Path]:
     """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
@@ -124,6 +156,7 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     Args:
         path: The final name.
         reserve: Where there are no hard links, let the name appear empty for a moment; else refuse.
+        same: Whoever publishes this name publishes the same content, by which it is named: nothing is reserved.
 
     Raises:
         AlreadyExists: The final name was taken (before, or meanwhile).
@@ -134,11 +167,11 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         with storage_errors(path, "write the file"):
-            if path.exists():
+            if path.exists() and not (same and path.stat().st_size == 0):
                 raise AlreadyExists("is there already and is written only once", where=path)
             yield temporary
             fsync_file(temporary)
-            _link_once(temporary, path, reserve)
+            _link_once(temporary, path, reserve, same)
     except StorageError as error:
         if error.data.get("errno") == errno.EEXIST:
             raise AlreadyExists("is there already and is written only once", where=path) from error

@@ -75,5 +75,5 @@ def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:
         f"{p.where}: {p.message}" + (f" (hits {', '.join(p.refs)})" if p.refs else "") for p in report.problems
     ]
     raise CatalogueError(
-        "\n".join([f"{len(report.problems)} problems", *lines]), hint="bring the files back from a copy"
+        "\n".join([f"{len(report.problems)} problems", *lines]), hint="`hpcmass catalogue fsck --repair`"
     )

@@ -227,7 +227,7 @@ def test_newer_formats_and_garbage(catalogue, bundle):
     path = catalogue.path / "models/mnist/versions/000001.json"
     raw = json.loads(path.read_text())
     path.unlink()
-    path.write_text(json.dumps({**raw, "format": 3}))
+    path.write_text(json.dumps({**raw, "format": 4}))
     with pytest.raises(CatalogueError, match="update hpcmass"):
         catalogue.get("mnist")
     path.write_text("{")

@@ -152,7 +152,7 @@ def test_a_cut_copy_in_the_cache_is_made_again(catalogue, tmp_path):
         {"versions": {}},
         {"name": "other"},
         {"version": 2},
-        {"format": 3},
+        {"format": 4},
     ],
 )
 def test_a_forged_claim_of_several_is_refused(catalogue, tmp_path, change):
