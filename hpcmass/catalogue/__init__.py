@@ -1,8 +1,10 @@
 """Floor 2: the file-based model catalogue. No torch, no pickle, no server."""
 
-from hpcmass.catalogue.aliases import AliasMove
-from hpcmass.catalogue.catalogue import ANY, Catalogue
+from hpcmass.catalogue.aliases import ANY, AliasMove
+from hpcmass.catalogue.catalogue import Catalogue
 from hpcmass.catalogue.check import Problem, VerifyReport
+from hpcmass.catalogue.evaluations import EvaluationRecord, Evaluations, Measured
+from hpcmass.catalogue.gates import GateResult, Requirement, parse_requirement
 from hpcmass.catalogue.origin import environment, git_commit, lineage
 from hpcmass.catalogue.register import Registration
 from hpcmass.catalogue.search import Found, SearchResult
@@ -12,10 +14,15 @@ __all__ = [
     "ANY",
     "AliasMove",
     "Catalogue",
+    "EvaluationRecord",
+    "Evaluations",
     "FileEntry",
     "Found",
+    "GateResult",
+    "Measured",
     "Problem",
     "Registration",
+    "Requirement",
     "SearchResult",
     "VerifyReport",
     "Version",
@@ -23,4 +30,5 @@ __all__ = [
     "environment",
     "git_commit",
     "lineage",
+    "parse_requirement",
 ]
