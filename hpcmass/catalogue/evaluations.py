@@ -204,7 +204,8 @@ def _parse(raw: Any, name: str, version: int, number: int, path: Path) -> Evalua
         check_format(raw, path)
         if raw["name"] != name or raw["version"] != version or not isinstance(raw["result"], dict):
             raise ValueError("its name, version or result is another one")
-        words = (str(raw.get(key, "")) for key in ("by", "dataset", "data", "why"))
-        return EvaluationRecord(name, version, number, float(raw["created"]), *words, raw["result"])
+        by, dataset, data, why = (str(raw.get(key, "")) for key in ("by", "dataset", "data", "why"))
+        created, result = float(raw["created"]), raw["result"]
+        return EvaluationRecord(name, version, number, created, by, dataset, data, why, result)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptError(f"is not an evaluation of {name}@{version} ({error})", where=path) from error

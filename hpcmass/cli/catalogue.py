@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hpcmass.cli.catalogue_life import add_life
 from hpcmass.cli.console import csv_table, day, dump, facts, size, table
 from hpcmass.cli.options import project_option
 
@@ -137,22 +138,6 @@ def alias_version(model: str, alias: str, why: str, expect: str | None, project_
     click.echo(moved)
 
 
-@command.command("history")
-@click.argument("name")
-@click.argument("alias")
-@project_option
-def history(name: str, alias: str, project_root: str | None) -> None:
-    """Show who pointed an alias where, when and why."""
-    from hpcmass.workflow.registry import open_catalogue
-
-    moves = open_catalogue(project_root).history(name, alias)
-    table(
-        [(m.version, m.previous, m.by, day(m.created), m.why) for m in moves],
-        ["version", "from", "by", "when", "why"],
-        f"{name}@{alias}",
-    )
-
-
 @command.command("verify")
 @click.argument("model", required=False)
 @project_option
@@ -188,3 +173,6 @@ def load(model: str, target: str | None, project_root: str | None) -> None:
         catalogue = open_catalogue(project_root)
         click.echo(f"files in {catalogue.materialise(catalogue.get(model), Path(target))}")
     click.echo(repr(load_model(model, project=project_root)))
+
+
+add_life(command)
