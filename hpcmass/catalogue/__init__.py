@@ -5,6 +5,7 @@ from hpcmass.catalogue.catalogue import Catalogue
 from hpcmass.catalogue.check import Problem, VerifyReport
 from hpcmass.catalogue.evaluations import EvaluationRecord, Evaluations, Measured
 from hpcmass.catalogue.gates import GateResult, Requirement, parse_requirement
+from hpcmass.catalogue.graph import Graph, lineage_graph
 from hpcmass.catalogue.origin import environment, git_commit, lineage
 from hpcmass.catalogue.register import Registration
 from hpcmass.catalogue.search import Found, SearchResult
@@ -19,6 +20,7 @@ __all__ = [
     "FileEntry",
     "Found",
     "GateResult",
+    "Graph",
     "Measured",
     "Problem",
     "Registration",
@@ -30,5 +32,6 @@ __all__ = [
     "environment",
     "git_commit",
     "lineage",
+    "lineage_graph",
     "parse_requirement",
 ]

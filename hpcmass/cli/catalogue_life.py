@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from hpcmass.cli.console import day, dump, table
+from hpcmass.cli.console import csv_table, day, dump, table
 from hpcmass.cli.options import project_option
+from hpcmass.files import replace
 
 
 def add_life(group: click.Group) -> None:
     """Add these commands to `hpcmass catalogue`."""
-    for each in (promote, history):
+    for each in (promote, history, lineage, compare, card, export):
         group.add_command(each)
 
 
@@ -66,6 +69,85 @@ def promote(
         return
     before = f" (was {done.version.name}@{done.move.previous})" if done.move.previous else ""
     click.echo(f"{done.version.name}@{to} → {done.version.ref}{before}")
+
+
+@click.command("lineage")
+@click.argument("model", metavar="NAME@VERSION")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(["text", "json", "dot", "mermaid"]),
+    default="text",
+    show_default=True,
+    help="dot: for Graphviz; mermaid: for Markdown.",
+)
+@project_option
+def lineage(model: str, shape: str, project_root: str | None) -> None:
+    """Show what a version was made of, and what was made of it."""
+    from hpcmass.catalogue import graph_text
+    from hpcmass.catalogue.graph import lineage_graph
+    from hpcmass.workflow.registry import open_catalogue
+
+    graph = lineage_graph(open_catalogue(project_root), model)
+    if shape == "json":
+        dump(graph.to_json())
+        return
+    write = {"text": graph_text.to_text, "dot": graph_text.to_dot, "mermaid": graph_text.to_mermaid}[shape]
+    click.echo(write(graph))
+
+
+@click.command("compare")
+@click.argument("models", nargs=-1, required=True, metavar="NAME@VERSION NAME@VERSION …")
+@click.option("--all", "everything", is_flag=True, help="Also the parameters that are the same in all.")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+@project_option
+def compare(models: tuple[str, ...], everything: bool, shape: str, project_root: str | None) -> None:
+    """Put versions side by side: metrics, parameters that differ, data, learning curves."""
+    from hpcmass.workflow.compare import compare as compare_versions
+
+    found = compare_versions(models, project_root, everything=everything)
+    if shape == "json":
+        dump(found.to_json())
+        return
+    if shape == "csv":
+        csv_table(found.rows())
+        return
+    for title, header, rows in found.tables():
+        shown = [[row[0], *map(day, row[1:])] if row[0] == "created" else row for row in rows]
+        table(shown, header, title)
+    for note in found.notes:
+        click.echo(note)
+
+
+@click.command("card")
+@click.argument("model", metavar="NAME@VERSION")
+@click.option("--out", metavar="FILE.md", help="Write it there [default: print it].")
+@project_option
+def card(model: str, out: str | None, project_root: str | None) -> None:
+    """Write a model card of what is known: data, metrics with intervals, cost, lineage."""
+    from hpcmass.workflow.cards import card as card_text
+
+    text = card_text(model, project_root)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    replace(Path(out), text)
+    click.echo(f"{out}: fill in what only a person can say")
+
+
+@click.command("export")
+@click.argument("model", metavar="NAME@VERSION")
+@click.option("--to", "target", required=True, metavar="FOLDER", help="A new or empty folder.")
+@click.option("--layout", type=click.Choice(["huggingface"]), default="huggingface", show_default=True)
+@project_option
+def export(model: str, target: str, layout: str, project_root: str | None) -> None:
+    """Lay a version out for others: its files, config.json, and the card as README.md."""
+    from hpcmass.workflow.cards import export as export_version
+
+    folder = export_version(model, Path(target), project_root)
+    click.echo(f"{folder} ({layout}): fill in what README.md leaves to a person")
 
 
 @click.command("history")

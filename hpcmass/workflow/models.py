@@ -16,6 +16,7 @@ from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.model import Model, load_bundle
 from hpcmass.train.pins import read_pins
+from hpcmass.workflow.cost import cost_of
 from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
 from hpcmass.workflow.registry import open_catalogue
 
@@ -146,6 +147,7 @@ def register_run(
         metrics |= evaluation.flat()
         ids.setdefault("evaluated", evaluation.dataset)
     record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
+    record["cost"] = cost_of(folder, None).to_json()  # the run's folder may be gone when somebody asks
     return open_catalogue(found).register(
         name or job.name, folder.model, metrics=metrics, lineage=record, description=description
     )
