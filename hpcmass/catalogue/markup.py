@@ -14,7 +14,7 @@ _MARKS = re.compile(r"[\\`*_\[\]|~#!$^@{}]")
 _LEADING = re.compile(r"^(?:[-+=:]|\d+(?=[.)]))")
 _LINKS = re.compile(r"(?i)\b(?:[a-z][a-z0-9+.-]*:(?=//)|www(?=\.)|mailto:)")
 # What YAML's readers do not take as it is, within quotes; JSON's writer leaves it there.
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "y", "n"}
 

@@ -121,5 +121,5 @@ def test_an_old_skops_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     import skops
 
     monkeypatch.setattr(skops, "__version__", "0.11.0")
-    with pytest.raises(MissingDependency, match="0.12"):
+    with pytest.raises(MissingDependency, match=r"0\.12"):
         skops_files.load_estimator(tmp_path / "x")
