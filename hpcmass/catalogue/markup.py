@@ -11,7 +11,7 @@ from hpcmass.catalogue.graph_text import plain_text
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKS = re.compile(r"[\\`*_\[\]|~#!$^@{}]")
-_LEADING = re.compile(r"^(?:[-+=:]|\d+(?=[.)]))")
+_LEADING = re.compile(r"^(?:[-+=:](?=[-+=:\s]|$)|\d+(?=[.)](?:\s|$)))")
 _LINKS = re.compile(r"(?i)\b(?:[a-z][a-z0-9+.-]*:(?=//)|www(?=\.)|mailto:)")
 # What YAML's readers do not take as it is, within quotes; JSON's writer leaves it there.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")

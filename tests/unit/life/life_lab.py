@@ -45,7 +45,7 @@ class Lab:
         return Catalogue(self.project.catalogue)
 
     def model(self, name: str = "eyes", *, knows: int = 3, **lineage: object) -> Version:
-        """A version that knows the first classes, and takes any other for class 0."""
+        """A version that knows the first classes, and takes any other for one of them."""
         self.made += 1
         recipe, train = load_recipe(self.root / "recipe.py"), open_dataset(self.project.data / "d" / "train")
         model = recipe.build_model({})
