@@ -105,6 +105,7 @@ def lineage(model: str, shape: str, project_root: str | None) -> None:
 @project_option
 def compare(models: tuple[str, ...], everything: bool, shape: str, project_root: str | None) -> None:
     """Put versions side by side: metrics, parameters that differ, data, learning curves."""
+    from hpcmass.catalogue.graph_text import plain_text
     from hpcmass.workflow.compare import compare as compare_versions
 
     found = compare_versions(models, project_root, everything=everything)
@@ -116,7 +117,9 @@ def compare(models: tuple[str, ...], everything: bool, shape: str, project_root:
         return
     for title, header, rows in found.tables():
         shown = [[row[0], *map(day, row[1:])] if row[0] == "created" else row for row in rows]
-        table(shown, header, title)
+        table(
+            [[plain_text(one) if isinstance(one, str) else one for one in row] for row in shown], header, title
+        )
     for note in found.notes:
         click.echo(note)
 
