@@ -21,7 +21,7 @@ def add_life(group: click.Group) -> None:
 @click.argument("model", metavar="NAME@VERSION")
 @click.option("--to", required=True, metavar="ALIAS", help="The stage, such as production.")
 @click.option("--require", multiple=True, metavar="TEXT", help="What has to hold (repeatable); see below.")
-@click.option("--why", default="", help="The reason, kept in the history [default: what was required].")
+@click.option("--why", default="", help="The reason, kept in the history.")
 @click.option(
     "--expect", metavar="VERSION", help="The alias must be there now ('none': absent) [default: as it is]."
 )

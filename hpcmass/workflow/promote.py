@@ -106,7 +106,7 @@ def promote(
         version.name,
         to,
         version.version,
-        why=why or "; ".join(one.text for one in asked),
+        why=why or "promote",
         expect=now,
         gates=[one.to_json() for one in results],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from life_lab import Lab
@@ -180,3 +181,16 @@ def test_a_damaged_evaluation_is_named(lab: Lab) -> None:
         path.write_text(json.dumps(spoilt))
         with pytest.raises(CorruptError):
             evaluations.of(version)
+
+
+def test_writers_at_once_lose_no_evaluation(lab: Lab) -> None:
+    version = lab.model()
+    evaluations = Evaluations(lab.project.catalogue)
+
+    def add(number: int) -> int:
+        return evaluations.add(version, {"n": number}, dataset=f"{number}", data="test").number
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(add, range(40))) == list(range(1, 41))
+    assert {one.n for one in evaluations.of(version)} == set(range(40))
+    assert len(evaluations.latest(version)) == 40
