@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from hpcmass.catalogue.claims import numbered, numbers, read_claim
-from hpcmass.catalogue.version import FORMAT, check_format
-from hpcmass.errors import CorruptError
+from hpcmass.catalogue.claims import claim_json, numbered, numbers, read_claim
+from hpcmass.catalogue.version import FORMAT, check_format, plain, who
+from hpcmass.errors import CatalogueError, CorruptError
+
+
+class Anything:
+    """The type of `ANY`."""
+
+
+ANY: Final = Anything()
+"""For `expect`: whatever the alias has now."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class AliasMove:
         by: Who moved it, `user@host`.
         created: Seconds since the epoch.
         why: The reason that was given.
+        gates: The requirements that it was held against before it moved, each with what was found.
     """
 
     number: int
@@ -31,10 +42,13 @@ class AliasMove:
     by: str
     created: float
     why: str
+    gates: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of the move's file."""
+        gates = {"gates": list(self.gates)} if self.gates else {}
         return {
+            **gates,
             "format": FORMAT,
             "version": self.version,
             "from": self.previous,
@@ -47,6 +61,53 @@ class AliasMove:
         """Who moved it, when and why, in words."""
         when = datetime.datetime.fromtimestamp(self.created, datetime.timezone.utc)
         return f"{self.by} moved it there on {when:%Y-%m-%d %H:%M:%S} UTC ({self.why or 'no reason given'})"
+
+
+def move(
+    folder: Path,
+    version: int,
+    *,
+    what: str,
+    why: str,
+    expect: int | Anything | None,
+    announce: Callable[[int], None],
+    gates: Sequence[Mapping[str, Any]] = (),
+) -> AliasMove:
+    """Claim the next move of the alias of a folder; comparing and setting are one step.
+
+    Args:
+        folder: The alias's, which is there.
+        version: Where it is to point.
+        what: The alias in words, for the error.
+        why: The reason.
+        expect: The version that it is believed to have; None: none yet; `ANY`: whatever.
+        announce: Called with the number before each attempt.
+        gates: Kept with the move.
+
+    Raises:
+        CatalogueError: It has another version than expected; says who moved it, and when.
+    """
+    kept = tuple(plain(dict(one), "gates") for one in gates)
+    while True:
+        number = max(numbers(folder), default=0)
+        last = last_move(folder)
+        now = last.version if last else None
+        if not isinstance(expect, Anything) and now != expect:
+            raise CatalogueError(
+                f"{what} has {_at(now)}, not {_at(expect)}" + (f": {last.told()}" if last else ""),
+                hint=f"look at its history, then say again, expecting {_at(now)}",
+                alias=folder.name,
+                actual=now,
+                expected=expect,
+            )
+        made = AliasMove(number + 1, int(version), now, who(), time.time(), str(why), kept)
+        announce(made.number)
+        if claim_json(numbered(folder, made.number), made.to_json()):
+            return made
+
+
+def _at(version: object) -> str:
+    return "no version" if version is None else f"version {version}"
 
 
 def read_moves(folder: Path) -> list[AliasMove]:
@@ -86,6 +147,7 @@ def read_move(folder: Path, number: int, wait_s: float = 1.0) -> AliasMove | Non
         check_format(raw, path)
         previous = None if raw["from"] is None else int(raw["from"])
         created, why = float(raw["created"]), str(raw.get("why", ""))
-        return AliasMove(number, int(raw["version"]), previous, str(raw.get("by", "")), created, why)
+        gates = tuple(dict(one) for one in raw.get("gates", ()))
+        return AliasMove(number, int(raw["version"]), previous, str(raw.get("by", "")), created, why, gates)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptError(f"is not a move of an alias ({error})", where=path) from error

@@ -11,13 +11,12 @@ import os
 import secrets
 import shutil
 import sqlite3
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
+from hpcmass.catalogue.aliases import ANY, AliasMove, Anything, last_move, move, read_moves
 from hpcmass.catalogue.aside import removal_told
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
@@ -29,18 +28,9 @@ from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
 from hpcmass.catalogue.removing import revive
 from hpcmass.catalogue.search import SearchResult, search
-from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
-from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
+from hpcmass.catalogue.version import FORMAT, Version, check_alias
+from hpcmass.errors import AlreadyExists, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
-
-
-class _Any:
-    """The type of `ANY`."""
-
-
-ANY: Final = _Any()
-"""For `expect`: whatever the alias has now."""
-
 
 # The method `Catalogue.list` hides the type of this name inside the class.
 Versions: TypeAlias = list[Version]
@@ -114,7 +104,14 @@ class Catalogue:
         return register_all(models, self._packer, self._claims, self._announce)
 
     def alias(
-        self, name: str, alias: str, version: int, *, why: str, expect: int | _Any | None = ANY
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        why: str,
+        expect: int | Anything | None = ANY,
+        gates: Sequence[Mapping[str, Any]] = (),
     ) -> AliasMove:
         """Point an alias at a version.
 
@@ -125,6 +122,7 @@ class Catalogue:
             why: The reason, kept in the history.
             expect: The version that the caller believes the alias has now, or None for "no such alias yet";
                 left out, the alias moves whatever it has.
+            gates: What it was held against, see `hpcmass.workflow.promote`; kept in the history.
 
         Raises:
             CatalogueError: The alias has another version than expected; says who moved it, and when.
@@ -134,25 +132,22 @@ class Catalogue:
         self.get(f"{check_name(name, 'model name')}@{version:d}")
         folder = self._alias_dir(name, alias)
         make_durable_dir(folder)
-        while True:
-            number = max(numbers(folder), default=0)
-            last = last_move(folder)
-            now = last.version if last else None
-            if not isinstance(expect, _Any) and now != expect:
-                raise CatalogueError(
-                    f"alias {alias!r} of {name!r} has {_at(now)}, not {_at(expect)}"
-                    + (f": {last.told()}" if last else ""),
-                    hint=f"look at its history, then say again, expecting {_at(now)}",
-                    alias=alias,
-                    actual=now,
-                    expected=expect,
-                )
-            move = AliasMove(number + 1, int(version), now, who(), time.time(), str(why))
-            append(self.path / "journals", [Pointer(name, move.number, alias)])
-            revive(self.path, name, move.version)  # and again: `gc` may be taking it away
-            if claim_json(numbered(folder, move.number), move.to_json()):
-                revive(self.path, name, move.version)
-                return move
+
+        def announce(number: int) -> None:
+            append(self.path / "journals", [Pointer(name, number, alias)])
+            revive(self.path, name, version)  # and again below: `gc` may be taking it away
+
+        made = move(
+            folder,
+            version,
+            what=f"alias {alias!r} of {name!r}",
+            why=why,
+            expect=expect,
+            announce=announce,
+            gates=gates,
+        )
+        revive(self.path, name, made.version)
+        return made
 
     # -- reading ---------------------------------------------------------------------------------------
     def models(self) -> Names:
@@ -398,10 +393,6 @@ class Catalogue:
         if not self._identified and not path.exists():
             claim_json(path, {"format": FORMAT, "id": secrets.token_hex(16)})
         self._identified = True
-
-
-def _at(version: object) -> str:
-    return "no version" if version is None else f"version {version}"
 
 
 def _nearest(name: str, known: Names, what: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*@[0-9]+")
 _PACKAGES = ("hpcmass", "torch", "numpy", "scikit-learn", "horovod", "mpi4py")
 
 
@@ -35,10 +37,12 @@ def lineage(
         run_dir: A run folder with `job.toml` and `status.json`.
         datasets: Dataset id of each split that was used, such as `{"train": id}`.
         job_folder: Where the job file and the recipe are kept, for the git commit; default: the run folder.
-        parent: Reference of the version that this one was made from, if any.
+        parent: Reference of the version that this one was made from; default: the one whose weights the run
+            began with (`train.init_from`), if any.
 
     Returns:
-        `run`, `job`, `datasets`, `metrics`, `parent`, `commit` (None outside git; ends in `+changes` when
+        `run`, `job`, `datasets`, `metrics`, `parent`, `began_with` (what, and its digest; where the run began
+        with weights of any kind), `commit` (None outside git; ends in `+changes` when
         the folder has changes that are not committed), `environment`.
 
     Raises:
@@ -56,6 +60,9 @@ def lineage(
         status = read_json(run_dir / "status.json")
     except NotFound:
         status = {}
+    began = _began_with(run_dir)
+    if parent is None and began and _REF.fullmatch(began["what"]):
+        parent = began["what"]
     gathered = {
         "run": str(run_dir),
         "job": job,
@@ -64,9 +71,21 @@ def lineage(
         "parent": parent,
         "commit": git_commit(job_folder or run_dir),
         "environment": environment(),
+        **({"began_with": began} if began else {}),
     }
     result: dict[str, Any] = plain(gathered, "lineage")
     return result
+
+
+def _began_with(run_dir: Path) -> dict[str, str] | None:
+    """What `init.json` of a run says that it began with: `what` (`mnist@3`, or a file) and its `sha256`."""
+    try:
+        raw = read_json(run_dir / "init.json")
+    except NotFound:
+        return None
+    said = raw if isinstance(raw, dict) else {}
+    what = said.get("what")
+    return {"what": what, "sha256": str(said.get("sha256", ""))} if isinstance(what, str) and what else None
 
 
 def environment() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpcmass.cli import catalogue_care
+from hpcmass.cli.catalogue_life import add_life
 from hpcmass.cli.console import csv_table, day, dump, facts, size, table
 from hpcmass.cli.options import project_option
 
@@ -138,22 +139,6 @@ def alias_version(model: str, alias: str, why: str, expect: str | None, project_
     click.echo(moved)
 
 
-@command.command("history")
-@click.argument("name")
-@click.argument("alias")
-@project_option
-def history(name: str, alias: str, project_root: str | None) -> None:
-    """Show who pointed an alias where, when and why."""
-    from hpcmass.workflow.registry import open_catalogue
-
-    moves = open_catalogue(project_root).history(name, alias)
-    table(
-        [(m.version, m.previous, m.by, day(m.created), m.why) for m in moves],
-        ["version", "from", "by", "when", "why"],
-        f"{name}@{alias}",
-    )
-
-
 @command.command("verify")
 @click.argument("model", required=False)
 @project_option
@@ -194,3 +179,4 @@ def load(model: str, target: str | None, project_root: str | None) -> None:
 command.add_command(catalogue_care.doctor)
 command.add_command(catalogue_care.fsck)
 command.add_command(catalogue_care.gc)
+add_life(command)

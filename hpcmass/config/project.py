@@ -26,6 +26,14 @@ class Paths(BaseModel):
     catalogue: str = "catalogue"
 
 
+class Stage(BaseModel):
+    """`[stages.NAME]`: what every promotion to an alias requires."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    require: list[str] = []
+
+
 class ProjectFile(BaseModel):
     """The content of `hpcmass.toml`."""
 
@@ -34,6 +42,7 @@ class ProjectFile(BaseModel):
     name: str
     site: str | None = None
     paths: Paths = Paths()
+    stages: dict[str, Stage] = {}
 
 
 class Project:
@@ -130,6 +139,11 @@ class Project:
     def site_file(self) -> Path | None:
         """The site file that the project names, if any."""
         return self.root / self.file.site if self.file.site else None
+
+    def requirements(self, alias: str) -> list[str]:
+        """What a promotion to an alias requires always."""
+        stage = self.file.stages.get(alias)
+        return [] if stage is None else list(stage.require)
 
     def data_path(self, path: str) -> Path:
         """A dataset's folder as a job file names it: relative to the project folder, or absolute."""

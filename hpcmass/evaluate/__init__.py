@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcmass.evaluate.comparison import Compared, compare, compare_table
     from hpcmass.evaluate.inputs import read_inputs
-    from hpcmass.evaluate.measure import ClassScores, Evaluation, evaluate
+    from hpcmass.evaluate.measure import ClassScores, Evaluation, SliceScores, evaluate
     from hpcmass.evaluate.metrics import Metric, wilson
     from hpcmass.evaluate.models import cache_folder, resolve_bundle, resolve_model
     from hpcmass.evaluate.picture import TrialPoint, curves_of, sweep_picture, training_picture
     from hpcmass.evaluate.predictions import Predictions, predict, predict_file
+    from hpcmass.evaluate.slices import with_slices
 
 _WHERE = {
     "ClassScores": "measure",
@@ -24,6 +25,7 @@ _WHERE = {
     "Evaluation": "measure",
     "Metric": "metrics",
     "Predictions": "predictions",
+    "SliceScores": "measure",
     "TrialPoint": "picture",
     "cache_folder": "models",
     "compare": "comparison",
@@ -38,6 +40,7 @@ _WHERE = {
     "sweep_picture": "picture",
     "training_picture": "picture",
     "wilson": "metrics",
+    "with_slices": "slices",
 }
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "Evaluation",
     "Metric",
     "Predictions",
+    "SliceScores",
     "TrialPoint",
     "cache_folder",
     "compare",
@@ -60,6 +64,7 @@ __all__ = [
     "sweep_picture",
     "training_picture",
     "wilson",
+    "with_slices",
 ]
 
 

@@ -47,6 +47,16 @@ class ClassScores:
     f1: Metric | None
 
 
+@dataclass(frozen=True)
+class SliceScores:
+    """How the samples did that have one value of a field."""
+
+    field: str
+    value: str
+    n: int
+    metrics: dict[str, Metric]
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What was measured of a model on a dataset.
@@ -59,6 +69,7 @@ class Evaluation:
         per_class: One entry a class; empty but for a classification.
         classes: Names of the classes.
         dataset: Id of the dataset.
+        slices: One entry a value of each field that was sliced by, see `hpcmass.evaluate.slices`.
     """
 
     task: str
@@ -68,6 +79,7 @@ class Evaluation:
     per_class: tuple[ClassScores, ...] = ()
     classes: tuple[str, ...] = ()
     dataset: str = ""
+    slices: tuple[SliceScores, ...] = ()
 
     @property
     def main(self) -> str:
@@ -97,6 +109,13 @@ class Evaluation:
                 for c in self.per_class
             ]
             tables.append(("per class", header, scores))
+        if self.slices:
+            names = list(self.metrics)
+            cut: list[Row] = [
+                (f"{s.field} == {s.value}", *(_short(s.metrics.get(name)) for name in names), str(s.n))
+                for s in self.slices
+            ]
+            tables.append(("per slice", ["slice", *names, "n"], cut))
         if self.confusion is not None and len(self.classes) <= _SHOWN_CLASSES:
             counts: list[Row] = [
                 (name, *("." if count == 0 else str(count) for count in row))
@@ -116,12 +135,17 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """As a value that JSON can hold; `from_json` is its inverse."""
+        cut = [
+            {"field": s.field, "value": s.value, "n": s.n, "metrics": _metrics_json(s.metrics)}
+            for s in self.slices
+        ]
         return {
+            **({"slices": cut} if cut else {}),
             "format": FORMAT,
             "task": self.task,
             "n": self.n,
             "dataset": self.dataset,
-            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
+            "metrics": _metrics_json(self.metrics),
             "classes": list(self.classes),
             "confusion": None if self.confusion is None else self.confusion.tolist(),
             "per_class": [
@@ -158,11 +182,15 @@ class Evaluation:
             return cls(
                 task=raw["task"],
                 n=raw["n"],
-                metrics={name: Metric.from_json(value) for name, value in raw["metrics"].items()},
+                metrics=_metrics_of(raw["metrics"]),
                 confusion=None if confusion is None else np.array(confusion, np.int64),
                 per_class=scores,
                 classes=tuple(raw["classes"]),
                 dataset=raw["dataset"],
+                slices=tuple(
+                    SliceScores(s["field"], s["value"], s["n"], _metrics_of(s["metrics"]))
+                    for s in raw.get("slices", ())
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptError(f"is not an evaluation ({error!r})") from error
@@ -216,9 +244,9 @@ def _own_metrics(model: Model, dataset: DatasetLike, batch_size: int, target: st
     _check_fields([spec.name for spec in model.signature.inputs], "input", dataset)
     _check_fields(model.signature.targets, "target", dataset)
     sums: dict[str, list[float]] = {}
-    start = 0
+    start, known = 0, getattr(dataset, "sample_ids", np.arange(len(dataset)))
     for batch in dataset.batches(batch_size):
-        ids = np.arange(start, start := start + len(next(iter(batch.values()))))
+        ids = known[start : (start := start + len(next(iter(batch.values()))))]
         for name, values in model.score({**batch, "sample_id": ids}).items():
             values = _finite(np.asarray(values, np.float64))
             moments = [float(values.sum()), float((values**2).sum())]
@@ -344,6 +372,14 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         raise DataError("the model gives NaN or infinity")
     return values
+
+
+def _metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    return {name: metric.to_json() for name, metric in metrics.items()}
+
+
+def _metrics_of(raw: Mapping[str, Any]) -> dict[str, Metric]:
+    return {name: Metric.from_json(value) for name, value in raw.items()}
 
 
 def _scores(scores: ClassScores) -> Mapping[str, Metric | None]:

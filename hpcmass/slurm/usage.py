@@ -1,4 +1,4 @@
-"""What running jobs use, as `sstat` measures it. Pure."""
+"""What running jobs use, as `sstat` measures it, and what energy ended ones took. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcmass.slurm.values import parse_cpu, parse_size
+
+_NO_VALS = {0xFFFFFFFE, 0xFFFFFFFF, 2**64 - 2, 2**64 - 1}  # what Slurm says for "not known"
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,26 @@ def parse_sstat(text: str) -> dict[str, Used]:
         old = found.get(job, Used())
         found[job] = Used(old.cpu_s + (cpu or 0.0), old.memory_bytes + (memory or 0.0))
     return found
+
+
+def sacct_energy(ids: Sequence[str]) -> list[str]:
+    """The command that asks for the energy of any number of jobs that are over, with their steps."""
+    fields = "JobID,ConsumedEnergyRaw"
+    return ["sacct", "--noheader", "--parsable2", "--format", fields, "--jobs", ",".join(ids)]
+
+
+def parse_energy(text: str) -> dict[str, float]:
+    """Joules by job; a job whose cluster does not measure energy (0, nothing, Slurm's NO_VAL) is left out.
+
+    A job's own line adds its steps up; where only the steps say something, they are added here.
+    """
+    jobs: dict[str, float] = {}
+    steps: dict[str, float] = {}
+    for line in text.splitlines():
+        name, bar, energy = line.strip().partition("|")
+        job, dot, _ = name.partition(".")
+        if not bar or not job or not energy.isdecimal() or int(energy) in {0, *_NO_VALS}:
+            continue
+        found = steps if dot else jobs
+        found[job] = found.get(job, 0.0) + float(energy)
+    return {**steps, **jobs}

@@ -42,6 +42,7 @@ class Bundle:
         framework: Versions of the packages that wrote it.
         data: The facts about the training data that `build_model` was given, where the recipe takes them.
         ragged: What became of the ragged fields of its training data in batches.
+        weights: The file with the weights of a torch model; an exported one has another name.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Bundle:
     framework: dict[str, str] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] | None = None
     ragged: dict[str, Shape] = field(default_factory=dict)
+    weights: str = WEIGHTS
 
     @property
     def recipe_file(self) -> Path:
@@ -62,7 +64,7 @@ class Bundle:
     @property
     def weights_file(self) -> Path:
         """Weights of a torch model."""
-        return self.folder / WEIGHTS
+        return self.folder / self.weights
 
     @property
     def estimator_file(self) -> Path:
@@ -139,6 +141,7 @@ def _parse(folder: Path, raw: Any) -> Bundle:
         framework={str(key): str(value) for key, value in raw["framework"].items()},
         data={str(one["name"]): _without_name(one) for one in raw["data"]} if "data" in raw else None,
         ragged={str(name): Shape(**said) for name, said in raw.get("ragged", {}).items()},
+        weights=check_name(raw.get("weights", WEIGHTS), "file"),
     )
 
 

@@ -137,7 +137,8 @@ def _resolve(source: str, project: Project) -> Source:
         return Source(catalogue.open_files(version)[WEIGHTS], version.ref)
     path = project.data_path(source)
     if path.is_dir():
-        inside = next((p for p in (path / WEIGHTS, path / "model" / WEIGHTS) if p.is_file()), None)
+        names = (WEIGHTS, f"model/{WEIGHTS}", "model.safetensors")  # the last: of an exported model
+        inside = next((path / name for name in names if (path / name).is_file()), None)
         if inside is None:
             raise NotFound(f"there is no {WEIGHTS} in it, nor in its model/", where=path)
         path = inside

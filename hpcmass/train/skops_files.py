@@ -55,6 +55,11 @@ def _skops() -> Any:
         raise MissingDependency(
             "estimators need scikit-learn and skops", hint="pip install 'hpcmass[sklearn]'"
         ) from error
+    # Before 0.12 a forged file ran functions that `get_untrusted_types` did not name (CVE-2025-54412, -54413).
+    if tuple(int(part) for part in re.findall(r"\d+", skops.__version__)[:2]) < (0, 12):
+        raise MissingDependency(
+            f"estimators need skops 0.12 or newer, not {skops.__version__}", hint="pip install 'skops>=0.12'"
+        )
     return skops.io
 
 

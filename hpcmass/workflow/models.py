@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpcmass.catalogue import Version, lineage
 from hpcmass.config import Job, Project, read_run_job
 from hpcmass.data import open_dataset
 from hpcmass.errors import CatalogueError
-from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file
+from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file, with_slices
 from hpcmass.evaluate.models import resolve_bundle
 from hpcmass.evaluate.picture import curves_of, training_picture
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.model import Model, load_bundle
 from hpcmass.train.pins import read_pins
+from hpcmass.workflow.cost import cost_of
 from hpcmass.workflow.projects import ProjectRef, find_run, maybe_project, project_of
 from hpcmass.workflow.registry import open_catalogue
 
@@ -35,7 +36,12 @@ def load(model: str | Path, *, project: ProjectRef = None) -> Model:
 
 
 def evaluate_model(
-    model: str | Path, dataset: str | Path, project: ProjectRef = None, *, picture: Path | None = None
+    model: str | Path,
+    dataset: str | Path,
+    project: ProjectRef = None,
+    *,
+    picture: Path | None = None,
+    slices: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a model on a dataset; for a run the result is kept in its folder too.
 
@@ -44,11 +50,15 @@ def evaluate_model(
         dataset: The dataset's folder, from the working folder or from the project folder.
         project: The project to look in.
         picture: Where to write the learning curves and the confusion matrix, as a PNG.
+        slices: Fields of the dataset; the metrics of the samples with each of their values are added.
     """
     found = maybe_project(project)
     meant = resolve_bundle(str(model), found)
     run = RunFolder(meant.run) if meant.run is not None else None
-    evaluation = evaluate(load_bundle(meant.folder), open_dataset(dataset_path(dataset, found)))
+    loaded, data = load_bundle(meant.folder), open_dataset(dataset_path(dataset, found))
+    evaluation = evaluate(loaded, data)
+    if slices:
+        evaluation = with_slices(evaluation, loaded, data, slices)
     if run is not None:
         replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
     if picture is not None:
@@ -137,6 +147,7 @@ def register_run(
         metrics |= evaluation.flat()
         ids.setdefault("evaluated", evaluation.dataset)
     record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
+    record["cost"] = cost_of(folder, None).to_json()  # the run's folder may be gone when somebody asks
     return open_catalogue(found).register(
         name or job.name, folder.model, metrics=metrics, lineage=record, description=description
     )

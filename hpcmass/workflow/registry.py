@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hpcmass.catalogue import ANY, Catalogue, Found
+from hpcmass.catalogue import ANY, AliasMove, Catalogue, Found
+from hpcmass.catalogue.aliases import Anything
 from hpcmass.errors import CatalogueError, ConfigError
 from hpcmass.files import check_name
 from hpcmass.workflow.projects import ProjectRef, project_of
@@ -45,12 +46,34 @@ def set_alias(
     """
     catalogue = open_catalogue(project)
     version = catalogue.get(model)
-    if expect is not None and expect != "none" and not expect.isdecimal():
-        raise ConfigError(f"'{expect}' is no version", where="--expect", hint="a number, or none")
-    expected = ANY if expect is None else None if expect == "none" else int(expect)
-    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected)
+    move = catalogue.alias(version.name, alias, version.version, why=why, expect=expected(expect))
     before = f" (was {version.name}@{move.previous})" if move.previous else ""
     return f"{version.name}@{alias} → {version.ref}{before}"
+
+
+def expected(text: str | None) -> Anything | int | None:
+    """What `--expect` means: a version's number, None for `none`, `ANY` where it was not said.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text is None or text == "none":
+        return ANY if text is None else None
+    if not (text.isdecimal() and text.isascii()):
+        raise ConfigError(f"'{text}' is no version", where="--expect", hint="a number, or none")
+    return int(text)
+
+
+def history_of(name: str, alias: str | None, project: ProjectRef = None) -> list[tuple[str, AliasMove]]:
+    """The moves of one alias of a model, or of all of them by time, each with the alias's name.
+
+    Raises:
+        NotFound: There is no such model or alias.
+    """
+    catalogue = open_catalogue(project)
+    names = catalogue.aliases(name) if alias is None else [alias]
+    moves = [(called, move) for called in names for move in catalogue.history(name, called)]
+    return moves if alias is not None else sorted(moves, key=lambda one: one[1].created)
 
 
 def verify_catalogue(model: str | None, project: ProjectRef = None) -> str:

@@ -1,0 +1,211 @@
+"""Evaluations of a version: records beside it, since a version itself never changes.
+
+`models/NAME/evaluations/000003/000001.json` is the first evaluation of version 3: a numbered claim like a
+version, written once. What was measured is kept as `hpcmass.evaluate` gave it; here only what gates,
+comparisons and cards ask of it is read, and nothing in it is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcmass.catalogue.blobs import make_durable_dir
+from hpcmass.catalogue.claims import claim_json, numbered, numbers, read_claim
+from hpcmass.catalogue.version import Version, check_format, plain, who
+from hpcmass.errors import CorruptError
+from hpcmass.files import check_name
+
+FORMAT = 1
+_SCORES = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with its 95 % interval, where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f}" + ("" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]")
+
+    def to_json(self) -> dict[str, float | None]:
+        """As in a JSON file."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation of a version on a data set.
+
+    Attributes:
+        name: The model.
+        version: The version's number.
+        number: 1 for the version's first evaluation.
+        created: Seconds since the epoch.
+        by: Who evaluated it, `user@host`.
+        dataset: Id of the data set.
+        data: The data set as it was named, such as `data/mnist/test`.
+        why: What it was for.
+        result: What was measured, as `hpcmass.evaluate` writes it.
+    """
+
+    name: str
+    version: int
+    number: int
+    created: float
+    by: str
+    dataset: str
+    data: str
+    why: str
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Samples."""
+        found = self.result.get("n")
+        return found if type(found) is int else 0
+
+    @property
+    def ref(self) -> str:
+        """`mnist@3/1`: the first evaluation of version 3."""
+        return f"{self.name}@{self.version}/{self.number}"
+
+    @property
+    def metrics(self) -> dict[str, Measured]:
+        """The metrics that are numbers, by name."""
+        return _metrics(self.result.get("metrics"))
+
+    @property
+    def classes(self) -> dict[str, dict[str, Measured]]:
+        """`precision`, `recall` and `f1` of each class that they are defined for."""
+        listed = self.result.get("per_class")
+        ones = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        return {str(one.get("name")): _metrics({key: one.get(key) for key in _SCORES}) for one in ones}
+
+    @property
+    def slices(self) -> list[tuple[str, str, int, dict[str, Measured]]]:
+        """Field, value, samples and metrics of each slice."""
+        listed = self.result.get("slices")
+        ones = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        return [
+            (
+                str(one.get("field")),
+                str(one.get("value")),
+                int(one["n"]) if type(one.get("n")) is int else 0,
+                _metrics(one.get("metrics")),
+            )
+            for one in ones
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of its file."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "version": self.version,
+            "created": self.created,
+            "by": self.by,
+            "dataset": self.dataset,
+            "data": self.data,
+            "why": self.why,
+            "result": self.result,
+        }
+
+
+class Evaluations:
+    """The evaluations in a catalogue.
+
+    Args:
+        catalogue: The catalogue's folder.
+    """
+
+    def __init__(self, catalogue: Path | str) -> None:
+        self._models = Path(catalogue) / "models"
+
+    def add(
+        self, version: Version, result: Mapping[str, Any], *, dataset: str, data: str, why: str = ""
+    ) -> EvaluationRecord:
+        """Publish an evaluation of a version; it is there whole or not at all, and never changes.
+
+        Args:
+            version: What was evaluated.
+            result: What was measured.
+            dataset: The data set's id.
+            data: As it was named.
+            why: What it was for.
+
+        Raises:
+            CatalogueError: The result is no JSON.
+            StorageError: The file system refused.
+        """
+        folder = self._folder(version.name, version.version)
+        made: dict[str, Any] = plain(result, "evaluation")
+        words = str(dataset), str(data), str(why)
+        make_durable_dir(folder)
+        while True:
+            number = max(numbers(folder), default=0) + 1
+            now, by = time.time(), who()
+            record = EvaluationRecord(version.name, version.version, number, now, by, *words, made)
+            if claim_json(numbered(folder, number), record.to_json()):
+                return record
+
+    def of(self, version: Version) -> list[EvaluationRecord]:
+        """The evaluations of a version, oldest first.
+
+        Raises:
+            CorruptError: One of them is damaged.
+        """
+        return list(self._each(version.name, version.version))
+
+    def latest(self, version: Version) -> dict[str, EvaluationRecord]:
+        """The newest evaluation of a version on each data set, by the data set's id."""
+        return {record.dataset: record for record in self.of(version)}
+
+    def _folder(self, name: str, version: int) -> Path:
+        return self._models / check_name(name, "model name") / "evaluations" / f"{version:06d}"
+
+    def _each(self, name: str, version: int) -> Iterator[EvaluationRecord]:
+        folder = self._folder(name, version)
+        for number in numbers(folder):
+            path = numbered(folder, number)
+            raw = read_claim(path, 0.0)
+            if raw is not None:
+                yield _parse(raw, name, version, number, path)
+
+
+def metric_of(value: Any) -> Measured | None:
+    """A value with its interval out of JSON, or None where it is no finite number."""
+    if not isinstance(value, Mapping) or (middle := _number(value.get("value"))) is None:
+        return None
+    low, high = _number(value.get("low")), _number(value.get("high"))
+    return Measured(middle, low, high) if low is not None and high is not None else Measured(middle)
+
+
+def _metrics(raw: Any) -> dict[str, Measured]:
+    found = raw if isinstance(raw, Mapping) else {}
+    return {str(name): one for name, value in found.items() if (one := metric_of(value)) is not None}
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _parse(raw: Any, name: str, version: int, number: int, path: Path) -> EvaluationRecord:
+    try:
+        check_format(raw, path)
+        if raw["name"] != name or raw["version"] != version or not isinstance(raw["result"], dict):
+            raise ValueError("its name, version or result is another one")
+        by, dataset, data, why = (str(raw.get(key, "")) for key in ("by", "dataset", "data", "why"))
+        created, result = float(raw["created"]), raw["result"]
+        return EvaluationRecord(name, version, number, created, by, dataset, data, why, result)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CorruptError(f"is not an evaluation of {name}@{version} ({error})", where=path) from error
