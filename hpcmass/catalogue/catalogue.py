@@ -67,6 +67,7 @@ class Catalogue:
         metrics: Mapping[str, Any],
         lineage: Mapping[str, Any],
         description: str = "",
+        tags: Mapping[str, Any] | Iterable[str] = (),
     ) -> Version:
         """Make the next version of a model from the files of a folder.
 
@@ -79,6 +80,7 @@ class Catalogue:
             metrics: What was measured; anything JSON can hold, numpy scalars too.
             lineage: Where it came from, see `hpcmass.catalogue.lineage`.
             description: One or a few sentences.
+            tags: Words to find it by, or words with what they say.
 
         Raises:
             NameNotAllowed: The name is none.
@@ -86,7 +88,7 @@ class Catalogue:
             CatalogueError: The folder is empty or holds links or odd files, or a value is no JSON.
             StorageError: The file system refused.
         """
-        model = looked_at(Registration(name, folder, metrics, lineage, description))
+        model = looked_at(Registration(name, folder, metrics, lineage, description, tags))
         model.files = {path: self.blobs.add(source) for path, source in model.sources}
         make_durable_dir(self._versions_dir(name))
         return claim_versions([model], self._claims(name), self._announce)[0]

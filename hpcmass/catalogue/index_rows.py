@@ -27,6 +27,7 @@ CREATE TABLE keys (key TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID;
 CREATE TABLE versions (id INTEGER PRIMARY KEY, {", ".join(f'"{name}"' for name in FIXED)}, lists);
 CREATE TABLE datasets (id INTEGER, split, dataset);
 CREATE TABLE splits (split PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE tags (id INTEGER, tag);
 CREATE TABLE more (id INTEGER, key, value, PRIMARY KEY (id, key)) WITHOUT ROWID;
 CREATE TABLE aliases (name, alias, number, version, PRIMARY KEY (name, alias)) WITHOUT ROWID;
 CREATE INDEX by_alias ON aliases (alias);
@@ -38,6 +39,8 @@ CREATE UNIQUE INDEX by_name ON versions (name, version);
 CREATE INDEX by_created ON versions (created);
 CREATE INDEX by_dataset ON datasets (dataset);
 CREATE INDEX of_version ON datasets (id);
+CREATE INDEX by_tag ON tags (tag);
+CREATE INDEX by_parent ON versions (parent) WHERE parent IS NOT NULL;
 """
 
 
@@ -140,7 +143,7 @@ class IndexRows:
                     self._new_key(key)
         first = self.connection.execute("SELECT coalesce(max(id), 0) + 1 FROM versions").fetchone()[0]
         columns: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
-        more, datasets = [], []
+        more, datasets, tags = [], [], []
         for place, row in enumerate(rows, first):
             keys = tuple(key for key in row.scalars if self._keys[key] is not None)
             values = (row.scalars[key] for key in keys)
@@ -148,6 +151,7 @@ class IndexRows:
             columns.setdefault(keys, []).append((place, *row.fixed, lists, *values))
             more += [(place, key, value) for key, value in row.scalars.items() if self._keys[key] is None]
             datasets += [(place, split, one) for split, one in row.datasets.items()]
+            tags += [(place, tag) for tag in row.tags]
         for keys, values_of in columns.items():
             names = ["id", *(f'"{name}"' for name in FIXED), "lists", *(f"c{self._keys[key]}" for key in keys)]
             marks = ", ".join("?" * len(names))
@@ -156,6 +160,7 @@ class IndexRows:
             )
         self.connection.executemany("INSERT INTO more VALUES (?, ?, ?)", more)
         self.connection.executemany("INSERT INTO datasets VALUES (?, ?, ?)", datasets)
+        self.connection.executemany("INSERT INTO tags VALUES (?, ?)", tags)
         splits = {(split,) for _, split, _ in datasets}
         self.connection.executemany("INSERT OR IGNORE INTO splits VALUES (?)", splits)
 

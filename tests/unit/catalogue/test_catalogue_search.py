@@ -18,9 +18,11 @@ from hpcmass.errors import CatalogueError
 FILES = {"w": FileEntry("0" * 64, 10)}
 
 
-def version(number, name="m", metrics=None, job=None, **lineage):
+def version(number, name="m", metrics=None, job=None, tags=None, created=None, **lineage):
     facts = {"job": job or {}, **lineage}
-    return Version(name, number, 1e9 + number, "me@here", FILES, metrics or {}, facts, lineage.get("told", ""))
+    created = 1e9 + number if created is None else created
+    told = lineage.get("told", "")
+    return Version(name, number, created, "me@here", FILES, metrics or {}, facts, told, tags or {})
 
 
 def index_of(versions, aliases=()):
@@ -50,11 +52,24 @@ PLAIN = {
     "params.lr": lambda row: row.lineage["job"]["params"].get("lr"),
     "params['it''s']": lambda row: row.lineage["job"]["params"].get("it'); DROP TABLE versions; --"),
     "parent": lambda row: row.lineage.get("parent"),
+    "tags.team": lambda row: row.tags.get("team"),
+    "environment.python": lambda row: row.lineage["environment"].get("python"),
+    "lineage.sweep.trial": lambda row: row.lineage["sweep"].get("trial"),
 }
 FIELDS = {**PLAIN}
 ODD = "params[" + repr("it'); DROP TABLE versions; --") + "]"
 FIELDS[ODD] = FIELDS.pop("params['it''s']")
 SPLITS = ("train", "test")
+REFS = ("m@1", "n@1", "m@2", "n@2", "m@3", "n@3", "z@99")
+MIDNIGHT = datetime.datetime(2001, 9, 9)
+TIMES = [MIDNIGHT + datetime.timedelta(hours=h) for h in (-24, -0.001, 0, 5, 23.999, 24, 24 * 22, 24 * 120)]
+DATES = {
+    "2001-09-09": (lambda moment: moment.date(), MIDNIGHT.date()),
+    "2001-09": (lambda moment: (moment.year, moment.month), (2001, 9)),
+    "2001-12": (lambda moment: (moment.year, moment.month), (2001, 12)),
+    "2001": (lambda moment: moment.year, 2001),
+    "2001-09-09 05:00": (lambda moment: moment, MIDNIGHT.replace(hour=5)),
+}
 OPS = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -73,7 +88,8 @@ def rows(draw):
         odd = {"lr": VALUES, "it'); DROP TABLE versions; --": VALUES}
         params = draw(st.fixed_dictionaries({}, optional=odd))
         datasets = draw(st.dictionaries(st.sampled_from(SPLITS), st.sampled_from(["a", "b"])))
-        parent = draw(st.one_of(st.none(), TEXTS))
+        parent = draw(st.one_of(st.none(), st.sampled_from([*REFS, *REFS, "", "m"])))
+        tags = draw(st.fixed_dictionaries({}, optional={"team": VALUES, "demo": st.just(1), "b": VALUES}))
         found.append(
             version(
                 number,
@@ -82,12 +98,19 @@ def rows(draw):
                 {"params": params},
                 datasets=datasets,
                 parent=parent,
+                tags=tags,
+                created=draw(st.sampled_from(TIMES)).timestamp(),
+                environment=draw(st.fixed_dictionaries({}, optional={"python": VALUES})),
+                sweep=draw(st.fixed_dictionaries({}, optional={"trial": VALUES})),
             )
         )
     # One that has everything, so that every name is known.
     whole = {"lr": 1, "it'); DROP TABLE versions; --": 1}
     datasets = dict.fromkeys(SPLITS, "c")
-    found.append(version(99, "z", {"accuracy": 1, "loss": 1}, {"params": whole}, datasets=datasets, parent="x"))
+    rest = {"tags": {"team": 1}, "environment": {"python": 1}, "sweep": {"trial": 1}, "parent": "m@1"}
+    found.append(
+        version(99, "z", {"accuracy": 1, "loss": 1}, {"params": whole}, datasets=datasets, created=1e9, **rest)
+    )
     return found
 
 
@@ -100,18 +123,31 @@ def compared(op, left, right):
     return OPS[op](left, right)
 
 
-def many(row, aliases, field):
+def many(row, world, field):
+    aliases, versions = world
     if field == "alias":
         return {alias for name, alias, number in aliases if (name, number) == (row.name, row.version)}
+    if field == "tag":
+        return set(row.tags)
+    if field == "ancestor":
+        parents = {one.ref: one.lineage.get("parent") for one in versions}
+        found, at = set(), row.lineage.get("parent")
+        while at is not None and at not in found:
+            found.add(at)
+            at = parents.get(at)
+        return found
     datasets = row.lineage["datasets"]
     split = field.partition(".")[2]
     return {one for key, one in datasets.items() if split in ("", key)}
 
 
+KINDS = ("plain", "turned", "fields", "in", "has", "none", "many", "chain", "date")
+
+
 @st.composite
-def comparisons(draw):
+def comparisons(draw, kinds=KINDS):
     """A comparison's text, and what it means."""
-    kind = draw(st.sampled_from(["plain", "turned", "fields", "in", "has", "none", "many", "chain"]))
+    kind = draw(st.sampled_from(kinds))
     name = draw(st.sampled_from(sorted(FIELDS)))
     get, value, op = FIELDS[name], draw(VALUES), draw(st.sampled_from(sorted(OPS)))
     shown = repr(value).replace("inf", "1e999")
@@ -119,6 +155,12 @@ def comparisons(draw):
         return f"{name} {op} {shown}", lambda row, _: compared(op, get(row), value)
     if kind == "turned":
         return f"{shown} {op} {name}", lambda row, _: compared(op, value, get(row))
+    if kind == "date":
+        text = draw(st.sampled_from(sorted(DATES)))
+        part, date = DATES[text]
+        listed = {"==": f"created in ['{text}']", "!=": f"created not in ['{text}', '1990']"}
+        shown = draw(st.sampled_from([f"created {op} '{text}'", listed.get(op, f"created {op} '{text}'")]))
+        return shown, lambda row, _: OPS[op](part(datetime.datetime.fromtimestamp(row.created)), date)
     if kind == "chain":
         return (
             f"{shown} {op} {name} < 2",
@@ -145,43 +187,59 @@ def comparisons(draw):
             return get(row) is not None and not inside if no else inside
 
         return f"{part!r} {'not in' if no else 'in'} {name}", has
-    field = draw(st.sampled_from(["alias", "dataset", "datasets.train", "datasets.test"]))
-    text = draw(st.sampled_from(["a", "b", "c", "best"]))
+    field = draw(
+        st.sampled_from(["alias", "dataset", "datasets.train", "datasets.test", "tag", "ancestor", "ancestors"])
+    )
+    text = draw(
+        st.sampled_from(REFS) if "ancestor" in field else st.sampled_from(["a", "b", "c", "best", "demo"])
+    )
+    if draw(st.integers(0, 4)) == 0:
+        return (
+            f"{field} {'!=' if no else '=='} None",
+            lambda row, world: bool(many(row, world, field.replace("ancestors", "ancestor"))) is no,
+        )
     shown = {
         0: f"{field} {'!=' if no else '=='} {text!r}",
         1: f"{text!r} {'not in' if no else 'in'} {field}",
         2: f"{field} {'not in' if no else 'in'} [{text!r}]",
     }[draw(st.integers(0, 2))]
-    return shown, lambda row, aliases: (text in many(row, aliases, field)) is not no
+    return (
+        shown,
+        lambda row, world: (text in many(row, world, field.replace("ancestors", "ancestor"))) is not no,
+    )
 
 
 def joined(parts):
     def both(pair):
         (a, f), (b, g) = pair
-        return f"({a}) and ({b})", lambda row, aliases: f(row, aliases) and g(row, aliases)
+        return f"({a}) and ({b})", lambda row, world: f(row, world) and g(row, world)
 
     def either(pair):
         (a, f), (b, g) = pair
-        return f"({a}) or ({b})", lambda row, aliases: f(row, aliases) or g(row, aliases)
+        return f"({a}) or ({b})", lambda row, world: f(row, world) or g(row, world)
 
     def nots(one):
-        return f"not ({one[0]})", lambda row, aliases: not one[1](row, aliases)
+        return f"not ({one[0]})", lambda row, world: not one[1](row, world)
 
     pairs = st.tuples(parts, parts)
     return st.one_of(pairs.map(both), pairs.map(either), parts.map(nots))
 
 
-@pytest.mark.parametrize("columns", [1000, 1])
-def test_as_python_would_say(columns, monkeypatch):
+@pytest.mark.parametrize(("columns", "kinds"), [(1000, KINDS), (1, KINDS), (1000, ("many", "date"))])
+def test_as_python_would_say(columns, kinds, monkeypatch):
     monkeypatch.setattr("hpcmass.catalogue.index_rows.COLUMNS", columns)
 
-    @settings(max_examples=80, deadline=None)
-    @given(rows(), st.recursive(comparisons(), joined, max_leaves=6), st.sampled_from([(), ("z",), ("m", "z")]))
+    @settings(max_examples=150, deadline=None)
+    @given(
+        rows(),
+        st.recursive(comparisons(kinds), joined, max_leaves=6),
+        st.sampled_from([(), ("z",), ("m", "z")]),
+    )
     def check(versions, expression, aliased):
         aliases = [(name, "best", 99 if name == "z" else 1) for name in aliased]
         text, holds = expression
         connection = index_of(versions, aliases)
-        right = sorted((row.name, row.version) for row in versions if holds(row, aliases))
+        right = sorted((row.name, row.version) for row in versions if holds(row, (aliases, versions)))
         assert refs(connection, text) == [f"{name}@{number}" for name, number in right]
         down = [f"-{name}" for name in ("version",)]
         assert sorted(refs(connection, text, down)) == sorted(f"{name}@{number}" for name, number in right)
@@ -242,7 +300,12 @@ def test_whatever_is_written_is_an_answer_or_told(text):
         ("alias < 'x'", 1, ["several values"]),
         ("accuracy is 1", 1, ["None only"]),
         ("accuracy < None", 1, ["only == and !="]),
-        ("created > 'yesterday'", 11, ["no date", "2026-12-01"]),
+        ("created > 'soon'", 11, ["no date", "2026-12-01", "days ago"]),
+        ("created > '9999-12-31'", 11, ["no date"]),
+        ("created in ['2026-13-01']", 13, ["no date"]),
+        ("'2026-12-01' in created", 1, ["use =="]),
+        ("ancestor > 'm@1'", 1, ["several values"]),
+        ("tags.x == 1", 1, ["no version has 'tags.x'"]),
         ("accuracy == f'{1}'", 13, ["no value"]),
         ("accuracy == b'x'", 13, ["no value"]),
         ("metrics[0] == 1", 1, ["no name of a fact"]),
