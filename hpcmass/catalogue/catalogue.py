@@ -13,20 +13,21 @@ import shutil
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from hpcmass.catalogue.aliases import AliasMove, last_move, read_moves
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
 from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers
+from hpcmass.catalogue.frame import frame
 from hpcmass.catalogue.index import Index
 from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
-from hpcmass.catalogue.search import SearchResult, search
+from hpcmass.catalogue.search import SearchResult, Stream, search, stream
 from hpcmass.catalogue.version import FORMAT, Version, check_alias, who
 from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
@@ -45,6 +46,7 @@ Versions: TypeAlias = list[Version]
 Moves: TypeAlias = list[AliasMove]
 Names: TypeAlias = list[str]
 Pointers: TypeAlias = list[Pointer]
+T = TypeVar("T")
 
 
 class Catalogue:
@@ -220,10 +222,25 @@ class Catalogue:
             CatalogueError: The expression or the order is wrong; the message shows the place.
             StorageError: The catalogue cannot be read.
         """
+        return self._searched(search, expression, sort, limit)
+
+    def stream(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> Stream:
+        """As `search`, for more versions than memory should hold at once: they are read as one goes through."""
+        return self._searched(stream, expression, sort, limit)
+
+    def _searched(self, how: Callable[..., T], *what: Any) -> T:
         try:
-            return search(self.index.fresh(), expression, sort, limit)
+            return how(self.index.fresh(), *what)
         except sqlite3.Error:  # broken where nothing showed it before
-            return search(self.index.rebuild(), expression, sort, limit)
+            return how(self.index.rebuild(), *what)
+
+    def frame(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> Any:
+        """As `search`, as a `pandas.DataFrame`; see `hpcmass.catalogue.frame`."""
+        return frame(self.stream(expression, sort=sort, limit=limit))
 
     def count(self, name: str | None = None) -> int:
         """How many versions the index has, of all models or of one."""

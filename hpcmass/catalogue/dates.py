@@ -26,7 +26,7 @@ class Span:
 
 
 def read_date(text: str, now: datetime.datetime | None = None) -> float | Span:
-    """What a date means: `2026-12-01 14:30`, `2026-12-01`, `2026-12`, `2026`, `today`, `yesterday`, `7 days ago`.
+    """What a date means: `2026-12-01 14:30`, `2026-12-01`, `2026-12`, `2026`, `yesterday`, `7 days ago`.
 
     Args:
         text: The date, in this machine's time where it names no zone.

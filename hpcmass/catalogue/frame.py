@@ -14,7 +14,7 @@ class _Flat(Protocol):
 
 
 def frame(found: Iterable[_Flat]) -> Any:
-    """A `pandas.DataFrame` with a row a version and a column a fact: `metrics.accuracy`, `job.params.lr` …
+    """A `pandas.DataFrame` with a row a version and a column a fact, such as `metrics.accuracy`.
 
     `created` is a time with its zone (UTC), `aliases` a list; a fact that a version lacks is missing (NaN).
     The columns that every version has are there even where nothing was found.

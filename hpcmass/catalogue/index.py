@@ -106,7 +106,7 @@ class Index:
             return self.rebuild()
 
     def _made(self) -> sqlite3.Connection:
-        # A build makes millions of objects that are not garbage, which the collector would walk again and again.
+        # A build makes millions of objects that are no garbage, which the collector would walk again and again.
         enabled = gc.isenabled()
         gc.disable()
         try:

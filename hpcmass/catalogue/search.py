@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from hpcmass.catalogue.frame import frame
@@ -136,6 +136,16 @@ class Stream:
     def __iter__(self) -> Iterator[Found]:
         for first in range(0, len(self._ids), _AT_ONCE):
             yield from _rows(self._connection, self._names, self._ids[first : first + _AT_ONCE])
+
+    def by_name(self) -> Stream:
+        """The same in the order of names and numbers."""
+        place: dict[int, tuple[str, int]] = {}
+        for first in range(0, len(self._ids), _AT_ONCE):
+            some = self._ids[first : first + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            text = f"SELECT id, name, version FROM versions WHERE id IN ({marks})"
+            place.update((one, (name, number)) for one, name, number in self._connection.execute(text, some))
+        return replace(self, _ids=sorted(self._ids, key=place.__getitem__))
 
 
 def names_of(connection: sqlite3.Connection) -> Names:

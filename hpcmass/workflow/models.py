@@ -101,6 +101,7 @@ def register_run(
     evaluate_on: str | Path | None = None,
     evaluation: Evaluation | None = None,
     parent: str | None = None,
+    tags: Mapping[str, str | int | float] | None = None,
 ) -> Version:
     """Make the model of a completed run a version in the catalogue.
 
@@ -112,6 +113,7 @@ def register_run(
         evaluate_on: Evaluate on this dataset and keep the metrics.
         evaluation: Metrics measured before, to be kept.
         parent: The version that it was made from, if any.
+        tags: Words to find it by, and what they say.
 
     Raises:
         CatalogueError: The run has not completed.
@@ -138,7 +140,12 @@ def register_run(
         ids.setdefault("evaluated", evaluation.dataset)
     record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
     return open_catalogue(found).register(
-        name or job.name, folder.model, metrics=metrics, lineage=record, description=description
+        name or job.name,
+        folder.model,
+        metrics=metrics,
+        lineage=record,
+        description=description,
+        tags=tags or {},
     )
 
 

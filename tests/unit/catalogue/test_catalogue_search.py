@@ -5,15 +5,17 @@ import datetime
 import math
 import operator
 import sqlite3
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmass.catalogue import Catalogue, FileEntry, Registration, Version
+from hpcmass.catalogue.dates import Span, read_date
 from hpcmass.catalogue.index_rows import IndexRows
 from hpcmass.catalogue.search import search
-from hpcmass.errors import CatalogueError
+from hpcmass.errors import CatalogueError, MissingDependency
 
 FILES = {"w": FileEntry("0" * 64, 10)}
 
@@ -425,6 +427,86 @@ def test_a_search_of_a_catalogue(catalogue):
     assert one == best
     catalogue.alias("mnist", "production", 1, why="")
     assert [one.ref for one in catalogue.search("alias == 'production'")] == ["mnist@1"]
+
+
+def test_without_pandas_it_is_said(catalogue, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingDependency, match="pip install pandas"):
+        catalogue.frame()
+
+
+def test_a_frame(catalogue):
+    pandas = pytest.importorskip("pandas")
+    catalogue.register("other", catalogue.path.parent / "model", metrics={"loss": 1}, lineage={}, tags=["demo"])
+    table = catalogue.frame("version < 3", sort=["name", "-version"], limit=10)
+    assert table["name"].tolist() == ["mnist", "mnist", "other"]
+    assert table["version"].tolist() == [2, 1, 1]
+    assert pandas.isna(table["metrics.accuracy"]).tolist() == [False, False, True]
+    assert pandas.isna(table["tags.demo"]).tolist() == [True, True, False]
+    assert str(table["created"].dtype).startswith("datetime64[ns")
+    assert table["aliases"].tolist() == [[], [], []]
+    assert abs(table["created"][0] - pandas.Timestamp.now(tz="UTC")) < pandas.Timedelta(hours=1)
+    empty = catalogue.frame("version > 99")
+    assert (len(empty), "metrics.accuracy" in empty, "name" in empty) == (0, False, True)
+
+
+def test_a_stream_holds_what_a_search_does(catalogue, monkeypatch):
+    monkeypatch.setattr("hpcmass.catalogue.search._AT_ONCE", 2)
+    found = catalogue.stream("accuracy > 0.9", sort=["-accuracy"])
+    assert found.count == 4
+    assert list(found) == list(catalogue.search("accuracy > 0.9", sort=["-accuracy"]))
+    assert [one.version for one in found.by_name()] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "tags", [{"": 1}, {"a": [1]}, {"a": None}, {3: 1}, {"a": math.nan}, ["a\nb"], {"x" * 201: 1}]
+)
+def test_what_is_no_tag(catalogue, tags):
+    with pytest.raises(CatalogueError, match="tag"):
+        catalogue.register("t", catalogue.path.parent / "model", metrics={}, lineage={}, tags=tags)
+    assert "t" not in catalogue.models()
+
+
+def test_tags_are_kept(catalogue):
+    folder = catalogue.path.parent / "model"
+    made = catalogue.register("t", folder, metrics={}, lineage={}, tags="demo")
+    (many,) = catalogue.register_many([Registration("t", folder, tags={"team": "a", "share": 0.5})])
+    assert (catalogue.get("t@1").tags, made.tags) == ({"demo": 1}, {"demo": 1})
+    assert catalogue.get("t@2").tags == many.tags == {"team": "a", "share": 0.5}
+    assert [one.tags for one in catalogue.search("tag != None")] == [made.tags, many.tags]
+    assert "tags" not in catalogue.get("mnist@1").to_json()
+
+
+NOW = datetime.datetime(2026, 3, 29, 12, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("now", NOW, None),
+        ("90 minutes ago", NOW - datetime.timedelta(minutes=90), None),
+        ("1.5  Weeks ago", NOW - datetime.timedelta(days=10.5), None),
+        ("today", datetime.datetime(2026, 3, 29), datetime.datetime(2026, 3, 30)),
+        ("yesterday", datetime.datetime(2026, 3, 28), datetime.datetime(2026, 3, 29)),
+        ("2026-12", datetime.datetime(2026, 12, 1), datetime.datetime(2027, 1, 1)),
+        ("2026-11", datetime.datetime(2026, 11, 1), datetime.datetime(2026, 12, 1)),
+        ("2024", datetime.datetime(2024, 1, 1), datetime.datetime(2025, 1, 1)),
+        ("2024-02-29", datetime.datetime(2024, 2, 29), datetime.datetime(2024, 3, 1)),
+        ("2024-02-29T01:00:00+00:00", datetime.datetime(2024, 2, 29, 1, tzinfo=datetime.timezone.utc), None),
+    ],
+)
+def test_dates(text, start, end):
+    found = read_date(text, NOW)
+    right = start.timestamp() if end is None else Span(start.timestamp(), end.timestamp())
+    assert found == (pytest.approx(right, abs=1e-3) if end is None else right)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "2026-13", "0000", "9999", "99999999 weeks ago x", "2026-02-30", "ago", "-1 days ago"]
+)
+def test_what_is_no_date(text):
+    with pytest.raises(ValueError, match=r".*"):
+        read_date(text)
 
 
 def test_a_table_of_pandas(catalogue):
