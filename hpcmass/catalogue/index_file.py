@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpcmass.files import is_local, replace
+from hpcmass.files import is_local
 from hpcmass.files.publish import fsync_file, temporary_beside
 
 _WAIT_S = 30.0
@@ -242,12 +242,27 @@ class LiveIndex(IndexFile):
             with contextlib.suppress(OSError):
                 temporary.unlink()
         self.close()
-        found = os.stat(path)
-        self._open = ((str(path), found.st_dev, found.st_ino, os.getpid()), self._connect(path))
-        replace(self._pointer, path.name, durable=False)
+        try:
+            found = os.stat(path)
+            self._open = ((str(path), found.st_dev, found.st_ino, os.getpid()), self._connect(path))
+            self._point_to(path)
+        except (OSError, sqlite3.Error):
+            self.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
         for name in old:
             with contextlib.suppress(OSError):
                 os.unlink(self.folder / name)
+
+    def _point_to(self, path: Path) -> None:
+        temporary = temporary_beside(self._pointer)
+        try:
+            temporary.write_text(path.name, encoding="ascii")
+            os.replace(temporary, self._pointer)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def _finish(self, connection: sqlite3.Connection) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()

@@ -1,5 +1,6 @@
 """One cache folder and many processes: all see every version that was there before they asked."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -160,6 +161,21 @@ def test_a_full_cache_is_made_do_without_and_what_is_new_is_seen(root, monkeypat
     register(root, 1)
     assert catalogue.count() == 4
     assert walks == []  # what is in memory is refreshed too
+
+
+@pytest.mark.parametrize("step", ["fsync_file", "LiveIndex._point_to"])
+def test_a_disk_that_fills_up_under_the_index(root, monkeypatch, step):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    register(root, 3)
+    monkeypatch.setattr(f"hpcmass.catalogue.index_file.{step}", full)
+    monkeypatch.setattr("hpcmass.catalogue.index_file.IndexFile._opened", full)
+    catalogue = Catalogue(root)
+    assert catalogue.count() == 3
+    register(root, 2)
+    assert catalogue.count() == Catalogue(root).count() == 5
+    assert [path for path in root.parent.glob("cache/**/*") if path.is_file()] == []
 
 
 def test_temporaries_of_the_dead_are_removed(root):
