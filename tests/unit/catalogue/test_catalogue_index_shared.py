@@ -109,9 +109,11 @@ def test_an_index_that_another_keeps_for_too_long_is_made_anew(root, monkeypatch
     holder.close()
 
 
-def child(catalogue, queue):
+def child(catalogue, before, queue):
+    mine = catalogue.index.fresh()
     register(catalogue.path, 1, catalogue=catalogue)
-    queue.put((catalogue.count(), catalogue.index.fresh().execute("PRAGMA integrity_check").fetchall()))
+    whole = catalogue.index.fresh().execute("PRAGMA integrity_check").fetchall()
+    queue.put((mine is not before, catalogue.count(), whole))
 
 
 def test_a_forked_process_has_a_connection_of_its_own(root):
@@ -119,9 +121,9 @@ def test_a_forked_process_has_a_connection_of_its_own(root):
     catalogue = Catalogue(root)
     before = catalogue.index.fresh()
     queue = FORK.Queue()
-    process = FORK.Process(target=child, args=(catalogue, queue))
+    process = FORK.Process(target=child, args=(catalogue, before, queue))
     process.start()
-    assert queue.get(timeout=60) == (6, [("ok",)])
+    assert queue.get(timeout=60) == (True, 6, [("ok",)])
     process.join()
     assert before.execute("SELECT count(*) FROM facts").fetchone() == (3,)
     assert catalogue.count() == 6
