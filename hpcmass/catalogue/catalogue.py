@@ -12,22 +12,23 @@ import secrets
 import shutil
 import sqlite3
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from hpcmass.catalogue.aliases import ANY, AliasMove, Anything, last_move, move, read_moves
 from hpcmass.catalogue.aside import removal_told
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir
 from hpcmass.catalogue.check import Problem, VerifyReport, check_blobs
 from hpcmass.catalogue.claims import claim_json, listdir, numbered, numbers, recall_file_system
+from hpcmass.catalogue.frame import frame
 from hpcmass.catalogue.index import Index
 from hpcmass.catalogue.journal import Pointer, append, named
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.register import Registration, claim_versions, looked_at, register_all
 from hpcmass.catalogue.removing import revive
-from hpcmass.catalogue.search import SearchResult, search
+from hpcmass.catalogue.search import SearchResult, Stream, search, stream
 from hpcmass.catalogue.version import FORMAT, Version, check_alias
 from hpcmass.errors import AlreadyExists, HpcmassError, NotFound
 from hpcmass.files import check_name, fsync_dir, make_dir, storage_errors
@@ -37,6 +38,7 @@ Versions: TypeAlias = list[Version]
 Moves: TypeAlias = list[AliasMove]
 Names: TypeAlias = list[str]
 Pointers: TypeAlias = list[Pointer]
+T = TypeVar("T")
 
 
 class Catalogue:
@@ -60,6 +62,7 @@ class Catalogue:
         metrics: Mapping[str, Any],
         lineage: Mapping[str, Any],
         description: str = "",
+        tags: Mapping[str, Any] | Iterable[str] = (),
     ) -> Version:
         """Make the next version of a model from the files of a folder.
 
@@ -72,6 +75,7 @@ class Catalogue:
             metrics: What was measured; anything JSON can hold, numpy scalars too.
             lineage: Where it came from, see `hpcmass.catalogue.lineage`.
             description: One or a few sentences.
+            tags: Words to find it by, or words with what they say.
 
         Raises:
             NameNotAllowed: The name is none.
@@ -79,7 +83,7 @@ class Catalogue:
             CatalogueError: The folder is empty or holds links or odd files, or a value is no JSON.
             StorageError: The file system refused.
         """
-        model = looked_at(Registration(name, folder, metrics, lineage, description))
+        model = looked_at(Registration(name, folder, metrics, lineage, description, tags))
         model.files = {path: self.blobs.add(source) for path, source in model.sources}
         make_durable_dir(self._versions_dir(name))
         return claim_versions([model], self._claims(name), self._announce, self.blobs)[0]
@@ -219,10 +223,25 @@ class Catalogue:
             CatalogueError: The expression or the order is wrong; the message shows the place.
             StorageError: The catalogue cannot be read.
         """
+        return self._searched(search, expression, sort, limit)
+
+    def stream(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> Stream:
+        """As `search`, for more versions than memory should hold at once: they are read as one goes through."""
+        return self._searched(stream, expression, sort, limit)
+
+    def _searched(self, how: Callable[..., T], *what: Any) -> T:
         try:
-            return search(self.index.fresh(), expression, sort, limit)
+            return how(self.index.fresh(), *what)
         except sqlite3.Error:  # broken where nothing showed it before
-            return search(self.index.rebuild(), expression, sort, limit)
+            return how(self.index.rebuild(), *what)
+
+    def frame(
+        self, expression: str | None = None, *, sort: Sequence[str] = (), limit: int | None = None
+    ) -> Any:
+        """As `search`, as a `pandas.DataFrame`; see `hpcmass.catalogue.frame`."""
+        return frame(self.stream(expression, sort=sort, limit=limit))
 
     def count(self, name: str | None = None) -> int:
         """How many versions the index has, of all models or of one."""

@@ -1,27 +1,27 @@
 """The reader's own index of a catalogue: SQLite in the user's cache folder, refreshed from the journals.
 
-The index file is never written in place: a refresh that finds something new works on a copy, which then
-takes the file's name. So nothing is locked, and many processes on many machines may use one cache folder.
-What is broken, of another layout or of another catalogue is made anew from the tree.
+Many processes may use one cache folder, see `index_file`. What is broken, of another layout or of another
+catalogue is made anew from the tree.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
-import shutil
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hpcmass.catalogue.aliases import read_move
 from hpcmass.catalogue.claims import listdir, numbers
+from hpcmass.catalogue.index_file import CopiedIndex, IndexFile, LiveIndex, MemoryIndex, index_file
 from hpcmass.catalogue.index_rows import LAYOUT, IndexRows
 from hpcmass.catalogue.journal import Pointer, Position, journals, read_new
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.errors import CorruptError, HpcmassError, NameNotAllowed, NotFound
 from hpcmass.files import cache_folder, check_name, read_json, sha256_bytes
-from hpcmass.files.publish import fsync_file, temporary_beside
 
 
 class Index:
@@ -35,8 +35,14 @@ class Index:
     def __init__(self, root: Path, folder: Path | None = None) -> None:
         self.root = root
         name = sha256_bytes(os.fsencode(os.path.realpath(root)))[:16]
-        self.path = (folder or cache_folder("catalogues")) / name / f"index-{LAYOUT}.sqlite"
-        self._open: tuple[tuple[int, int], sqlite3.Connection] | None = None
+        place = (folder or cache_folder("catalogues")) / name
+        self._file: IndexFile = index_file(place, f"index-{LAYOUT}", self._fits)
+        self._lock = threading.RLock()
+
+    @property
+    def path(self) -> Path:
+        """The file of the index."""
+        return self._file.path
 
     def fresh(self) -> sqlite3.Connection:
         """The index after a look at the journals, for reading only.
@@ -46,14 +52,23 @@ class Index:
         Raises:
             StorageError: The catalogue cannot be read.
         """
-        try:
-            return self._refreshed() or self.rebuild()
-        except sqlite3.Error:  # broken where a look at its head did not show it
+        with self._lock:
+            for _ in range(2):
+                try:
+                    found = self._refreshed()
+                except sqlite3.Error:  # broken where its head did not show it, or made anew by another process
+                    self._file.close()
+                    continue
+                except OSError:  # the cache is full
+                    break
+                if found is None:
+                    break
+                return found
             return self.rebuild()
 
     def _refreshed(self) -> sqlite3.Connection | None:
         """The stored index with what is new; None where it must be made anew."""
-        connection = self._stored()
+        connection = self._file.reader()
         if connection is None or self._identity() != _fact(connection, "identity"):
             return None
         rows = IndexRows(connection)
@@ -61,17 +76,17 @@ class Index:
         if new is None:
             return None
         pointers, positions = new
-        waiting = rows.pending()
-        come = any(self._exists(pointer) for pointer in waiting)
-        if not pointers and not come and positions == rows.positions():
+        if not pointers and positions == rows.positions() and not any(map(self._exists, rows.pending())):
             return connection
-        try:
-            with self._changing(copy=True) as changed:
-                self._apply(changed, {*pointers, *waiting})
-                changed.keep_positions(positions)
-        except OSError:  # the cache is full
-            return None
-        return self._again()
+        with self._file.changing() as changing:
+            # Looked at again, for another process may have been faster.
+            changed = IndexRows(changing)
+            new = self._news(changed)
+            if new is None or self._identity() != _fact(changing, "identity"):
+                return None
+            self._apply(changed, {*new[0], *changed.pending()})
+            changed.keep_positions(new[1])
+        return self._file.current
 
     def rebuild(self) -> sqlite3.Connection:
         """The index made anew from the tree, for reading only.
@@ -79,71 +94,36 @@ class Index:
         Raises:
             StorageError: The catalogue cannot be read.
         """
-        self.close()
+        with self._lock:
+            self._file.close()
+            try:
+                return self._made()
+            except (OSError, sqlite3.Error):
+                if not isinstance(self._file, LiveIndex):
+                    self._file = MemoryIndex(self._file.folder, self._file.stem, self._fits)
+                    return self._made()
+            self._file = CopiedIndex(self._file.folder, self._file.stem, self._fits)
+            return self.rebuild()
+
+    def _made(self) -> sqlite3.Connection:
+        # A build makes millions of objects that are no garbage, which the collector would walk again and again.
+        enabled = gc.isenabled()
+        gc.disable()
         try:
-            os.makedirs(self.path.parent, exist_ok=True)
-            with self._changing(copy=False) as changed:
-                self._build(changed)
-        except (OSError, sqlite3.Error):
-            connection = sqlite3.connect(":memory:")
-            self._build(IndexRows.create(connection))
-            return connection
-        return self._again()
+            with self._file.making() as connection:
+                self._build(connection)
+        finally:
+            if enabled:
+                gc.enable()
+        return self._file.current
 
     def close(self) -> None:
         """Close the file; the next look opens it again."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        with self._lock:
+            self._file.close()
 
-    def _again(self) -> sqlite3.Connection:
-        connection = self._stored()
-        if connection is None:
-            raise CorruptError("the index cannot be read back", where=self.path, hint="remove the file")
-        return connection
-
-    def _stored(self) -> sqlite3.Connection | None:
-        """The index file, opened, if it can say what it is; kept open while it is the same file."""
-        try:
-            found = os.stat(self.path)
-            if self._open is not None and self._open[0] == (found.st_dev, found.st_ino):
-                return self._open[1]
-            self.close()
-            connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-        except (OSError, sqlite3.Error):
-            return None
-        try:
-            fits = _fact(connection, "layout") == str(LAYOUT) and _fact(connection, "root") == self._root()
-        except sqlite3.Error:
-            fits = False
-        if not fits:
-            connection.close()
-            return None
-        self._open = ((found.st_dev, found.st_ino), connection)
-        return connection
-
-    @contextlib.contextmanager
-    def _changing(self, *, copy: bool) -> Iterator[IndexRows]:
-        temporary = temporary_beside(self.path)
-        try:
-            if copy:
-                shutil.copyfile(self.path, temporary)
-            connection = sqlite3.connect(temporary, isolation_level=None)
-            try:
-                connection.execute("PRAGMA journal_mode=OFF")
-                connection.execute("PRAGMA synchronous=OFF")
-                connection.execute("BEGIN")
-                yield IndexRows(connection) if copy else IndexRows.create(connection)
-                connection.execute("COMMIT")
-            finally:
-                connection.close()
-            fsync_file(temporary)
-            os.replace(temporary, self.path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    def _fits(self, connection: sqlite3.Connection) -> bool:
+        return _fact(connection, "layout") == str(LAYOUT) and _fact(connection, "root") == self._root()
 
     def _root(self) -> str:
         return os.path.realpath(self.root)
@@ -174,15 +154,16 @@ class Index:
             positions[name] = new[1]
         return found, positions
 
-    def _build(self, rows: IndexRows) -> None:
+    def _build(self, connection: sqlite3.Connection) -> None:
+        rows = IndexRows.create(connection)
         rows.keep_facts({"layout": str(LAYOUT), "root": self._root(), "identity": self._identity()})
         # Before the tree is walked, so that what comes meanwhile is found afterwards.
         new = self._news(rows)
         pointers, positions = new if new is not None else (set(), {})
         self._apply(rows, self.tree())
+        rows.finish()
         self._apply(rows, pointers)
         rows.keep_positions(positions)
-        rows.finish()
 
     def tree(self) -> Iterator[Pointer]:
         """Every claim of versions there is, and the last move of every alias."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import re
 import subprocess
@@ -90,6 +89,8 @@ def _began_with(run_dir: Path) -> dict[str, str] | None:
 
 def environment() -> dict[str, Any]:
     """Python, platform and versions of the packages that matter, without importing any of them."""
+    import importlib.metadata  # takes longer to import than a list of versions to print
+
     versions = {}
     for package in _PACKAGES:
         try:

@@ -7,19 +7,20 @@ value is a bound parameter.
 Values: numbers and texts. A comparison with a fact that a version lacks is false, `!=` and `not in` too (so
 `not (x == 1)` holds where x is missing, and `x != 1` does not); `x == None` asks for that. Between a number
 and a text `==` is false, `!=` true, and an order false. `True` and `False` are 1 and 0. Of a fact with several
-values (aliases, datasets), `==` and `in` mean any of them, `!=` and `not in` none of them.
+values (aliases, datasets, tags, ancestors), `==` and `in` mean any of them, `!=` and `not in` none of them.
+A date without a time of day is the whole day, month or year: `>` means after its end, `==` within it.
 """
 
 from __future__ import annotations
 
 import ast
-import datetime
 import difflib
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from hpcmass.catalogue.dates import Span, read_date
 from hpcmass.catalogue.rows import clean, scalar_int
 from hpcmass.errors import CatalogueError
 
@@ -36,7 +37,7 @@ class Field:
 
     Attributes:
         name: `version`, `metrics.accuracy`, `job.params.lr`, `alias`, `datasets.train` …
-        many: It may have several values: `alias`, `dataset`, `datasets.SPLIT`.
+        many: It may have several values: `alias`, `dataset`, `datasets.SPLIT`, `tag`, `ancestor`.
         known: Some version may have it.
     """
 
@@ -161,7 +162,7 @@ class _Parser:
         if op in ("in", "not in"):
             if self._named(right):
                 raise self.wrong("needs a list or a text on one side", whole)
-            return Test(field, op, self.values(right, field))
+            return _compared(field, op, self.values(right, field))
         if field.many and op not in ("==", "!="):
             raise self.wrong(f"{field.name!r} may have several values, which have no order", whole)
         if self._named(right):
@@ -169,7 +170,7 @@ class _Parser:
             if field.many or other.many:
                 raise self.wrong("compares a fact with several values: give a text on one side", whole)
             return Test(field, op, other)
-        return Test(field, op, self.value(right, field))
+        return _compared(field, op, self.value(right, field))
 
     def turned(self, whole: ast.expr, left: ast.expr, op: str, right: ast.expr) -> Node:
         """A comparison whose left side is no name."""
@@ -180,6 +181,8 @@ class _Parser:
             return self.missing(whole, field, op)
         if op in ("in", "not in"):
             value = self.value(left, field)
+            if isinstance(value, Span):
+                raise self.wrong("a time is in no other: use ==", whole)
             if field.many:
                 return Test(field, "==" if op == "in" else "!=", value)
             if not isinstance(value, str):
@@ -189,7 +192,7 @@ class _Parser:
             raise self.wrong("is for None only: use == or !=", whole)
         if field.many and op not in ("==", "!="):
             raise self.wrong(f"{field.name!r} may have several values, which have no order", whole)
-        return Test(field, _TURNED[op], self.value(left, field))
+        return _compared(field, _TURNED[op], self.value(left, field))
 
     def missing(self, whole: ast.expr, field: Field, op: str) -> Node:
         if op in ("==", "is"):
@@ -222,14 +225,14 @@ class _Parser:
             "is no name of a fact", node, hint="such as accuracy, params.lr or metrics['val-loss']"
         )
 
-    def values(self, node: ast.expr, field: Field) -> tuple[Value, ...]:
+    def values(self, node: ast.expr, field: Field) -> tuple[Value | Span, ...]:
         if not isinstance(node, (ast.List, ast.Tuple, ast.Set)):
             raise self.wrong("is no list", node, hint="such as ['a', 'b']")
         if len(node.elts) > MOST_VALUES:
             raise self.wrong(f"has more than {MOST_VALUES} values", node)
         return tuple(self.value(one, field) for one in node.elts)
 
-    def value(self, node: ast.expr, field: Field) -> Value:
+    def value(self, node: ast.expr, field: Field) -> Value | Span:
         sign = 1
         inner = node
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
@@ -243,12 +246,12 @@ class _Parser:
             return sign * found
         raise self.wrong("is no value", node, hint="a number, or a text in quotes")
 
-    def date(self, text: str, node: ast.expr) -> float:
-        """Seconds since the epoch of a date of this place, or of its own zone."""
+    def date(self, text: str, node: ast.expr) -> float | Span:
+        """What a date means, in seconds since the epoch."""
         try:
-            return datetime.datetime.fromisoformat(text).timestamp()
-        except (ValueError, OverflowError, OSError) as error:
-            hint = "such as '2026-12-01' or '2026-12-01 14:30'"
+            return read_date(text)
+        except ValueError as error:
+            hint = "such as '2026-12-01', '2026-12-01 14:30', '2026-12', 'yesterday' or '7 days ago'"
             raise self.wrong(f"{text!r} is no date", node, hint=hint) from error
 
     def unread(self, error: SyntaxError) -> CatalogueError:
@@ -273,6 +276,23 @@ class _Parser:
             hint=hint or _HINT,
             column=start + 1,
         )
+
+
+def _compared(field: Field, op: str, value: Value | Span | tuple[Value | Span, ...]) -> Node:
+    """A comparison with a value, or with a stretch of time as two of them."""
+    if isinstance(value, tuple):
+        plain = tuple(one for one in value if not isinstance(one, Span))
+        if len(plain) == len(value):
+            return Test(field, op, plain)
+        one_by_one = (_compared(field, "==" if op == "in" else "!=", one) for one in value)
+        return Joined("or" if op == "in" else "and", tuple(one_by_one))
+    if not isinstance(value, Span):
+        return Test(field, op, value)
+    if op in ("==", "!="):
+        ends = (Test(field, "<", value.start), Test(field, ">=", value.end))
+        inside = (Test(field, ">=", value.start), Test(field, "<", value.end))
+        return Joined("and", inside) if op == "==" else Joined("or", ends)
+    return Test(field, {">": ">=", "<=": "<"}.get(op, op), value.end if op in (">", "<=") else value.start)
 
 
 def short(name: str) -> str:

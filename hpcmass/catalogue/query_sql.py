@@ -10,6 +10,7 @@ from hpcmass.catalogue.rows import FIXED
 
 _SQL = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _INDEXED = ("name", "version")
+_MANY = ("dataset", "tag", "ancestor")
 
 
 @dataclass
@@ -27,23 +28,24 @@ class Names:
     empty: bool = False
 
     def resolve(self, name: str) -> Field | None:
-        """The field that a name means: a fixed one, else a metric, else of the job."""
+        """The field that a name means: a fixed one, else a metric, of the job, a tag, of the lineage."""
         if name in FIXED:
             return Field(name)
         if name in ("alias", "aliases"):
             return Field("alias", many=True)
-        if name in ("dataset", "datasets"):
-            return Field("dataset", many=True)
+        for one in _MANY:
+            if name in (one, one + "s"):
+                return Field(one, many=True)
         if name.startswith("datasets.") and name.removeprefix("datasets.") in self.splits:
             return Field(name, many=True)
-        for key in (name, f"metrics.{name}", f"job.{name}"):
-            if key in self.keys:
+        for prefix in ("", "metrics.", "job.", "tags.", "lineage."):
+            if (key := prefix + name) in self.keys:
                 return Field(key)
         return Field(name, known=False) if self.empty else None
 
     def all(self) -> list[str]:
         """Every name."""
-        return [*FIXED, "alias", "dataset", *(f"datasets.{split}" for split in self.splits), *self.keys]
+        return [*FIXED, "alias", *_MANY, *(f"datasets.{split}" for split in self.splits), *self.keys]
 
 
 @dataclass
@@ -114,13 +116,15 @@ class Sql:
         return f"({compared} AND {kinds})"
 
     def _many(self, test: Test) -> str:
+        if test.field.name == "ancestor":
+            return self._ancestor(test)
         if test.field.name == "alias":
             rows = (
                 "SELECT w.id FROM aliases a JOIN versions w ON w.name = a.name AND w.version = a.version"
                 " WHERE a.alias"
             )
-        elif test.field.name == "dataset":
-            rows = "SELECT id FROM datasets WHERE dataset"
+        elif test.field.name in ("dataset", "tag"):
+            rows = f"SELECT id FROM {test.field.name}s WHERE {test.field.name}"
         else:
             rows = "SELECT id FROM datasets WHERE split = ? AND dataset"
             self.values.append(test.field.name.removeprefix("datasets."))
@@ -129,6 +133,18 @@ class Sql:
         values = test.value if isinstance(test.value, tuple) else (test.value,)
         some = "IN" if test.op in ("==", "in") else "NOT IN"
         return f"(v.id {some} ({rows} IN ({self._marks(values)})))"
+
+    def _ancestor(self, test: Test) -> str:
+        """Whether a version came from others, at however many removes."""
+        if test.op == "missing":
+            return "(v.parent IS NULL)"
+        values = test.value if isinstance(test.value, tuple) else (test.value,)
+        some = "IN" if test.op in ("==", "in") else "NOT IN"
+        return (
+            f"(v.id {some} (WITH RECURSIVE down (id, ref) AS (SELECT id, name || '@' || version FROM versions"
+            f" WHERE parent IN ({self._marks(values)}) UNION SELECT w.id, w.name || '@' || w.version"
+            " FROM versions w JOIN down ON w.parent = down.ref) SELECT id FROM down))"
+        )
 
     def _marks(self, values: tuple[object, ...]) -> str:
         self.values += values

@@ -111,10 +111,12 @@ class VersionClaims:
         known = self.starts()
         number = self._after(known[-1]) if known else 1
         while True:
-            versions = list(make(number))
-            announce(number)
-            if claim_json(numbered(self.folder, number), self._content(versions), whole=len(versions) > 1):
-                return versions
+            path = numbered(self.folder, number)
+            if not path.exists():  # a look costs less than an announcement in vain
+                versions = list(make(number))
+                announce(number)
+                if claim_json(path, self._content(versions), whole=len(versions) > 1):
+                    return versions
             number = self._after(number)  # another writer was faster
 
     def _content(self, versions: list[Version]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from hpcmass.catalogue.blobs import BlobStore, make_durable_dir, walk_files
 from hpcmass.catalogue.packs import Packer
 from hpcmass.catalogue.ranges import VersionClaims
-from hpcmass.catalogue.version import MOST, FileEntry, Version, plain, who
+from hpcmass.catalogue.version import MOST, FileEntry, Version, check_tags, plain, who
 from hpcmass.errors import CatalogueError, HpcmassError
 from hpcmass.files import NoLinks, check_name
 
@@ -26,6 +26,7 @@ class Registration:
         metrics: What was measured of it.
         lineage: Where it came from.
         description: One or a few sentences.
+        tags: Words to find it by, or words with what they say; see `check_tags`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Registration:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
+    tags: Mapping[str, Any] | Iterable[str] = ()
 
 
 @dataclass
@@ -62,6 +64,7 @@ def looked_at(one: Registration) -> Model:
     sources = list(walk_files(Path(one.folder)))
     if not sources:
         raise CatalogueError("has no files to register", where=one.folder)
+    facts["tags"] = check_tags(one.tags)
     return Model(one.name, {**facts, "description": str(one.description)}, sources)
 
 

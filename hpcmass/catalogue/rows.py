@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from hpcmass.catalogue.version import Version
@@ -23,18 +22,23 @@ class Row:
         scalars: Numbers and texts by key: `metrics.accuracy`, `job.params.lr`.
         lists: Lists by key; shown, not searched.
         datasets: Dataset id by split.
+        tags: Names of its tags.
     """
 
     fixed: tuple[Any, ...]
     scalars: dict[str, int | float | str] = field(default_factory=dict)
     lists: dict[str, Any] = field(default_factory=dict)
     datasets: dict[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
 
 FIXED = (
     "name", "version", "created", "by", "description", "bytes", "files", "recipe", "run", "parent", "commit",
 )  # fmt: skip
 """Names of the columns that every version has; the last four may be missing."""
+
+# Of the lineage: in columns of their own, or of the run's own metrics, which the version has in its turn.
+_TAKEN = frozenset({"job", "datasets", "run", "parent", "commit", "environment", "metrics"})
 
 
 def row_of(version: Version) -> Row:
@@ -53,7 +57,9 @@ def row_of(version: Version) -> Row:
             clean(version.description),
             min(version.bytes, _INT_LIMIT - 1),
             len(version.files),
-            clean(PurePosixPath(recipe).name.removesuffix(".py")) if isinstance(recipe, str) else None,
+            clean(recipe.rstrip("/").rpartition("/")[2].removesuffix(".py"))
+            if isinstance(recipe, str)
+            else None,
             *(_text(lineage.get(key)) for key in ("run", "parent", "commit")),
         ),
         datasets={
@@ -61,9 +67,16 @@ def row_of(version: Version) -> Row:
             for split, one in (datasets.items() if isinstance(datasets, dict) else ())
             if isinstance(one, str)
         },
+        tags=tuple(map(clean, version.tags)),
     )
     _flatten("metrics.", version.metrics, row, 0, numbers=True)
     _flatten("job.", job, row, 0, numbers=False)
+    if version.tags:
+        _flatten("tags.", version.tags, row, 0, numbers=False)
+    if isinstance(environment := lineage.get("environment"), dict):
+        _flatten("environment.", environment, row, 0, numbers=False)
+    if rest := {key: value for key, value in lineage.items() if key not in _TAKEN}:
+        _flatten("lineage.", rest, row, 0, numbers=False)
     return row
 
 
@@ -78,20 +91,21 @@ def _text(value: Any) -> str | None:
 
 def _flatten(prefix: str, tree: Mapping[str, Any], row: Row, depth: int, *, numbers: bool) -> None:
     # For each of 10^5 versions when an index is built: kinds are told by their exact type, as JSON has them.
+    scalars = row.scalars
     for key, value in tree.items():
         kind, name = type(value), prefix + (key if key.isascii() else clean(key))
         if kind is float:
             if value == value:
-                row.scalars[name] = value
+                scalars[name] = value
         elif kind is int:
-            row.scalars[name] = scalar_int(value)
+            scalars[name] = value if -_INT_LIMIT <= value < _INT_LIMIT else scalar_int(value)
         elif kind is str:
             if numbers and value in _INFINITE:
-                row.scalars[name] = _INFINITE[value]
+                scalars[name] = _INFINITE[value]
             elif not numbers or value != "NaN":
-                row.scalars[name] = value if value.isascii() else clean(value)
+                scalars[name] = value if value.isascii() else clean(value)
         elif kind is bool:
-            row.scalars[name] = int(value)
+            scalars[name] = int(value)
         elif kind is dict and depth < 8:
             _flatten(name + ".", value, row, depth + 1, numbers=numbers)
         elif kind is list or kind is tuple:

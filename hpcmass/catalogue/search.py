@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
+from hpcmass.catalogue.frame import frame
 from hpcmass.catalogue.query import Field, nearest, parse
 from hpcmass.catalogue.query_sql import Names, Sql
 from hpcmass.catalogue.rows import FIXED
-from hpcmass.errors import CatalogueError, MissingDependency
+from hpcmass.errors import CatalogueError
 
 _AT_ONCE = 500
 
@@ -34,7 +35,7 @@ class Found:
         commit: The git commit, or None.
         aliases: Aliases that point at it.
         datasets: Dataset id by split.
-        facts: Everything else, flat: `metrics.accuracy`, `job.params.lr`.
+        facts: Everything else, flat: `metrics.accuracy`, `job.params.lr`, `tags.team`, `environment.python`.
     """
 
     name: str
@@ -66,6 +67,11 @@ class Found:
     def params(self) -> dict[str, Any]:
         """The parameters of its job, flat."""
         return self._below("job.params.")
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Its tags and what they say."""
+        return self._below("tags.")
 
     def to_json(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -104,16 +110,42 @@ class SearchResult(Sequence[Found]):
         return iter(self._found)
 
     def to_pandas(self) -> Any:
-        """A table with a row a version, and a column a fact.
+        """A table with a row a version, and a column a fact; see `hpcmass.catalogue.frame`.
 
         Raises:
             MissingDependency: pandas is not installed.
         """
-        try:
-            import pandas  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        except ImportError as error:
-            raise MissingDependency("pandas is not installed", hint="pip install pandas") from error
-        return pandas.DataFrame([found.to_json() for found in self._found])
+        return frame(self._found)
+
+
+@dataclass
+class Stream:
+    """What a search finds, read while it is gone through.
+
+    Attributes:
+        fields: Names of the facts that the expression and the order speak of, as the index has them.
+        count: How many versions it found.
+    """
+
+    fields: list[str]
+    count: int
+    _connection: sqlite3.Connection
+    _names: Names
+    _ids: list[int]
+
+    def __iter__(self) -> Iterator[Found]:
+        for first in range(0, len(self._ids), _AT_ONCE):
+            yield from _rows(self._connection, self._names, self._ids[first : first + _AT_ONCE])
+
+    def by_name(self) -> Stream:
+        """The same in the order of names and numbers."""
+        place: dict[int, tuple[str, int]] = {}
+        for first in range(0, len(self._ids), _AT_ONCE):
+            some = self._ids[first : first + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            text = f"SELECT id, name, version FROM versions WHERE id IN ({marks})"
+            place.update((one, (name, number)) for one, name, number in self._connection.execute(text, some))
+        return replace(self, _ids=sorted(self._ids, key=place.__getitem__))
 
 
 def names_of(connection: sqlite3.Connection) -> Names:
@@ -130,6 +162,21 @@ def search(
     limit: int | None,
 ) -> SearchResult:
     """Search an index; see `Catalogue.search`.
+
+    Raises:
+        CatalogueError: The expression or the order is wrong.
+    """
+    found = stream(connection, expression, sort, limit)
+    return SearchResult(list(found), found.fields)
+
+
+def stream(
+    connection: sqlite3.Connection,
+    expression: str | None,
+    sort: Sequence[str],
+    limit: int | None,
+) -> Stream:
+    """Search an index for what may be more than memory should hold at once.
 
     Raises:
         CatalogueError: The expression or the order is wrong.
@@ -159,7 +206,7 @@ def search(
     if ids is None or len(ids) < wanted:
         by = [part for one, down in order for part in _order(sql, one, down)]
         ids = _ids(connection, where, [*by, *last], sql.values, wanted)
-    return SearchResult(_rows(connection, names, ids), fields)
+    return Stream(fields, len(ids), connection, names, ids)
 
 
 def _sorted_by(text: str, resolve: Any, names: Names) -> tuple[Field, bool]:
@@ -191,46 +238,40 @@ def _ids(
 
 
 def _rows(connection: sqlite3.Connection, names: Names, ids: list[int]) -> list[Found]:
+    """The versions of up to `_AT_ONCE` rows, in the order given."""
     columns = {number: key for key, number in names.keys.items() if number is not None}
+    marks = ", ".join("?" * len(ids))
+    facts: dict[int, dict[str, Any]] = {one: {} for one in ids}
+    for one, key, value in connection.execute(f"SELECT id, key, value FROM more WHERE id IN ({marks})", ids):
+        facts[one][key] = value
+    datasets: dict[int, dict[str, str]] = {}
+    for one, split, dataset in connection.execute(
+        f"SELECT id, split, dataset FROM datasets WHERE id IN ({marks})", ids
+    ):
+        datasets.setdefault(one, {})[split] = dataset
+    aliases: dict[int, list[str]] = {}
+    for one, alias in connection.execute(
+        "SELECT v.id, a.alias FROM versions v JOIN aliases a ON a.name = v.name AND a.version = v.version"
+        f" WHERE v.id IN ({marks}) ORDER BY a.alias",
+        ids,
+    ):
+        aliases.setdefault(one, []).append(alias)
+    cursor = connection.execute(f"SELECT * FROM versions WHERE id IN ({marks})", ids)
+    keys = [columns.get(int(name[0][1:])) if _numbered(name[0]) else None for name in cursor.description]
+    start = 2 + len(FIXED)
     found: dict[int, Found] = {}
-    for first in range(0, len(ids), _AT_ONCE):
-        some = ids[first : first + _AT_ONCE]
-        marks = ", ".join("?" * len(some))
-        facts: dict[int, dict[str, Any]] = {one: {} for one in some}
-        for one, key, value in connection.execute(
-            f"SELECT id, key, value FROM more WHERE id IN ({marks})", some
-        ):
-            facts[one][key] = value
-        datasets: dict[int, dict[str, str]] = {}
-        rows = connection.execute(f"SELECT id, split, dataset FROM datasets WHERE id IN ({marks})", some)
-        for one, split, dataset in rows:
-            datasets.setdefault(one, {})[split] = dataset
-        aliases: dict[int, list[str]] = {}
-        rows = connection.execute(
-            "SELECT v.id, a.alias FROM versions v JOIN aliases a ON a.name = v.name AND a.version = v.version"
-            f" WHERE v.id IN ({marks}) ORDER BY a.alias",
-            some,
+    for row in cursor:
+        mine = facts[row[0]]
+        if row[start - 1]:
+            mine.update(json.loads(row[start - 1]))
+        rest = zip(keys[start:], row[start:], strict=True)
+        mine.update((key, value) for key, value in rest if key and value is not None)
+        found[row[0]] = Found(
+            **dict(zip(FIXED, row[1 : start - 1], strict=True)),
+            aliases=tuple(aliases.get(row[0], ())),
+            datasets=datasets.get(row[0], {}),
+            facts=mine,
         )
-        for one, alias in rows:
-            aliases.setdefault(one, []).append(alias)
-        cursor = connection.execute(f"SELECT * FROM versions WHERE id IN ({marks})", some)
-        keys = [columns.get(int(name[0][1:])) if _numbered(name[0]) else None for name in cursor.description]
-        start = 2 + len(FIXED)
-        for row in cursor:
-            mine = facts[row[0]]
-            if row[start - 1]:
-                mine.update(json.loads(row[start - 1]))
-            mine.update(
-                (key, value)
-                for key, value in zip(keys[start:], row[start:], strict=True)
-                if key and value is not None
-            )
-            found[row[0]] = Found(
-                **dict(zip(FIXED, row[1 : start - 1], strict=True)),
-                aliases=tuple(aliases.get(row[0], ())),
-                datasets=datasets.get(row[0], {}),
-                facts=mine,
-            )
     return [found[one] for one in ids]
 
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Version:
         metrics: What was measured of it.
         lineage: Where it came from: run, job, datasets, parent, commit, environment.
         description: One or a few sentences, or empty.
+        tags: Words to find it by, and what each says (1 for a mere label).
     """
 
     name: str
@@ -80,6 +81,7 @@ class Version:
     metrics: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     description: str = ""
+    tags: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ref(self) -> str:
@@ -101,7 +103,7 @@ class Version:
         """The content of the version's file."""
         packed = any(entry.pack is not None for entry in self.files.values())
         files = {name: entry.to_json() for name, entry in self.files.items()}
-        return {
+        said = {
             "format": PACKED_FORMAT if packed else FORMAT,
             "name": self.name,
             "version": self.version,
@@ -112,6 +114,7 @@ class Version:
             "lineage": self.lineage,
             "description": self.description,
         }
+        return {**said, "tags": self.tags} if self.tags else said
 
 
 def parse_version(raw: Any, name: str, number: int, where: Path) -> Version:
@@ -150,6 +153,7 @@ def parse_version(raw: Any, name: str, number: int, where: Path) -> Version:
     need(isinstance(raw.get("created"), (int, float)), "it has no time")
     need(isinstance(raw.get("metrics", {}), dict), "its metrics are no object")
     need(isinstance(raw.get("lineage", {}), dict), "its lineage is no object")
+    need(isinstance(raw.get("tags", {}), dict), "its tags are no object")
     return Version(
         name=name,
         version=number,
@@ -159,6 +163,7 @@ def parse_version(raw: Any, name: str, number: int, where: Path) -> Version:
         metrics=raw.get("metrics", {}),
         lineage=raw.get("lineage", {}),
         description=str(raw.get("description", "")),
+        tags=raw.get("tags", {}),
     )
 
 
@@ -195,6 +200,24 @@ def check_file_name(name: str) -> str:
             hint="use relative names without '..', without parts that start with '.', without '\\'",
         )
     return name
+
+
+def check_tags(tags: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """Tags as a version keeps them: words, each with a text or a number.
+
+    Args:
+        tags: Words with what they say, or words alone (as if each said 1).
+
+    Raises:
+        CatalogueError: A word is none, or says something else.
+    """
+    given = tags if isinstance(tags, Mapping) else dict.fromkeys([tags] if isinstance(tags, str) else tags, 1)
+    for word, said in given.items():
+        if not isinstance(word, str) or not word.strip() or len(word) > 200 or _CONTROL.search(word):
+            raise CatalogueError(f"{word!r} is no tag", hint="a word such as 'demo', or demo=text")
+        if not isinstance(said, (str, int, float)) or said != said:
+            raise CatalogueError(f"the tag {word!r} says {said!r}", hint="a text or a number")
+    return {word: plain(said, f"tags.{word}") for word, said in given.items()}
 
 
 def check_alias(alias: str) -> str:

@@ -8,7 +8,8 @@ import click
 
 from hpcmass.cli import catalogue_care
 from hpcmass.cli.catalogue_life import add_life
-from hpcmass.cli.console import csv_table, day, dump, facts, size, table
+from hpcmass.cli.catalogue_search import add_search
+from hpcmass.cli.console import day, dump, facts, size, table
 from hpcmass.cli.options import project_option
 
 
@@ -17,80 +18,32 @@ def command() -> None:
     """Register, list, alias, verify and load models."""
 
 
+add_search(command)
+
+
 @command.command("register")
 @click.argument("run")
 @click.option("--name", metavar="NAME", help="Name of the model [default: the job's name].")
 @click.option("--description", default="", help="One line for the people who find it.")
+@click.option("--tag", "tags", metavar="WORD[=TEXT]", multiple=True, help="To find it by; may be repeated.")
 @click.option("--evaluate", "dataset", metavar="DATASET", help="Evaluate on this dataset and keep the metrics.")
 @project_option
 def register(
-    run: str, name: str | None, description: str, dataset: str | None, project_root: str | None
+    run: str,
+    name: str | None,
+    description: str,
+    tags: tuple[str, ...],
+    dataset: str | None,
+    project_root: str | None,
 ) -> None:
     """Make the model of a completed run a version in the catalogue."""
     from hpcmass.workflow.models import register_run
 
-    version = register_run(run, project_root, name=name, description=description, evaluate_on=dataset)
+    said = {word: value if equals else 1 for word, equals, value in (one.partition("=") for one in tags)}
+    version = register_run(
+        run, project_root, name=name, description=description, evaluate_on=dataset, tags=said
+    )
     click.echo(f"{version.name}@{version.version}")
-
-
-@command.command("list")
-@click.argument("name", required=False)
-@click.option(
-    "--limit", type=click.IntRange(0), default=100, show_default=True, help="The newest so many; 0: all."
-)
-@project_option
-def list_versions(name: str | None, limit: int, project_root: str | None) -> None:
-    """List models, or the versions of one; of many the newest."""
-    from hpcmass.workflow.registry import newest
-
-    found, total = newest(name, project_root, limit or None)
-    table(
-        [(v.ref, v.aliases, v.metrics, size(v.bytes), day(v.created), v.description) for v in found],
-        ["version", "aliases", "metrics", "size", "created", "description"],
-    )
-    if len(found) < total:
-        click.echo(f"the newest {len(found)} of {total}; --limit 0 shows all")
-
-
-@command.command("search")
-@click.argument("expression", required=False)
-@click.option("--sort", metavar="FACT,…", default="", help="Sort by these; '-' before one: downwards.")
-@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="At most so many; 0: all.")
-@click.option(
-    "--format", "shape", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
-)
-@project_option
-def search(expression: str | None, sort: str, limit: int, shape: str, project_root: str | None) -> None:
-    """Find versions by what is known of them.
-
-    EXPRESSION compares metrics, parameters of the job and other facts:
-
-    \b
-    "recipe == 'mnist' and accuracy > 0.95 and params.lr < 0.1"
-    "name in ['a', 'b'] and created >= '2026-12-01'"
-    "'production' in aliases or datasets.train == '3f…' or parent == 'mnist@2'"
-    """  # noqa: D301
-    from hpcmass.catalogue.query import short
-    from hpcmass.workflow.registry import open_catalogue
-
-    by = [one for one in sort.split(",") if one.strip()]
-    found = open_catalogue(project_root).search(expression, sort=by, limit=limit or None)
-    if shape == "json":
-        dump([one.to_json() for one in found])
-        return
-    rows = [one.to_json() for one in found]
-    if shape == "csv":
-        csv_table(rows)
-        return
-    shown = {"name", "version", "alias", "created", "bytes"}
-    fields = [one for one in found.fields if one not in shown and not one.startswith("dataset")]
-    table(
-        [
-            (one.ref, one.aliases, *(row.get(key) for key in fields), size(one.bytes), day(one.created))
-            for one, row in zip(found, rows, strict=True)
-        ],
-        ["version", "aliases", *map(short, fields), "size", "created"],
-    )
 
 
 @command.command("show")
@@ -113,6 +66,7 @@ def show(model: str, as_json: bool, project_root: str | None) -> None:
             "aliases": catalogue.aliases_of(version),
             "created": f"{day(version.created)} by {version.by}",
             "description": version.description or None,
+            "tags": version.tags or None,
             "metrics": version.metrics,
             "run": lineage.get("run"),
             "datasets": lineage.get("datasets"),

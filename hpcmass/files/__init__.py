@@ -2,6 +2,7 @@
 
 from hpcmass.files.cache import cache_folder
 from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
+from hpcmass.files.mounts import is_local
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
     NoLinks,
@@ -37,6 +38,7 @@ __all__ = [
     "claim",
     "file_mode",
     "fsync_dir",
+    "is_local",
     "make_dir",
     "make_dir_as_parent",
     "pid_namespace",

@@ -111,6 +111,7 @@ def register_run(
     evaluate_on: str | Path | None = None,
     evaluation: Evaluation | None = None,
     parent: str | None = None,
+    tags: Mapping[str, str | int | float] | None = None,
 ) -> Version:
     """Make the model of a completed run a version in the catalogue.
 
@@ -122,6 +123,7 @@ def register_run(
         evaluate_on: Evaluate on this dataset and keep the metrics.
         evaluation: Metrics measured before, to be kept.
         parent: The version that it was made from, if any.
+        tags: Words to find it by, and what they say.
 
     Raises:
         CatalogueError: The run has not completed.
@@ -149,7 +151,12 @@ def register_run(
     record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
     record["cost"] = cost_of(folder, None).to_json()  # the run's folder may be gone when somebody asks
     return open_catalogue(found).register(
-        name or job.name, folder.model, metrics=metrics, lineage=record, description=description
+        name or job.name,
+        folder.model,
+        metrics=metrics,
+        lineage=record,
+        description=description,
+        tags=tags or {},
     )
 
 

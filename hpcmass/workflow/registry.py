@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hpcmass.catalogue import ANY, AliasMove, Catalogue, Found
+from hpcmass.catalogue import ANY, AliasMove, Catalogue
 from hpcmass.catalogue.aliases import Anything
+from hpcmass.catalogue.search import Stream
 from hpcmass.errors import CatalogueError, ConfigError
 from hpcmass.files import check_name
 from hpcmass.workflow.projects import ProjectRef, project_of
@@ -14,19 +15,19 @@ def open_catalogue(project: ProjectRef = None) -> Catalogue:
     return Catalogue(project_of(project).catalogue)
 
 
-def newest(name: str | None, project: ProjectRef = None, limit: int | None = None) -> tuple[list[Found], int]:
+def newest(name: str | None, project: ProjectRef = None, limit: int | None = None) -> tuple[Stream, int]:
     """The newest versions of all models, or of one, sorted by name and number, and how many there are.
 
     Raises:
         NotFound: There is no model of that name.
     """
     catalogue = open_catalogue(project)
-    if name is not None:
+    total = catalogue.count(name)
+    if name is not None and not total:
         catalogue.get(name.partition("@")[0])  # says the nearest name where there is none
     where = None if name is None else f"name == {check_name(name)!r}"
-    found = catalogue.search(where, sort=["-created"], limit=limit)
-    total = catalogue.count(name) if limit is not None and len(found) == limit else len(found)
-    return sorted(found, key=lambda one: (one.name, one.version)), total
+    found = catalogue.stream(where, sort=[] if limit is None else ["-created", "-version"], limit=limit)
+    return (found if limit is None else found.by_name()), total
 
 
 def set_alias(

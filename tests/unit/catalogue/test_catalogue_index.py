@@ -11,8 +11,9 @@ from hpcmass.catalogue import journal as journal_module
 from hpcmass.catalogue.journal import Pointer, Position, append, journal_path, parse_line, read_new
 
 
-@pytest.fixture
-def catalogue(tmp_path, monkeypatch):
+@pytest.fixture(params=["live", "copied"])
+def catalogue(tmp_path, monkeypatch, request):
+    monkeypatch.setattr("hpcmass.catalogue.index_file.is_local", lambda folder: request.param == "live")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"w" * 100)
@@ -89,9 +90,12 @@ def test_an_index_that_is_none_is_made_anew(catalogue, damage, tmp_path):
         connection.close()
     again = Catalogue(catalogue.path)
     assert indexed(again) == right
-    if damage != "directory":
-        facts = dict(sqlite3.connect(path).execute("SELECT key, value FROM facts"))
-        assert (facts["layout"], facts["root"]) == ("1", os.path.realpath(catalogue.path))
+    if again.index.path.is_file():
+        facts = dict(sqlite3.connect(again.index.path).execute("SELECT key, value FROM facts"))
+        assert (facts["layout"], facts["root"]) == ("2", os.path.realpath(catalogue.path))
+    else:
+        assert damage == "directory"
+    assert indexed(again) == right
 
 
 def test_without_a_cache_the_index_is_in_memory(catalogue, tmp_path, monkeypatch):

@@ -5,22 +5,26 @@ import datetime
 import math
 import operator
 import sqlite3
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmass.catalogue import Catalogue, FileEntry, Registration, Version
+from hpcmass.catalogue.dates import Span, read_date
 from hpcmass.catalogue.index_rows import IndexRows
 from hpcmass.catalogue.search import search
-from hpcmass.errors import CatalogueError
+from hpcmass.errors import CatalogueError, MissingDependency
 
 FILES = {"w": FileEntry("0" * 64, 10)}
 
 
-def version(number, name="m", metrics=None, job=None, **lineage):
+def version(number, name="m", metrics=None, job=None, tags=None, created=None, **lineage):
     facts = {"job": job or {}, **lineage}
-    return Version(name, number, 1e9 + number, "me@here", FILES, metrics or {}, facts, lineage.get("told", ""))
+    created = 1e9 + number if created is None else created
+    told = lineage.get("told", "")
+    return Version(name, number, created, "me@here", FILES, metrics or {}, facts, told, tags or {})
 
 
 def index_of(versions, aliases=()):
@@ -50,11 +54,24 @@ PLAIN = {
     "params.lr": lambda row: row.lineage["job"]["params"].get("lr"),
     "params['it''s']": lambda row: row.lineage["job"]["params"].get("it'); DROP TABLE versions; --"),
     "parent": lambda row: row.lineage.get("parent"),
+    "tags.team": lambda row: row.tags.get("team"),
+    "environment.python": lambda row: row.lineage["environment"].get("python"),
+    "lineage.sweep.trial": lambda row: row.lineage["sweep"].get("trial"),
 }
 FIELDS = {**PLAIN}
 ODD = "params[" + repr("it'); DROP TABLE versions; --") + "]"
 FIELDS[ODD] = FIELDS.pop("params['it''s']")
 SPLITS = ("train", "test")
+REFS = ("m@1", "n@1", "m@2", "n@2", "m@3", "n@3", "z@99")
+MIDNIGHT = datetime.datetime(2001, 9, 9)
+TIMES = [MIDNIGHT + datetime.timedelta(hours=h) for h in (-24, -0.001, 0, 5, 23.999, 24, 24 * 22, 24 * 120)]
+DATES = {
+    "2001-09-09": (lambda moment: moment.date(), MIDNIGHT.date()),
+    "2001-09": (lambda moment: (moment.year, moment.month), (2001, 9)),
+    "2001-12": (lambda moment: (moment.year, moment.month), (2001, 12)),
+    "2001": (lambda moment: moment.year, 2001),
+    "2001-09-09 05:00": (lambda moment: moment, MIDNIGHT.replace(hour=5)),
+}
 OPS = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -73,7 +90,8 @@ def rows(draw):
         odd = {"lr": VALUES, "it'); DROP TABLE versions; --": VALUES}
         params = draw(st.fixed_dictionaries({}, optional=odd))
         datasets = draw(st.dictionaries(st.sampled_from(SPLITS), st.sampled_from(["a", "b"])))
-        parent = draw(st.one_of(st.none(), TEXTS))
+        parent = draw(st.one_of(st.none(), st.sampled_from([*REFS, *REFS, "", "m"])))
+        tags = draw(st.fixed_dictionaries({}, optional={"team": VALUES, "demo": st.just(1), "b": VALUES}))
         found.append(
             version(
                 number,
@@ -82,12 +100,19 @@ def rows(draw):
                 {"params": params},
                 datasets=datasets,
                 parent=parent,
+                tags=tags,
+                created=draw(st.sampled_from(TIMES)).timestamp(),
+                environment=draw(st.fixed_dictionaries({}, optional={"python": VALUES})),
+                sweep=draw(st.fixed_dictionaries({}, optional={"trial": VALUES})),
             )
         )
     # One that has everything, so that every name is known.
     whole = {"lr": 1, "it'); DROP TABLE versions; --": 1}
     datasets = dict.fromkeys(SPLITS, "c")
-    found.append(version(99, "z", {"accuracy": 1, "loss": 1}, {"params": whole}, datasets=datasets, parent="x"))
+    rest = {"tags": {"team": 1}, "environment": {"python": 1}, "sweep": {"trial": 1}, "parent": "m@1"}
+    found.append(
+        version(99, "z", {"accuracy": 1, "loss": 1}, {"params": whole}, datasets=datasets, created=1e9, **rest)
+    )
     return found
 
 
@@ -100,18 +125,31 @@ def compared(op, left, right):
     return OPS[op](left, right)
 
 
-def many(row, aliases, field):
+def many(row, world, field):
+    aliases, versions = world
     if field == "alias":
         return {alias for name, alias, number in aliases if (name, number) == (row.name, row.version)}
+    if field == "tag":
+        return set(row.tags)
+    if field == "ancestor":
+        parents = {one.ref: one.lineage.get("parent") for one in versions}
+        found, at = set(), row.lineage.get("parent")
+        while at is not None and at not in found:
+            found.add(at)
+            at = parents.get(at)
+        return found
     datasets = row.lineage["datasets"]
     split = field.partition(".")[2]
     return {one for key, one in datasets.items() if split in ("", key)}
 
 
+KINDS = ("plain", "turned", "fields", "in", "has", "none", "many", "chain", "date")
+
+
 @st.composite
-def comparisons(draw):
+def comparisons(draw, kinds=KINDS):
     """A comparison's text, and what it means."""
-    kind = draw(st.sampled_from(["plain", "turned", "fields", "in", "has", "none", "many", "chain"]))
+    kind = draw(st.sampled_from(kinds))
     name = draw(st.sampled_from(sorted(FIELDS)))
     get, value, op = FIELDS[name], draw(VALUES), draw(st.sampled_from(sorted(OPS)))
     shown = repr(value).replace("inf", "1e999")
@@ -119,6 +157,12 @@ def comparisons(draw):
         return f"{name} {op} {shown}", lambda row, _: compared(op, get(row), value)
     if kind == "turned":
         return f"{shown} {op} {name}", lambda row, _: compared(op, value, get(row))
+    if kind == "date":
+        text = draw(st.sampled_from(sorted(DATES)))
+        part, date = DATES[text]
+        listed = {"==": f"created in ['{text}']", "!=": f"created not in ['{text}', '1990']"}
+        shown = draw(st.sampled_from([f"created {op} '{text}'", listed.get(op, f"created {op} '{text}'")]))
+        return shown, lambda row, _: OPS[op](part(datetime.datetime.fromtimestamp(row.created)), date)
     if kind == "chain":
         return (
             f"{shown} {op} {name} < 2",
@@ -145,43 +189,59 @@ def comparisons(draw):
             return get(row) is not None and not inside if no else inside
 
         return f"{part!r} {'not in' if no else 'in'} {name}", has
-    field = draw(st.sampled_from(["alias", "dataset", "datasets.train", "datasets.test"]))
-    text = draw(st.sampled_from(["a", "b", "c", "best"]))
+    field = draw(
+        st.sampled_from(["alias", "dataset", "datasets.train", "datasets.test", "tag", "ancestor", "ancestors"])
+    )
+    text = draw(
+        st.sampled_from(REFS) if "ancestor" in field else st.sampled_from(["a", "b", "c", "best", "demo"])
+    )
+    if draw(st.integers(0, 4)) == 0:
+        return (
+            f"{field} {'!=' if no else '=='} None",
+            lambda row, world: bool(many(row, world, field.replace("ancestors", "ancestor"))) is no,
+        )
     shown = {
         0: f"{field} {'!=' if no else '=='} {text!r}",
         1: f"{text!r} {'not in' if no else 'in'} {field}",
         2: f"{field} {'not in' if no else 'in'} [{text!r}]",
     }[draw(st.integers(0, 2))]
-    return shown, lambda row, aliases: (text in many(row, aliases, field)) is not no
+    return (
+        shown,
+        lambda row, world: (text in many(row, world, field.replace("ancestors", "ancestor"))) is not no,
+    )
 
 
 def joined(parts):
     def both(pair):
         (a, f), (b, g) = pair
-        return f"({a}) and ({b})", lambda row, aliases: f(row, aliases) and g(row, aliases)
+        return f"({a}) and ({b})", lambda row, world: f(row, world) and g(row, world)
 
     def either(pair):
         (a, f), (b, g) = pair
-        return f"({a}) or ({b})", lambda row, aliases: f(row, aliases) or g(row, aliases)
+        return f"({a}) or ({b})", lambda row, world: f(row, world) or g(row, world)
 
     def nots(one):
-        return f"not ({one[0]})", lambda row, aliases: not one[1](row, aliases)
+        return f"not ({one[0]})", lambda row, world: not one[1](row, world)
 
     pairs = st.tuples(parts, parts)
     return st.one_of(pairs.map(both), pairs.map(either), parts.map(nots))
 
 
-@pytest.mark.parametrize("columns", [1000, 1])
-def test_as_python_would_say(columns, monkeypatch):
+@pytest.mark.parametrize(("columns", "kinds"), [(1000, KINDS), (1, KINDS), (1000, ("many", "date"))])
+def test_as_python_would_say(columns, kinds, monkeypatch):
     monkeypatch.setattr("hpcmass.catalogue.index_rows.COLUMNS", columns)
 
-    @settings(max_examples=80, deadline=None)
-    @given(rows(), st.recursive(comparisons(), joined, max_leaves=6), st.sampled_from([(), ("z",), ("m", "z")]))
+    @settings(max_examples=150, deadline=None)
+    @given(
+        rows(),
+        st.recursive(comparisons(kinds), joined, max_leaves=6),
+        st.sampled_from([(), ("z",), ("m", "z")]),
+    )
     def check(versions, expression, aliased):
         aliases = [(name, "best", 99 if name == "z" else 1) for name in aliased]
         text, holds = expression
         connection = index_of(versions, aliases)
-        right = sorted((row.name, row.version) for row in versions if holds(row, aliases))
+        right = sorted((row.name, row.version) for row in versions if holds(row, (aliases, versions)))
         assert refs(connection, text) == [f"{name}@{number}" for name, number in right]
         down = [f"-{name}" for name in ("version",)]
         assert sorted(refs(connection, text, down)) == sorted(f"{name}@{number}" for name, number in right)
@@ -242,7 +302,12 @@ def test_whatever_is_written_is_an_answer_or_told(text):
         ("alias < 'x'", 1, ["several values"]),
         ("accuracy is 1", 1, ["None only"]),
         ("accuracy < None", 1, ["only == and !="]),
-        ("created > 'yesterday'", 11, ["no date", "2026-12-01"]),
+        ("created > 'soon'", 11, ["no date", "2026-12-01", "days ago"]),
+        ("created > '9999-12-31'", 11, ["no date"]),
+        ("created in ['2026-13-01']", 13, ["no date"]),
+        ("'2026-12-01' in created", 1, ["use =="]),
+        ("ancestor > 'm@1'", 1, ["several values"]),
+        ("tags.x == 1", 1, ["no version has 'tags.x'"]),
         ("accuracy == f'{1}'", 13, ["no value"]),
         ("accuracy == b'x'", 13, ["no value"]),
         ("metrics[0] == 1", 1, ["no name of a fact"]),
@@ -362,6 +427,86 @@ def test_a_search_of_a_catalogue(catalogue):
     assert one == best
     catalogue.alias("mnist", "production", 1, why="")
     assert [one.ref for one in catalogue.search("alias == 'production'")] == ["mnist@1"]
+
+
+def test_without_pandas_it_is_said(catalogue, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingDependency, match="pip install pandas"):
+        catalogue.frame()
+
+
+def test_a_frame(catalogue):
+    pandas = pytest.importorskip("pandas")
+    catalogue.register("other", catalogue.path.parent / "model", metrics={"loss": 1}, lineage={}, tags=["demo"])
+    table = catalogue.frame("version < 3", sort=["name", "-version"], limit=10)
+    assert table["name"].tolist() == ["mnist", "mnist", "other"]
+    assert table["version"].tolist() == [2, 1, 1]
+    assert pandas.isna(table["metrics.accuracy"]).tolist() == [False, False, True]
+    assert pandas.isna(table["tags.demo"]).tolist() == [True, True, False]
+    assert str(table["created"].dtype).startswith("datetime64[ns")
+    assert table["aliases"].tolist() == [[], [], []]
+    assert abs(table["created"][0] - pandas.Timestamp.now(tz="UTC")) < pandas.Timedelta(hours=1)
+    empty = catalogue.frame("version > 99")
+    assert (len(empty), "metrics.accuracy" in empty, "name" in empty) == (0, False, True)
+
+
+def test_a_stream_holds_what_a_search_does(catalogue, monkeypatch):
+    monkeypatch.setattr("hpcmass.catalogue.search._AT_ONCE", 2)
+    found = catalogue.stream("accuracy > 0.9", sort=["-accuracy"])
+    assert found.count == 4
+    assert list(found) == list(catalogue.search("accuracy > 0.9", sort=["-accuracy"]))
+    assert [one.version for one in found.by_name()] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "tags", [{"": 1}, {"a": [1]}, {"a": None}, {3: 1}, {"a": math.nan}, ["a\nb"], {"x" * 201: 1}]
+)
+def test_what_is_no_tag(catalogue, tags):
+    with pytest.raises(CatalogueError, match="tag"):
+        catalogue.register("t", catalogue.path.parent / "model", metrics={}, lineage={}, tags=tags)
+    assert "t" not in catalogue.models()
+
+
+def test_tags_are_kept(catalogue):
+    folder = catalogue.path.parent / "model"
+    made = catalogue.register("t", folder, metrics={}, lineage={}, tags="demo")
+    (many,) = catalogue.register_many([Registration("t", folder, tags={"team": "a", "share": 0.5})])
+    assert (catalogue.get("t@1").tags, made.tags) == ({"demo": 1}, {"demo": 1})
+    assert catalogue.get("t@2").tags == many.tags == {"team": "a", "share": 0.5}
+    assert [one.tags for one in catalogue.search("tag != None")] == [made.tags, many.tags]
+    assert "tags" not in catalogue.get("mnist@1").to_json()
+
+
+NOW = datetime.datetime(2026, 3, 29, 12, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("now", NOW, None),
+        ("90 minutes ago", NOW - datetime.timedelta(minutes=90), None),
+        ("1.5  Weeks ago", NOW - datetime.timedelta(days=10.5), None),
+        ("today", datetime.datetime(2026, 3, 29), datetime.datetime(2026, 3, 30)),
+        ("yesterday", datetime.datetime(2026, 3, 28), datetime.datetime(2026, 3, 29)),
+        ("2026-12", datetime.datetime(2026, 12, 1), datetime.datetime(2027, 1, 1)),
+        ("2026-11", datetime.datetime(2026, 11, 1), datetime.datetime(2026, 12, 1)),
+        ("2024", datetime.datetime(2024, 1, 1), datetime.datetime(2025, 1, 1)),
+        ("2024-02-29", datetime.datetime(2024, 2, 29), datetime.datetime(2024, 3, 1)),
+        ("2024-02-29T01:00:00+00:00", datetime.datetime(2024, 2, 29, 1, tzinfo=datetime.timezone.utc), None),
+    ],
+)
+def test_dates(text, start, end):
+    found = read_date(text, NOW)
+    right = start.timestamp() if end is None else Span(start.timestamp(), end.timestamp())
+    assert found == (pytest.approx(right, abs=1e-3) if end is None else right)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "2026-13", "0000", "9999", "99999999 weeks ago x", "2026-02-30", "ago", "-1 days ago"]
+)
+def test_what_is_no_date(text):
+    with pytest.raises(ValueError, match=r".*"):
+        read_date(text)
 
 
 def test_a_table_of_pandas(catalogue):

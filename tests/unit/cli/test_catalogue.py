@@ -82,6 +82,41 @@ def test_list_shows_the_newest_of_many(lab: Path, capsys: pytest.CaptureFixture[
     assert "did you mean mnist" in capsys.readouterr().err
 
 
+def test_list_for_programs(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["catalogue", "list", "--limit", "3", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["name"], one["version"]) for one in found] == [("other", 18), ("other", 19), ("other", 20)]
+    assert run(["catalogue", "list", "--limit", "0", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 150
+    assert [row["version"] for row in rows if row["aliases"] != "[]"] == ["100"]
+    assert run(["catalogue", "list", "other@3"]) == 2
+
+
+def test_tags(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Catalogue(lab / "catalogue").register(
+        "tagged",
+        lab / "model",
+        metrics={},
+        lineage={"parent": "mnist@2"},
+        tags={"team": "vision", "demo": True},
+    )
+    for text in (
+        *("'demo' in tags", "tags.team == 'vision'", "team == 'vision' and tag != 'x'", "tags.demo == 1"),
+        *(
+            "'mnist@2' in ancestors",
+            "created > 'yesterday' and tags != None",
+            "created > '1 hour ago' and tag != None",
+        ),
+    ):
+        assert run(["catalogue", "search", text, "--format", "json"]) == 0
+        assert [one["name"] for one in json.loads(capsys.readouterr().out)] == ["tagged"], text
+    assert run(["catalogue", "show", "tagged"]) == 0
+    assert "demo=yes, team=vision" in capsys.readouterr().out
+    assert run(["catalogue", "search", "tag.team == 'x'"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
 def test_what_no_journal_names(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (lab / "catalogue" / "journals").iterdir():
         path.unlink()

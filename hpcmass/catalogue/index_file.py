@@ -1,0 +1,303 @@
+"""Where an index lies in the user's cache, and how it is changed while others read it.
+
+On a file system of this machine alone (`LiveIndex`) it is changed in place, in SQLite's write-ahead mode: of
+many processes one writes at a time, readers go on with what they see. An index made anew gets a file of its
+own, and a small file names the one that counts, so that no file is ever exchanged under a process that has it
+open. Elsewhere (`CopiedIndex`: a home on NFS, seen by many machines) locks and shared mappings cannot be
+relied on: a change works on a copy, which takes the file's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpcmass.files import is_local
+from hpcmass.files.publish import fsync_file, temporary_beside
+
+_WAIT_S = 30.0
+_OLD_S = 86400.0
+
+_inherited: list[sqlite3.Connection] = []
+"""Connections of a parent process: neither used nor closed here, since its locks hang on them."""
+
+
+class IndexFile:
+    """The file of an index.
+
+    Args:
+        folder: Where it lies.
+        stem: Its name without `.sqlite`.
+        fits: Whether what was opened is an index of the right layout and catalogue.
+    """
+
+    def __init__(self, folder: Path, stem: str, fits: Callable[[sqlite3.Connection], bool]) -> None:
+        self.folder = folder
+        self.stem = stem
+        self._fits = fits
+        self._open: tuple[tuple[object, ...], sqlite3.Connection] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file that counts now."""
+        return self.folder / f"{self.stem}.sqlite"
+
+    def reader(self) -> sqlite3.Connection | None:
+        """The index for reading, if there is one that fits; kept open while it is the same file."""
+        try:
+            path = self.path
+            found = os.stat(path)
+            key = (str(path), found.st_dev, found.st_ino, os.getpid())
+            if self._open is not None and self._open[0] == key:
+                return self._open[1]
+            self.close()
+            connection = self._connect(path)
+        except (OSError, sqlite3.Error):
+            return None
+        try:
+            fits = self._fits(connection)
+        except sqlite3.Error:
+            fits = False
+        if not fits:
+            connection.close()
+            return None
+        self._open = (key, connection)
+        return connection
+
+    def close(self) -> None:
+        """Close the file; the next look opens it again."""
+        if self._open is None:
+            return
+        (*_, owner), connection = self._open
+        self._open = None
+        if owner == os.getpid():
+            connection.close()
+        else:
+            _inherited.append(connection)
+
+    def changing(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """The index for a change, which counts as a whole when the body ends well; `current` shows it then.
+
+        Raises:
+            OSError: The file system refused.
+            sqlite3.Error: The index is broken, or another process changes it for too long.
+        """
+        raise NotImplementedError
+
+    def making(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """An empty index, which counts in place of the old one when the body ends well.
+
+        Raises:
+            OSError: The file system refused.
+            sqlite3.Error: It cannot be made here.
+        """
+        raise NotImplementedError
+
+    @property
+    def current(self) -> sqlite3.Connection:
+        """What was changed or made last, for reading, whatever others have done since."""
+        assert self._open is not None
+        return self._open[1]
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        raise NotImplementedError
+
+    def _opened(self, path: Path) -> None:
+        """Keep a file open for reading."""
+        self.close()
+        found = os.stat(path)
+        self._open = ((str(self.path), found.st_dev, found.st_ino, os.getpid()), self._connect(path))
+
+    @contextlib.contextmanager
+    def _writing(self, temporary: Path) -> Iterator[sqlite3.Connection]:
+        """A file that nobody knows yet; whoever gives it its name makes it durable by then."""
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=OFF")
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("COMMIT")
+            self._finish(connection)
+        finally:
+            connection.close()
+        fsync_file(temporary)
+
+    def _finish(self, connection: sqlite3.Connection) -> None:
+        pass
+
+    def _sweep(self) -> None:
+        """Remove temporaries of processes that died long ago."""
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and time.time() - entry.stat().st_mtime > _OLD_S:
+                    os.unlink(entry.path)
+
+
+class CopiedIndex(IndexFile):
+    """An index that is never changed in place: for a folder that several machines see."""
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.changing`."""
+        with self._replacing() as temporary:
+            shutil.copyfile(self.path, temporary)
+            with self._writing(temporary) as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.making`."""
+        os.makedirs(self.folder, exist_ok=True)
+        self._sweep()
+        with self._replacing() as temporary, self._writing(temporary) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[Path]:
+        temporary = temporary_beside(self.path)
+        try:
+            yield temporary
+            self._opened(temporary)
+            os.replace(temporary, self.path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+class LiveIndex(IndexFile):
+    """An index that is changed in place: for a folder of this machine alone."""
+
+    @property
+    def path(self) -> Path:
+        """The file that counts now; where none does, one that does not exist."""
+        try:
+            name = self._pointer.read_text(encoding="ascii")
+        except (OSError, ValueError):
+            name = ""
+        good = re.fullmatch(re.escape(self.stem) + r"-[0-9a-f]{16}\.sqlite", name)
+        return self.folder / (name if good else f"{self.stem}-none.sqlite")
+
+    @property
+    def _pointer(self) -> Path:
+        return self.folder / f"{self.stem}.current"
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        connection = self._plain(path)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    def _plain(self, path: Path) -> sqlite3.Connection:
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+        )
+        # What was written may be lost with the machine's power, and is read from the journals again; the file
+        # stays whole.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.changing`."""
+        assert self._open is not None
+        connection = self._plain(Path(str(self._open[0][0])))
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.making`."""
+        os.makedirs(self.folder, exist_ok=True)
+        self._sweep()
+        # Before it is made, so that none is removed that another process makes meanwhile.
+        old = [name for name in os.listdir(self.folder) if name.startswith(f"{self.stem}-")]
+        path = self.folder / f"{self.stem}-{secrets.token_hex(8)}.sqlite"
+        temporary = temporary_beside(path)
+        try:
+            with self._writing(temporary) as connection:
+                yield connection
+            os.rename(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self.close()
+        try:
+            found = os.stat(path)
+            self._open = ((str(path), found.st_dev, found.st_ino, os.getpid()), self._connect(path))
+            self._point_to(path)
+        except (OSError, sqlite3.Error):
+            self.close()
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        for name in old:
+            with contextlib.suppress(OSError):
+                os.unlink(self.folder / name)
+
+    def _point_to(self, path: Path) -> None:
+        temporary = temporary_beside(self._pointer)
+        try:
+            temporary.write_text(path.name, encoding="ascii")
+            os.replace(temporary, self._pointer)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def _finish(self, connection: sqlite3.Connection) -> None:
+        (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"journal mode {mode}")
+
+
+class MemoryIndex(IndexFile):
+    """An index for this object alone: where the cache cannot be written."""
+
+    def reader(self) -> sqlite3.Connection | None:
+        """See `IndexFile.reader`."""
+        return None if self._open is None else self._open[1]
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.changing`."""
+        connection = self.current
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[sqlite3.Connection]:
+        """See `IndexFile.making`."""
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        yield connection
+        self.close()
+        self._open = ((os.getpid(),), connection)
+
+
+def index_file(folder: Path, stem: str, fits: Callable[[sqlite3.Connection], bool]) -> IndexFile:
+    """The file of an index as its folder allows."""
+    return (LiveIndex if is_local(folder) else CopiedIndex)(folder, stem, fits)
