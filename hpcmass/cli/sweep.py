@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`, `sweep rerun STUDY TRIAL`."""
+"""`hpcmass sweep JOB`, and of a study: `sweep show`, `sweep report`, `sweep resume`, `sweep rerun STUDY TRIAL`."""
 
 from __future__ import annotations
 
@@ -156,6 +156,24 @@ def show(study: str, as_json: bool, project_root: str | None) -> None:
         ],
         ["trial", "state", summary.metric, *more, "params", "steps", "seconds", "attempts", "reason"],
     )  # fmt: skip
+
+
+@command.command("report")
+@click.argument("study")
+@click.option("--out", metavar="FILE", help="Where to write it [default: report.html in the study's folder].")
+@project_option
+def report(study: str, out: str | None, project_root: str | None) -> None:
+    """Write a study's report: one HTML file for any browser, which asks nothing of the network.
+
+    History, importances, parallel coordinates, slices, Pareto front, learning curves, time line, cost,
+    failures, and the table of trials; also while it runs.
+    """
+    from hpcmass.cli.console import relative, size
+    from hpcmass.sweep.report import write_report
+    from hpcmass.workflow.projects import find_study, open_project
+
+    file = write_report(find_study(study, open_project(project_root)), None if out is None else Path(out))
+    click.echo(f"{relative(file.absolute())}  ({size(file.stat().st_size)})")
 
 
 def _state(row: TrialRow, several: bool) -> str:

@@ -12,7 +12,17 @@ from typing import Any
 from hpcmass.files import replace
 from hpcmass.sweep.report.gather import gather
 
-_SCRIPTS = ("core.js", "scales.js", "plot.js", "search.js", "parallel.js", "curves.js", "timeline.js", "table.js", "main.js")  # fmt: skip
+_SCRIPTS = (
+    "core.js",
+    "scales.js",
+    "plot.js",
+    "search.js",
+    "parallel.js",
+    "curves.js",
+    "timeline.js",
+    "table.js",
+    "main.js",
+)
 
 
 def render(data: dict[str, Any]) -> str:

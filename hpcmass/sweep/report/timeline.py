@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,9 @@ def timeline(trials: Sequence[Told], blocks: Iterable[Mapping[str, Any]], now: f
         now: The time of the report, at which what still runs ends.
 
     Returns:
-        `{"lanes": [[target, label, block]], "spans": [[lane, begin, end, trial, lost]], "blocks": [[job, target,
-        submitted, first, last, nodes]], "targets": {target: {…}}, "assumed": whether lanes are made up}`.
+        `{"lanes": [[target, label, block]], "spans": [[lane, begin, end, trial, lost]],
+        "blocks": [[job, target, submitted, first, last, nodes]], "targets": {target: {…}},
+        "assumed": whether lanes are made up}`.
     """
     stays = sorted(
         ((stay, trial.number) for trial in trials for stay in trial.stays), key=lambda pair: pair[0].begin
@@ -114,7 +116,7 @@ def _targets(lanes: Sequence[_Lane], now: float) -> dict[str, dict[str, Any]]:
         begin, end = min(b for b, _ in spans), max(e for _, e in spans)
         breaks = sum(
             min(end, b) - max(begin, a)
-            for (_, a), (b, _) in zip(everything, everything[1:], strict=False)
+            for (_, a), (b, _) in itertools.pairwise(everything)
             if b - a > _BREAK_S and a < end and b > begin
         )
         known = found.setdefault(target, {"slots": 0, "busy_s": 0.0, "there_s": 0.0, "trials": 0})

@@ -17,7 +17,7 @@ from hpcmass.sweep.watch import Values, is_number
 
 # What `hpcmass.workflow.slots` writes into a run's folder, where it runs in a block.
 _SLOTS = "slots.jsonl"
-_ERROR_NAME = re.compile(r"([A-Z][A-Za-z]*(?:Error|Exception|Failed|Held|Lost|Exit|Interrupt|Missing|Found)): ")
+_ERROR_NAME = re.compile(r"([A-Z][A-Za-z]{3,60}): ")
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,8 @@ def _stays(path: Path, status: Status | None, *, ended: bool) -> list[Stay]:
     return stays
 
 
-def _end_of(
-    begin: Mapping[str, Any], later: list[dict[str, Any]]
-) -> tuple[float | None, bool, float | None]:
-    """When a slot was given back, whether it never was (the trial began elsewhere meanwhile), and its CPU time."""
+def _end_of(begin: Mapping[str, Any], later: list[dict[str, Any]]) -> tuple[float | None, bool, float | None]:
+    """When a slot was given back, whether it never was (the trial began again elsewhere), and its CPU time."""
     for record in later:
         if record.get("kind") == "begin":
             return None, True, None

@@ -4,6 +4,8 @@ const T = D.trials, N = T.number.length, STUDY = D.study;
 const SEVERAL = STUDY.objectives.length > 1;
 const $ = (id) => document.getElementById(id);
 
+// What would turn the writing round or hide is shown as what it is.
+const clean = (text) => String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]/g, '\ufffd');
 function fill(node, attrs, children) {
   for (const [key, value] of Object.entries(attrs || {})) {
     if (value === null || value === undefined || value === false) continue;
@@ -12,7 +14,7 @@ function fill(node, attrs, children) {
     else node.setAttribute(key, value === true ? '' : String(value));
   }
   for (const child of children.flat(3)) {
-    if (child !== null && child !== undefined) node.append(child instanceof Node ? child : String(child));
+    if (child !== null && child !== undefined) node.append(child instanceof Node ? child : clean(child));
   }
   return node;
 }
@@ -40,7 +42,7 @@ function span(s) {
   const m = Math.round(s / 60);
   return m < 2880 ? `${Math.floor(m / 60)} h ${m % 60} min` : `${(m / 1440).toFixed(1)} d`;
 }
-const hours = (s) => isNumber(s) ? (s < 36 ? `${Number((s / 3600).toPrecision(2))} h` : `${Number((s / 3600).toPrecision(4))} h`) : 'not known';
+const hours = (s) => isNumber(s) ? `${fmt(Number((s / 3600).toPrecision(s < 360 ? 2 : s < 3.6e6 ? 3 : 5)))} h` : 'not known';
 const percent = (x) => isNumber(x) ? `${(100 * x).toFixed(x < 0.0995 || x > 0.9905 ? 1 : 0)} %` : 'not known';
 const stamp = (t) => isNumber(t) ? new Date(t * 1000).toLocaleString(undefined, {dateStyle: 'medium', timeStyle: 'medium'}) : 'not known';
 const count = (n, word) => `${fmt(n)} ${word}${n === 1 ? '' : 's'}`;

@@ -18,9 +18,14 @@ function parallel() {
   const over = svg('svg', {role: 'img', 'aria-label': 'Parallel coordinates of the parameters and objectives'});
   const plane = scroll.appendChild(el('div', {class: 'plot'}, canvas, over));
   box.append(status);
-  const H = 360, TOP = 40, BOTTOM = H - 34, gone = H - 12, EDGE = 46;
+  const STRONG = 250, H = 360, TOP = 40, BOTTOM = H - 34, gone = H - 12, EDGE = 46;
   const X = (a) => EDGE + a * (width - 2 * EDGE) / (axes.length - 1);
-  const share = (axis, i) => { const v = axis.values[i]; return v === null || v === undefined ? NaN : Math.min(1, Math.max(0, axis.scale.map(v))); };
+  const share = (axis, i) => { const v = axis.values[i]; 
+    if (v === null || v === undefined) return NaN;
+    // Lines of one category lie a little apart, so that it shows how many they are.
+    const aside = axis.scale.kind === 'category' ? (((i * 0.618034) % 1) - 0.5) * 0.4 / axis.scale.values.length : 0;
+    return Math.min(1, Math.max(0, axis.scale.map(v) + aside));
+  };
   const Y = (s) => Number.isNaN(s) ? gone : BOTTOM - s * (BOTTOM - TOP);
   // Places of all trials on all axes, once.
   const table = axes.map((axis) => Float64Array.from(T.number, (_, i) => share(axis, i)));
@@ -34,14 +39,18 @@ function parallel() {
     c.setTransform(dpr, 0, 0, dpr, 0, 0);
     const shade = ramp();
     drawn = usable.filter(passes).sort((i, j) => (ranks[i] || 0) - (ranks[j] || 0));
-    const alpha = drawn.length > 3000 ? 0.25 : drawn.length > 500 ? 0.45 : 0.8;
-    c.lineWidth = 1.2;
-    for (const i of drawn) { c.globalAlpha = (ranks[i] || 0) > 0.97 ? 1 : alpha; c.strokeStyle = shade(ranks[i] || 0); line(c, i); }
+    // Of many the best in full strength, the others as a veil, or nothing would be told apart.
+    const strong = drawn.length > 2 * STRONG ? drawn.length - STRONG : 0;
+    c.lineWidth = 1.2; c.strokeStyle = colour('waiting'); c.globalAlpha = Math.max(0.02, Math.min(0.3, 90 / drawn.length));
+    for (const i of drawn.slice(0, strong)) line(c, i);
+    c.globalAlpha = 0.85;
+    drawn.slice(strong).forEach((i, n) => { c.strokeStyle = shade(strong ? n / STRONG : ranks[i] || 0); line(c, i); });
     over.setAttribute('width', width); over.setAttribute('height', H);
     over.replaceChildren();
     axes.forEach((axis, a) => axisOf(axis, a));
     over.append(lightOf(lit));
     status.textContent = kept.size ? `${count(drawn.length, 'trial')} of ${fmt(usable.length)} kept.` : `${count(usable.length, 'trial')}.`;
+    if (strong) status.textContent += ` The ${STRONG} best of them in full strength.`;
   }
   function lightOf(i) {
     const d = i === null ? '' : axes.map((_, a) => `${a ? 'L' : 'M'}${X(a)} ${Y(table[a][i])}`).join('');
@@ -58,10 +67,10 @@ function parallel() {
     ticks.forEach(([v, text], n) => {
       const y = Y(axis.scale.map(v));
       if (n % every || y < TOP - 1 || y > BOTTOM + 1) return;
-      const label = svg('text', {x: x + 6, y: y + 4, css: {'paint-order': 'stroke', stroke: 'var(--card)', 'stroke-width': '3px'}}, cut(text, Math.floor(gap / 8)));
+      const label = svg('text', {x: x + 6, y: y + 4, class: 'tick'}, cut(text, Math.floor(gap / 8)));
       group.append(svg('line', {class: 'base', x1: x - 3, x2: x + 3, y1: y, y2: y, css: {stroke: 'var(--soft)'}}), label);
     });
-    if (table[a].some((s, i) => Number.isNaN(s) && T.state[i] !== 'failed')) group.append(svg('text', {x: x + 6, y: gone + 4}, 'none'));
+    if (table[a].some((s, i) => Number.isNaN(s) && T.state[i] !== 'failed')) group.append(svg('text', {x: x + 8, y: gone + 4, class: 'tick'}, 'not there'));
     const range = kept.get(a);
     if (range) group.append(svg('rect', {class: 'brush', x: x - 9, width: 18, y: Y(range[1]), height: Math.max(2, Y(range[0]) - Y(range[1]))}));
     const grip = group.appendChild(svg('rect', {class: 'wide', x: x - 14, width: 28, y: TOP - 8, height: BOTTOM - TOP + 16, 'data-axis': axis.name}));

@@ -4,8 +4,8 @@ const ruler = document.createElement('canvas').getContext('2d');
 const textWidth = (text) => { ruler.font = '12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'; return ruler.measureText(text).width; };
 
 function plot(host, spec) {
-  const canvas = el('canvas', {'aria-hidden': 'true'}), over = svg('svg', {role: 'img', 'aria-label': spec.label || ''});
-  const box = el('div', {class: 'plot'}, canvas, over);
+  const under = svg('svg', {'aria-hidden': 'true'}), canvas = el('canvas', {'aria-hidden': 'true'}), over = svg('svg', {role: 'img', 'aria-label': spec.label || ''});
+  const box = el('div', {class: 'plot'}, under, canvas, over);
   host.append(box);
   let g = null, wide = 0;
   const redraw = () => {
@@ -17,12 +17,11 @@ function plot(host, spec) {
     const dpr = Math.min(3, devicePixelRatio || 1);
     canvas.width = w * dpr; canvas.height = h * dpr;
     canvas.style.width = `${w}px`; canvas.style.height = `${h}px`;
-    over.setAttribute('width', w); over.setAttribute('height', h);
-    over.replaceChildren();
+    for (const layer of [under, over]) { layer.setAttribute('width', w); layer.setAttribute('height', h); layer.replaceChildren(); }
     const c = canvas.getContext('2d');
     c.setTransform(dpr, 0, 0, dpr, 0, 0);
     c.clearRect(0, 0, w, h);
-    g = frame(over, view, w, h);
+    g = frame(under, over, view, w, h);
     c.save();
     c.beginPath(); c.rect(g.left - 6, g.top - 6, g.right - g.left + 12, g.bottom - g.top + 12); c.clip();
     spec.draw(c, g);
@@ -48,7 +47,7 @@ function plot(host, spec) {
   redraw();
   return {redraw, box, canvas, over, at, frame: () => g};
 }
-function frame(over, view, w, h) {
+function frame(under, over, view, w, h) {
   const {x, y} = view, top = view.top ?? (view.yName ? 26 : 10);
   const bottom = h - (x ? 24 : 6) - (view.xName ? 18 : 0);
   const yTicks = y ? y.ticks(Math.max(2, Math.min(8, Math.floor((bottom - top) / 38)))) : [];
@@ -57,7 +56,8 @@ function frame(over, view, w, h) {
   const g = {w, h, left, right, top, bottom, X: (v) => left + x.map(v) * (right - left), Y: (v) => bottom - y.map(v) * (bottom - top)};
   for (const [v, text] of yTicks) {
     const at = Math.round(g.Y(v)) + 0.5;
-    over.append(svg('line', {class: 'rule', x1: left, x2: right, y1: at, y2: at}), svg('text', {x: left - 8, y: at + 4, 'text-anchor': 'end'}, cut(text, 16)));
+    under.append(svg('line', {class: 'rule', x1: left, x2: right, y1: at, y2: at}));
+    over.append(svg('text', {x: left - 8, y: at + 4, 'text-anchor': 'end'}, cut(text, 16)));
   }
   over.append(svg('line', {class: 'base', x1: left, x2: right, y1: bottom + 0.5, y2: bottom + 0.5}));
   if (x) xTicks(over, x, g);
@@ -67,7 +67,7 @@ function frame(over, view, w, h) {
 }
 function xTicks(over, x, g) {
   const wide = g.right - g.left;
-  let ticks = x.ticks(Math.max(2, Math.floor(wide / 84)));
+  let ticks = x.ticks(Math.max(2, Math.floor(wide / (x.kind === 'time' || wide > 500 ? 84 : 52))));
   const most = x.kind === 'category' ? Math.max(3, Math.floor(wide / ticks.length / 7)) : 14;
   ticks = ticks.map(([v, text]) => [g.X(v), cut(text, most)]);
   let end = -Infinity;

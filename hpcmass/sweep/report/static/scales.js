@@ -59,7 +59,7 @@ function clock(t, step) {
   return `${hm}:${two(at.getSeconds())}${step < 1 ? (t % 1).toFixed(step === 0.25 ? 2 : 1).slice(1) : ''}`;
 }
 // The scale of a parameter: as the space has it, else as its values are.
-function scaleOf(name, values) {
+function scaleOf(name, values, pad = 0) {
   const one = STUDY.space[name] || {};
   const seen = values.filter((v) => v !== null && v !== undefined);
   if (one.type === 'categorical' || seen.some((v) => typeof v !== 'number')) {
@@ -69,7 +69,15 @@ function scaleOf(name, values) {
   let low = isNumber(one.low) ? one.low : Infinity, high = isNumber(one.high) ? one.high : -Infinity;
   for (const v of seen) { if (v < low) low = v; if (v > high) high = v; }
   if (!Number.isFinite(low)) { low = 0; high = 1; }
-  return one.log && low > 0 ? logarithmic(low, high) : linear(low, high);
+  if (one.log && low > 0) { const more = (high / low) ** pad; return logarithmic(low / more, high * more); }
+  const scale = linear(low - pad * (high - low), high + pad * (high - low)), step = one.step || 1;
+  if (one.type === 'int') {
+    const all = Math.floor((high - low) / step) + 1;
+    // Whole numbers only, and where there are few, all that can be.
+    scale.ticks = (n) => all <= 12 ? Array.from({length: all}, (_, i) => [low + i * step, fmt(low + i * step)]).filter((_, i) => i % Math.ceil(all / Math.max(4, n)) === 0)
+      : evenly(scale.low, scale.high, n).filter(([v]) => Number.isInteger(v)).map(([v]) => [v, fmt(v)]);
+  }
+  return scale;
 }
 // The scale of values. A few that lie far out on the bad side are drawn at the edge, lest the rest be a line.
 function scaleOfValues(values, sign, {log = false, clip = true} = {}) {

@@ -87,7 +87,7 @@ function slices() {
       label: `${name} against the objective`,
       view(w) {
         const values = measured(STUDY.objectives[k][0]);
-        return {height: Math.round(Math.min(230, w * 0.72)), x: scaleOf(name, column), y: scaleOfValues(values.filter((_, i) => T.state[i] !== 'failed'), signOf(k)), values, top: 8};
+        return {height: Math.round(Math.min(230, w * 0.72)), x: scaleOf(name, column, 0.03), y: scaleOfValues(values.filter((_, i) => T.state[i] !== 'failed'), signOf(k)), values, top: 8};
       },
       draw(c, g) {
         const view = this.view(g.w), shade = ramp(), r = Math.max(1.5, dotSize(N) - 0.8), category = view.x.kind === 'category';

@@ -14,7 +14,7 @@ function timeline() {
     return el('tr', {}, el('td', {class: 'name'}, name), el('td', {class: 'num'}, fmt(one.slots)), el('td', {class: 'num'}, fmt(one.trials)), el('td', {class: 'num'}, hours(one.busy_s)),
       el('td', {class: 'num', 'data-used': name}, percent(one.used)), el('td', {class: 'num'}, one.used === null ? 'not known' : percent(Math.max(0, 1 - one.used))));
   });
-  box.append(el('div', {class: 'scroll'}, el('table', {id: 'targets'}, el('thead', {}, el('tr', {}, ['target', 'slots', 'bars', 'busy', 'in use', 'idle'].map((t, i) => el('th', {scope: 'col', class: i ? 'num' : null}, t)))), el('tbody', {}, rows))));
+  box.append(el('div', {class: 'scroll'}, el('table', {id: 'targets'}, el('thead', {}, el('tr', {}, ['target', 'slots', 'starts', 'busy', 'in use', 'idle'].map((t, i) => el('th', {scope: 'col', class: i ? 'num' : null}, t)))), el('tbody', {}, rows))));
   box.append(el('h3', {css: {'margin-top': '18px'}}, 'Trials at work'));
   // Steps of how many trials run, by target.
   const edges = new Map(targets.map((name) => [name, []]));
@@ -29,7 +29,7 @@ function timeline() {
   const style = (n) => colour(['complete', 'running', 'pruned', 'best', 'accent', 'waiting'][n % 6]);
   const area = plot(box, {
     label: 'How many trials ran at each time',
-    view: (w) => ({height: 130, x: view(), y: linear(0, most), left: narrow(w) ? 40 : left(), top: 8}),
+    view: (w) => ({height: 130, x: view(), y: linear(0, most), left: narrow(w) ? 30 : left(), top: 8}),
     draw(c, g) {
       const columns = Math.max(1, Math.floor(g.right - g.left)), x = view(), base = new Float64Array(columns + 1);
       targets.forEach((name, n) => {
@@ -69,7 +69,7 @@ function timeline() {
   W.spans.forEach((s) => byLane[s[0]].push(s));
   const gantt = plot(box, {
     label: `${count(W.spans.length, 'bar')} on ${count(lanes, 'slot')}; the table above has how much of the time was used`,
-    view: (w) => ({height: height + 24, x: view(), left: narrow(w) ? 8 : left(), top: 0}),
+    view: (w) => ({height: height + 24, x: view(), left: narrow(w) ? 30 : left(), top: 0}),
     draw(c, g) {
       c.fillStyle = colour('grid');
       W.lanes.forEach((lane, n) => {
@@ -92,7 +92,7 @@ function timeline() {
       for (const [lane, , end, , lost] of W.spans) if (lost && end >= view().low && end <= view().high) { const x = g.X(end); c.beginPath(); c.moveTo(x, places[lane]); c.lineTo(x, places[lane] + row); c.stroke(); }
     },
     after(over, g) {
-      for (const [at, text] of heads) over.append(svg('text', {x: narrow(g.w) ? 0 : 0, y: at, class: 'name', css: {'font-weight': 600}}, cut(text, Math.floor(g.w / 7.5))));
+      for (const [at, text] of heads) over.append(svg('text', {x: 0, y: at, class: 'name', css: {'font-weight': 600}}, cut(text, Math.floor(g.w / 7.5))));
       if (!narrow(g.w) && row >= 14) W.lanes.forEach(([, label], n) => over.append(svg('text', {x: g.left - 8, y: places[n] + row / 2 + 4, 'text-anchor': 'end'}, cut(label, 24))));
       for (const [job, , submitted, first] of W.blocks) {
         const head = heads.find((h) => h[2] === job && job);
