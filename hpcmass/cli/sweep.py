@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, and of a study: `sweep show`, `sweep report`, `sweep resume`, `sweep rerun STUDY TRIAL`."""
+"""`hpcmass sweep JOB`, and of a study `sweep show`, `report`, `resume` and `rerun`."""
 
 from __future__ import annotations
 

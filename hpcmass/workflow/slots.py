@@ -56,11 +56,7 @@ class Slot:
 
     @contextlib.contextmanager
     def held(self, run: RunFolder, attempt: int) -> Iterator[None]:
-        """Note in the run folder when this slot was taken for it and given back, with what it took meanwhile.
-
-        `cpu_s` is the processor time of this process and of what it started and waited for: of ranks on other
-        nodes there is none in it.
-        """
+        """Note in the run folder when this slot was taken for it and given back."""
         record = {"attempt": attempt, **asdict(self)}
         append_record(run.path / FILE, {"kind": "begin", **record, "time": time.time()})
         before = _cpu_s()
@@ -72,6 +68,7 @@ class Slot:
 
 
 def _cpu_s() -> float:
+    # Of this process and of what it started and waited for; ranks on other nodes are not in it.
     return sum(u.ru_utime + u.ru_stime for u in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 

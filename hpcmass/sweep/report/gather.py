@@ -14,6 +14,7 @@ from hpcmass.errors import HpcmassError
 from hpcmass.files import Lease, read_records
 from hpcmass.sweep.history import Record
 from hpcmass.sweep.records import best_trials, read_trials
+from hpcmass.sweep.report.attempts import attempts
 from hpcmass.sweep.report.curves import learning_curves
 from hpcmass.sweep.report.failures import failures
 from hpcmass.sweep.report.timeline import cost, timeline
@@ -48,6 +49,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "time": times,
         "cost": {**cost(trials, times, now), "price": _price(folder, times)},
         "failures": failures(trials),
+        "attempts": attempts(folder),
     }
     cleaned: dict[str, Any] = _plain(data)
     return cleaned

@@ -21,7 +21,7 @@ function overview() {
   const idle = Object.values(D.time.targets), busy = idle.reduce((a, t) => a + t.busy_s, 0), there = idle.reduce((a, t) => a + t.there_s, 0);
   tiles.push(tile('slots in use', there > 0 ? percent(busy / there) : 'not known', there > 0 ? `${count(D.time.lanes.length, 'slot')} on ${count(idle.length, 'target')}` : null, 'used', !(there > 0)));
   tiles.push(tile('time', wall === null ? 'not known' : span(wall), wall && ended ? `${fmt(Number((ended / wall * (wall < 7200 ? 60 : 3600)).toPrecision(3)))} trials ${wall < 7200 ? 'a minute' : 'an hour'}` : null, 'wall', wall === null));
-  const node = D.cost.settled?.node_s ?? D.cost.node_s;
+  const node = D.cost.settled?.node_s ?? D.cost.node_s ?? D.attempts.node_s;
   tiles.push(tile('node-hours', hours(node), STUDY.budget_node_hours ? `of a budget of ${fmt(STUDY.budget_node_hours)}` : 'no budget set', 'node-hours', !isNumber(node)));
   box.append(el('dl', {class: 'tiles'}, tiles));
   const shown = STATES.filter((s) => COUNTS[s]), whole = Math.max(N, 1);

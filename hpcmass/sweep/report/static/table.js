@@ -2,7 +2,16 @@
 function failures() {
   const all = D.failures.reduce((sum, one) => sum + one.trials.length, 0);
   const box = section('failures', 'Failures', all ? `${count(all, 'trial')} failed; alike ones stand together.` : null);
-  if (!all) { message(box, 'No trial failed.'); return; }
+  if (!all) message(box, 'No trial failed.');
+  else kinds(box);
+  if (D.attempts.causes.length) {
+    box.append(el('h3', {css: {'margin-top': '18px'}}, 'Attempts that ended early'), el('div', {class: 'scroll'}, el('table', {id: 'attempts'},
+      el('thead', {}, el('tr', {}, ['cause', 'attempts', 'cost no retry', 'tried again'].map((t, i) => el('th', {scope: 'col', class: i ? 'num' : null}, t)))),
+      el('tbody', {}, D.attempts.causes.map(([cause, ...counts]) => el('tr', {}, el('td', {class: 'name'}, cause), counts.map((n) => el('td', {class: 'num'}, fmt(n)))))))));
+    box.append(el('p', {class: 'note under'}, `of ${count(D.attempts.ended, 'attempt')}`));
+  }
+}
+function kinds(box) {
   const causes = new Map();
   for (const one of D.failures) causes.set(one.cause, (causes.get(one.cause) || 0) + one.trials.length);
   const most = Math.max(...causes.values());

@@ -150,7 +150,7 @@ function cost() {
   const settled = C.settled || {};
   box.append(el('dl', {class: 'tiles'},
     tile('trial-hours', hours(all), 'all slots together'),
-    tile('node-hours', hours(settled.node_s ?? C.node_s), isNumber(settled.node_s) ? 'as Slurm accounts them' : C.node_s === null ? 'no trial ran in a block' : 'of blocks, from their first trial to the last'),
+    tile('node-hours', hours(settled.node_s ?? C.node_s ?? D.attempts.node_s), isNumber(settled.node_s) ? 'as Slurm accounts them' : C.node_s !== null ? 'of blocks, from their first trial to the last' : isNumber(D.attempts.node_s) ? "the trials' shares of nodes" : 'no trial ran in a block'),
     tile('processor time', hours(C.cpu_s), C.cpu_s === null ? 'no worker wrote it down' : C.cpu_unknown ? `of ${count(N - C.cpu_unknown, 'trial')}; of ${fmt(C.cpu_unknown)} it is not known` : 'of the workers and what they started on their nodes'),
     Number.isFinite(price) && Object.keys(C.price).length ? tile('price', fmt(price), "in the site's unit") : null));
   if (!all) return;
