@@ -227,7 +227,7 @@ def _submit(job: Job, project: Project, folder: Path, site_file: str | None, tar
     site = load_site(site_file, project.site_file)
     job_id = submit_sweep(job, project, site, folder, target=target)
     click.echo(f"the driver is job {job_id}; its output lies in {folder / 'driver'}")
-    click.echo(f"see: hpcmass sweep show {folder.name}")
+    click.echo(f"see: hpcmass watch {folder.name}")
     return 0
 
 
@@ -242,7 +242,7 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
             "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
         )
     objectives = job.sweep.objectives
-    with SweepProgress(objectives[0].name, objectives[0].direction, job.sweep.trials) as progress:
+    with SweepProgress(objectives[0].name, objectives[0].direction, job.sweep.trials, folder) as progress:
         result = sweep(
             job, project, load_site(site_file, project.site_file), folder=folder, on_event=progress.event
         )
