@@ -52,11 +52,9 @@ def headline(one: Standing) -> str:
 def plain(one: Standing) -> str:
     """The same in one line, for a log."""
     best = _best(one, 10_000)[0][1].split("  ")
-    facts = [
-        headline(one),
-        f"best {' '.join(best[:2])}" if one.best or one.front else "no best yet",
-        _speed(one),
-    ]
+    facts = [headline(one), f"best {' '.join(best[:2])}" if one.best or one.front else "no best yet"]
+    if one.per_s is not None:
+        facts.append(_speed(one))
     if one.workers is not None:
         facts.append(f"workers {_workers(one)}")
     if one.node_s is not None:
@@ -108,7 +106,7 @@ def _best(one: Standing, wide: int) -> list[tuple[str, str]]:
 
 def _speed(one: Standing) -> str:
     if one.per_s is None:
-        return "trials a minute not known yet"
+        return "not known yet"
     minutes = one.per_s * 60
     return f"{amount(minutes)} trials a minute" if minutes >= 1 else f"{amount(minutes * 60)} trials an hour"
 

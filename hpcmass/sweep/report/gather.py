@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcmass.config import Job, SweepTable
 from hpcmass.errors import HpcmassError
-from hpcmass.files import Lease, read_records
+from hpcmass.files import Lease, read_json, read_records
 from hpcmass.sweep.history import Record
 from hpcmass.sweep.records import best_trials, read_trials
 from hpcmass.sweep.report.attempts import attempts
@@ -48,6 +48,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "curves": learning_curves(job, trials, ranking),
         "time": times,
         "cost": {**cost(trials, times, now), "price": _price(folder, times)},
+        "usage": _usage(folder),
         "failures": failures(trials),
         "attempts": attempts(folder),
     }
@@ -76,6 +77,7 @@ def _study(folder: Path, job: Job, now: float) -> dict[str, Any]:
         "seed": table.seed,
         "planned": table.trials,
         "parallel": table.parallel,
+        "budget": table.budget.model_dump() if hasattr(table, "budget") else {},
         "driver": f"process {driver.pid} on {driver.host}" if driver else None,
         "space": {
             name: {k: v for k, v in one.model_dump().items() if v is not None}
@@ -149,6 +151,15 @@ def _price(folder: Path, times: dict[str, Any]) -> dict[str, float]:
         return {}
     prices = {name: target.price_per_node_hour for name, target in targets.items()}
     return {name: price for name in times["targets"] if (price := prices.get(name)) is not None}
+
+
+def _usage(folder: Path) -> dict[str, Any]:
+    """What the study's drivers say that it has used (`usage.json`); empty where they do not."""
+    try:
+        raw = read_json(folder / "usage.json")
+    except HpcmassError:
+        return {}
+    return {key: value for key, value in raw.items() if key != "format"} if isinstance(raw, dict) else {}
 
 
 def _plain(value: Any) -> Any:

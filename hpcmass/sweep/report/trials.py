@@ -138,6 +138,8 @@ def _state_of(status: Status | None) -> str:
         return "waiting"
     if status.state is State.RUNNING:
         return "running"
+    if status.state is State.STOPPED and (status.reason or "").startswith("paused"):
+        return "paused"  # at a rung, from which it may go on
     return "uncounted" if status.state is not State.UNKNOWN else "lost"
 
 

@@ -47,7 +47,7 @@ const percent = (x) => isNumber(x) ? `${(100 * x).toFixed(x < 0.0995 || x > 0.99
 const stamp = (t) => isNumber(t) ? new Date(t * 1000).toLocaleString(undefined, {dateStyle: 'medium', timeStyle: 'medium'}) : 'not known';
 const count = (n, word) => `${fmt(n)} ${word}${n === 1 ? '' : 's'}`;
 
-const STATES = ['complete', 'running', 'pruned', 'failed', 'lost', 'uncounted', 'waiting'];
+const STATES = ['complete', 'running', 'pruned', 'failed', 'lost', 'uncounted', 'paused', 'waiting'];
 const stateColour = (state) => colour({complete: 'complete', pruned: 'pruned', failed: 'failed', running: 'running'}[state] || 'waiting');
 const COUNTS = {};
 for (const state of T.state) COUNTS[state] = (COUNTS[state] || 0) + 1;

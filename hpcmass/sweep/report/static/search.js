@@ -32,7 +32,7 @@ function history() {
       for (const state of ['failed', 'pruned', 'waiting', 'running', 'complete']) {
         c.strokeStyle = c.fillStyle = stateColour(state); c.lineWidth = 1.4; c.globalAlpha = dotAlpha(N);
         for (let i = 0; i < N; i++) {
-          const s = T.state[i] === 'lost' || T.state[i] === 'uncounted' ? 'waiting' : T.state[i], at = view.place(i);
+          const s = ['lost', 'uncounted', 'paused'].includes(T.state[i]) ? 'waiting' : T.state[i], at = view.place(i);
           if (s !== state || !isNumber(at)) continue;
           const known = isNumber(values[i]) && s !== 'failed';
           if (!known && s !== 'failed') continue;

@@ -142,15 +142,25 @@ function zoomable(plots, view, zoom) {
   }
 }
 
+// Node-hours by the best word there is on them, and whose word it is.
+function nodeHours() {
+  if (isNumber(D.usage.node_s) && D.usage.node_s > 0) {
+    const more = D.usage.reserved_s > 0 ? `; ${hours(D.usage.reserved_s)} more reserved` : '';
+    return [D.usage.node_s, (D.usage.node_s > D.usage.local_node_s ? 'of blocks, as Slurm accounts them' : 'of this machine, while drivers worked') + more];
+  }
+  if (isNumber(D.cost.node_s)) return [D.cost.node_s, 'of blocks, from their first trial to the last'];
+  if (isNumber(D.attempts.node_s)) return [D.attempts.node_s, "the trials' shares of nodes"];
+  return [null, 'nobody wrote them down'];
+}
 function cost() {
   const C = D.cost, all = Object.values(C.by_state_s).reduce((a, b) => a + b, 0);
   const box = section('cost', 'Cost', 'What the trials took, by what came of them.');
   const tile = (name, value, note) => el('div', {class: 'tile'}, el('dt', {}, name), el('dd', {class: value === 'not known' ? 'words' : null, 'data-cost': name}, value), note ? el('p', {}, note) : null);
   const price = Object.entries(C.node_s_by_target).reduce((sum, [name, s]) => name in C.price ? sum + C.price[name] * s / 3600 : NaN, 0);
-  const settled = C.settled || {};
+  const [node, whose] = nodeHours();
   box.append(el('dl', {class: 'tiles'},
     tile('trial-hours', hours(all), 'all slots together'),
-    tile('node-hours', hours(settled.node_s ?? C.node_s ?? D.attempts.node_s), isNumber(settled.node_s) ? 'as Slurm accounts them' : C.node_s !== null ? 'of blocks, from their first trial to the last' : isNumber(D.attempts.node_s) ? "the trials' shares of nodes" : 'no trial ran in a block'),
+    tile('node-hours', hours(node), whose),
     tile('processor time', hours(C.cpu_s), C.cpu_s === null ? 'no worker wrote it down' : C.cpu_unknown ? `of ${count(N - C.cpu_unknown, 'trial')}; of ${fmt(C.cpu_unknown)} it is not known` : 'of the workers and what they started on their nodes'),
     Number.isFinite(price) && Object.keys(C.price).length ? tile('price', fmt(price), "in the site's unit") : null));
   if (!all) return;
