@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from hpcmass.cli.console import text
-from hpcmass.cli.lines import amount, bar, columns, fit, spark
+from hpcmass.cli.lines import amount, bar, columns, fit, shown, spark
 from hpcmass.config.duration import parse_duration, span
 from hpcmass.sweep.standing import LATELY_S, Running, Standing
 
@@ -59,7 +59,7 @@ def plain(one: Standing) -> str:
         facts.append(f"workers {_workers(one)}")
     if one.node_s is not None:
         facts.append(used(one))
-    return time.strftime("%H:%M:%S  ", time.localtime(one.now)) + "; ".join(facts)
+    return time.strftime("%H:%M:%S  ", time.localtime(one.now)) + shown("; ".join(facts))
 
 
 def used(one: Standing) -> str:
@@ -129,7 +129,7 @@ def _targets(one: Standing, wide: int) -> list[Line]:
 
 def _running(one: Standing, wide: int, room: int) -> list[Line]:
     name = one.objectives[0][0]
-    shown = one.running if len(one.running) <= room else one.running[: max(0, room - 1)]
+    some = one.running if len(one.running) <= room else one.running[: max(0, room - 1)]
     rows = [
         [
             str(trial.number),
@@ -139,11 +139,11 @@ def _running(one: Standing, wide: int, room: int) -> list[Line]:
             "not known" if trial.since is None else span(max(0.0, one.now - trial.since)),
             _again(trial) + text(trial.params),
         ]
-        for trial in shown
+        for trial in some
     ]
     table = columns(rows, ["running", "target", "step", name, "for", "params"], right=(0, 2, 3, 4))
     lines = [(fit(line, wide), "dim" if not place else "green") for place, line in enumerate(table)]
-    hidden = len(one.running) - len(shown)
+    hidden = len(one.running) - len(some)
     return [*lines, (fit(f"… and {hidden} more", wide), "dim")] if hidden else lines
 
 
