@@ -17,7 +17,7 @@ function curves() {
       return {height: w < 500 ? 300 : 380, x: linear(least === most ? 0 : least, most), y: scaleOfValues(values, lower(name), {log}), mine, yName: name, xName: 'step'};
     },
     draw(c, g) {
-      const view = this.view(g.w), many = view.mine.length;
+      const view = g.view, many = view.mine.length;
       lines = [];
       const put = (number, series, style, width, alpha) => {
         const path = series[0].map((s, i) => [g.X(s), Math.min(g.bottom + 4, Math.max(g.top - 4, g.Y(series[1][i])))]);

@@ -112,7 +112,7 @@ function parallel() {
   });
   plane.addEventListener('pointerleave', () => { hideTip(); light(null); });
   plane.addEventListener('click', (event) => { if (!event.target.classList.contains('wide')) { const i = under(event); if (i !== null) showTrial(i); } });
-  let seen = 0;
+  let seen = scroll.clientWidth;
   new ResizeObserver(() => { if (scroll.clientWidth !== seen) { seen = scroll.clientWidth; paint(); } }).observe(scroll);
   PLOTS.push(paint);
   paint();

@@ -22,6 +22,7 @@ function plot(host, spec) {
     c.setTransform(dpr, 0, 0, dpr, 0, 0);
     c.clearRect(0, 0, w, h);
     g = frame(under, over, view, w, h);
+    g.view = view;
     c.save();
     c.beginPath(); c.rect(g.left - 6, g.top - 6, g.right - g.left + 12, g.bottom - g.top + 12); c.clip();
     spec.draw(c, g);

@@ -26,7 +26,7 @@ function history() {
       return {height: w < 500 ? 290 : 360, x, y, values, place, yName: `${STUDY.objectives[k][0]} (${STUDY.objectives[k][1]})`, xName: byTime ? 'time' : 'trial'};
     },
     draw(c, g) {
-      const view = this.view(g.w), values = view.values, r = dotSize(N), sign = signOf(k);
+      const view = g.view, values = view.values, r = dotSize(N), sign = signOf(k);
       let out = 0;
       points = [];
       for (const state of ['failed', 'pruned', 'waiting', 'running', 'complete']) {
@@ -90,7 +90,7 @@ function slices() {
         return {height: Math.round(Math.min(230, w * 0.72)), x: scaleOf(name, column, 0.03), y: scaleOfValues(values.filter((_, i) => T.state[i] !== 'failed'), signOf(k)), values, top: 8};
       },
       draw(c, g) {
-        const view = this.view(g.w), shade = ramp(), r = Math.max(1.5, dotSize(N) - 0.8), category = view.x.kind === 'category';
+        const view = g.view, shade = ramp(), r = Math.max(1.5, dotSize(N) - 0.8), category = view.x.kind === 'category';
         const step = (g.right - g.left) / (category ? view.x.values.length : 1);
         points = []; c.globalAlpha = dotAlpha(N);
         for (let i = 0; i < N; i++) {
@@ -132,7 +132,7 @@ function front() {
         xName: `${names[a]} (${STUDY.objectives[a][1]})`, yName: `${names[b]} (${STUDY.objectives[b][1]})`};
     },
     draw(c, g) {
-      const view = this.view(g.w), r = dotSize(N);
+      const view = g.view, r = dotSize(N);
       const put = (i) => {
         const x = Math.min(g.right, Math.max(g.left, g.X(view.xs[i]))), y = Math.min(g.bottom, Math.max(g.top, g.Y(view.ys[i])));
         points.push({x, y, trial: i}); return [x, y];
