@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, and of a study `sweep show`, `report`, `resume` and `rerun`."""
+"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`, `sweep rerun STUDY TRIAL`."""
 
 from __future__ import annotations
 
