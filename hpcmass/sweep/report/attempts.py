@@ -31,7 +31,6 @@ def attempts(study: Path) -> dict[str, Any]:
             counts[0] += 1
             counts[1] += record.get("free") is True
             counts[2] += record.get("next") == "again"
-    listed = sorted(
-        ([cause, *counts] for cause, counts in causes.items()), key=lambda one: (-int(one[1]), one[0])
-    )
+    by_count = sorted(causes.items(), key=lambda item: (-item[1][0], item[0]))
+    listed = [[cause, *counts] for cause, counts in by_count]
     return {"ended": ended, "node_s": node_s, "causes": listed}
