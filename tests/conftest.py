@@ -14,7 +14,7 @@ from hypothesis import settings
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
-MUST_RUN_IN_CI = {"mpi", "horovod", "slurm"}
+MUST_RUN_IN_CI = {"mpi", "horovod", "slurm", "browser"}
 
 # A deadline an example fails on a busy machine; in CI the same examples every time.
 settings.register_profile("hpcmass", deadline=None, derandomize=IN_CI, print_blob=True)
@@ -29,7 +29,7 @@ def _fail(report: pytest.TestReport | pytest.CollectReport, what: str) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """In CI a skip of a test that needs MPI, Horovod or Slurm is a failure."""
+    """In CI a skip of a test that needs MPI, Horovod, Slurm or a browser is a failure."""
     report: pytest.TestReport = yield
     marks = MUST_RUN_IN_CI & {mark.name for mark in item.iter_markers()}
     if IN_CI and marks and report.skipped and not hasattr(report, "wasxfail"):

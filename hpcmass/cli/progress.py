@@ -12,8 +12,12 @@ import click
 from hpcmass.cli.console import text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress, TaskID
     from typing_extensions import Self
+
+    from hpcmass.cli.study_live import LiveTable
 
 _LINE_EVERY_S = 15.0
 
@@ -69,13 +73,43 @@ class Bar:
 
 
 class SweepProgress(Bar):
-    """Shows the events of a study: a bar of counted trials, and a line a trial that ends."""
+    """Shows the events of a study: a line a trial that ends, and on a terminal the live table below them."""
 
-    def __init__(self, metric: str, direction: str, trials: int) -> None:
+    def __init__(self, metric: str, direction: str, trials: int, folder: Path | None = None) -> None:
         super().__init__("sweep", trials, "trials")
+        self._folder = folder
+        self._table: LiveTable | None = None
         self.metric, self.direction = metric, direction
         self.best: float | None = None
         self.running: set[int] = set()
+
+    def __enter__(self) -> Self:
+        if self._folder is None or not sys.stdout.isatty():
+            return super().__enter__()
+        from hpcmass.cli.study_live import LiveTable
+
+        self._table = LiveTable(self._folder)
+        self._table.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._table is not None:
+            self._table.close()
+        super().__exit__(kind, error, trace)
+
+    def line(self, words: str) -> None:
+        """Print a line above the table, or the bar."""
+        if self._table is not None:
+            self._table.line(words)
+        else:
+            super().line(words)
+
+    def to(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Show how far it is, where the table does not."""
+        if self._table is None:
+            super().to(done, total, note)
 
     def event(self, event: Any) -> None:
         """Take one event of the driver."""

@@ -158,6 +158,24 @@ def show(study: str, as_json: bool, project_root: str | None) -> None:
     )  # fmt: skip
 
 
+@command.command("report")
+@click.argument("study")
+@click.option("--out", metavar="FILE", help="Where to write it [default: report.html in the study's folder].")
+@project_option
+def report(study: str, out: str | None, project_root: str | None) -> None:
+    """Write a study's report: one HTML file for any browser, which asks nothing of the network.
+
+    History, importances, parallel coordinates, slices, Pareto front, learning curves, time line, cost,
+    failures, and the table of trials; also while it runs.
+    """
+    from hpcmass.cli.console import relative, size
+    from hpcmass.sweep.report import write_report
+    from hpcmass.workflow.projects import find_study, open_project
+
+    file = write_report(find_study(study, open_project(project_root)), None if out is None else Path(out))
+    click.echo(f"{relative(file.absolute())}  ({size(file.stat().st_size)})")
+
+
 def _state(row: TrialRow, several: bool) -> str:
     if row.feasible is False:
         return f"{row.state}, beyond"
@@ -209,7 +227,7 @@ def _submit(job: Job, project: Project, folder: Path, site_file: str | None, tar
     site = load_site(site_file, project.site_file)
     job_id = submit_sweep(job, project, site, folder, target=target)
     click.echo(f"the driver is job {job_id}; its output lies in {folder / 'driver'}")
-    click.echo(f"see: hpcmass sweep show {folder.name}")
+    click.echo(f"see: hpcmass watch {folder.name}")
     return 0
 
 
@@ -224,7 +242,7 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
             "the job has no [sweep] table", where=job.name, hint="add one; docs/tutorial.md shows it"
         )
     objectives = job.sweep.objectives
-    with SweepProgress(objectives[0].name, objectives[0].direction, job.sweep.trials) as progress:
+    with SweepProgress(objectives[0].name, objectives[0].direction, job.sweep.trials, folder) as progress:
         result = sweep(
             job, project, load_site(site_file, project.site_file), folder=folder, on_event=progress.event
         )

@@ -12,11 +12,13 @@ from hpcmass.cli.options import project_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
     from hpcmass.cli.watch_view import Curves, Rank, Screen
+    from hpcmass.config import Project
     from hpcmass.workflow.follow import Follower
     from hpcmass.workflow.state import RunView
     from hpcmass.workflow.usage import Sampler
@@ -31,11 +33,14 @@ _NEWEST = 20
 @click.option("--screen", "alternate", is_flag=True, help="On a screen of its own, gone when you leave.")
 @project_option
 def command(runs: tuple[str, ...], alternate: bool, project_root: str | None) -> int:
-    """Watch runs until they are over: queue, ranks, throughput, loss, efficiency, time left, next hop.
+    """Watch runs, or a study, until they are over: queue, ranks, throughput, loss, time left, next hop.
 
     One run is shown in detail, several as a list; without RUN, those of the project that are not over. Run
     folders are looked at every second, Slurm ever more rarely while nothing changes. Ctrl-C leaves; the runs
     go on. Where the output is no terminal, a line is printed when something changes.
+
+    A study by its name is shown as one: best, trials by state, throughput, workers, budget, and what runs. Its
+    trials as runs are `STUDY/*`.
     """
     from hpcmass.cli.status import slurm_for
     from hpcmass.errors import HpcmassError
@@ -44,8 +49,17 @@ def command(runs: tuple[str, ...], alternate: bool, project_root: str | None) ->
     from hpcmass.workflow.select import all_runs, select_runs
     from hpcmass.workflow.state import ask, look, read_run, view
 
+    project = maybe_project(project_root) if runs else None
+    if len(runs) == 1 and (study := _study(runs[0], project)) is not None:
+        from hpcmass.cli.study_live import watch_study
+
+        try:
+            watch_study(study, alternate=alternate)
+        except KeyboardInterrupt:
+            click.echo()
+        return 0
     if runs:
-        chosen = select_runs(runs, maybe_project(project_root))
+        chosen = select_runs(runs, project)
     else:
         looked = [(run, look(run)) for run in all_runs(open_project(project_root))[:_NEWEST]]
         for run, found in looked:
@@ -68,6 +82,24 @@ def command(runs: tuple[str, ...], alternate: bool, project_root: str | None) ->
         # The way to leave.
         click.echo()
     return 0
+
+
+def _study(word: str, project: Project | None) -> Path | None:
+    """The study of a name, or in a folder, where no run is called so."""
+    from pathlib import Path
+
+    from hpcmass.errors import NotFound
+    from hpcmass.workflow.projects import find_run, find_study
+
+    try:
+        find_run(word, project)
+    except NotFound:
+        try:
+            folder = Path(word) if project is None else find_study(word, project)
+        except NotFound:
+            return None
+        return folder if (folder / "job.toml").is_file() and (folder / "trials").is_dir() else None
+    return None
 
 
 class _Picture:

@@ -91,7 +91,7 @@ def study_table(folder: Path) -> list[TrialRow]:
         NotFound: There is no study here.
         CorruptError: A record is not what it should be.
     """
-    job = _job(folder)
+    job = study_job(folder)
     assert job.sweep is not None
     trials = read_trials(folder)
     front = {best.number for best in best_trials(job.sweep, trials)}
@@ -104,7 +104,7 @@ def study_summary(folder: Path) -> StudySummary:
     Raises:
         NotFound: There is no study here.
     """
-    job = _job(folder)
+    job = study_job(folder)
     assert job.sweep is not None
     trials = read_trials(folder)
     counts: dict[str, int] = {}
@@ -129,7 +129,12 @@ def study_summary(folder: Path) -> StudySummary:
     )
 
 
-def _job(folder: Path) -> Job:
+def study_job(folder: Path) -> Job:
+    """The job of a study.
+
+    Raises:
+        NotFound: There is no study here.
+    """
     if not (folder / "job.toml").is_file():
         raise NotFound("there is no study here", where=folder, hint="begin one with: hpcmass sweep JOB")
     job = load_job(folder / "job.toml")

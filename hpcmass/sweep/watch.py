@@ -62,7 +62,7 @@ class Values:
                 self._seen.append((record.get("step", 0), values))
         if records:
             series = [(step, values.get(self._metric)) for step, values in self._seen]
-            self._values = [[step, float(value)] for step, value in series if _is_number(value)]
+            self._values = [[step, float(value)] for step, value in series if is_number(value)]
         return self._values
 
     def last(self, name: str | None = None) -> float | None:
@@ -80,7 +80,7 @@ class Values:
             found = self._run.status().metrics.get(name)
         if found is None and name in FACTS:
             found = FACTS[name](self._run)
-        return float(found) if _is_number(found) else None
+        return float(found) if is_number(found) else None
 
     def measured(self) -> dict[str, float]:
         """The final value of every name that the study looks at, where there is one."""
@@ -99,7 +99,7 @@ class Values:
             return f"'{lacking}' is not known of this run"
         seen: set[str] = set(self._run.status().metrics)
         for record in self._run.records(self._kind):
-            seen |= {name for name, value in record.items() if _is_number(value)}
+            seen |= {name for name, value in record.items() if is_number(value)}
         names = sorted(seen - {"step", "epoch", "time", "kind"})
         like = nearest(lacking, [*names, *FACTS])
         said = f"; it reported {', '.join(names)}" if names else ""
@@ -110,7 +110,8 @@ class Values:
         return next((values[name] for _, values in reversed(self._seen) if name in values), None)
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

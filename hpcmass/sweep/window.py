@@ -218,3 +218,40 @@ def _suggest(trial: Trial, name: str, dimension: Dimension) -> Any:
     if isinstance(dimension, FloatDimension):
         return trial.suggest_float(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
     return trial.suggest_int(name, dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def importances(table: SweepTable, records: Sequence[Record], objective: int) -> dict[str, float]:
+    """How much each dimension matters to be among the best in one objective: shares of 1, by PED-ANOVA.
+
+    Args:
+        table: The study's.
+        records: Complete trials, all with that objective.
+        objective: Its place among the objectives.
+
+    Returns:
+        By name; empty where the trials say nothing, such as when all values are one.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sign = table.objectives[objective].sign
+    distributions = {name: _distribution(one) for name, one in table.space.items()}
+    # The best tenth, and five trials at least, of which the method wants some.
+    share = min(0.5, max(0.1, 5 / max(len(records), 1)))
+    with _quiet():
+        study = optuna.create_study(direction="minimize")
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    value=sign * record.all_values[objective],
+                    params=record.params,
+                    distributions={name: distributions[name] for name in record.params},
+                )
+                for record in records
+                if record.all_values is not None
+            ]
+        )
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+        try:
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        except (ValueError, RuntimeError):
+            return {}
+    return {name: float(value) for name, value in found.items() if value == value}

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from types import FrameType
 from typing import Any
 
@@ -55,16 +56,20 @@ class Slot:
 
     @contextlib.contextmanager
     def held(self, run: RunFolder, attempt: int) -> Iterator[None]:
-        """Note in the run folder, where it runs in a block, when this slot was taken for it and given back."""
-        if not self.job_id:
-            yield
-            return
+        """Note in the run folder when this slot was taken for it and given back."""
         record = {"attempt": attempt, **asdict(self)}
         append_record(run.path / FILE, {"kind": "begin", **record, "time": time.time()})
+        before = _cpu_s()
         try:
             yield
         finally:
-            append_record(run.path / FILE, {"kind": "end", **record, "time": time.time()})
+            spent = {"cpu_s": round(_cpu_s() - before, 3), "time": time.time()}
+            append_record(run.path / FILE, {"kind": "end", **record, **spent})
+
+
+def _cpu_s() -> float:
+    # Of this process and of what it started and waited for; ranks on other nodes are not in it.
+    return sum(u.ru_utime + u.ru_stime for u in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 
 class Ending:
