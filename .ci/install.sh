@@ -3,7 +3,8 @@
 #
 #   .ci/install.sh demo    what `make demo` needs: no root, no compiler
 #   .ci/install.sh dev     the same, the development tools, Horovod built for real where that can be done, and
-#                          Slurm from Debian's packages where root or sudo can (none of its services has to run)
+#                          Slurm (none of its services has to run) and a browser from Debian's packages where
+#                          root or sudo can
 #
 # Does nothing when the stamp in .venv fits. Reads PYTHON (the interpreter to use) and TORCH_INDEX (the index
 # to take torch from, such as https://download.pytorch.org/whl/cpu). APT=no: no Debian package is installed.
@@ -76,6 +77,16 @@ install_slurm() {
     apt_install "${missing[@]}" || say "== no Slurm: its tests will skip; as root: apt-get install ${missing[*]}"
 }
 
+# What opens the pages that hpcmass writes, in their tests.
+install_browser() {
+    local each
+    for each in chromium-headless-shell chromium chromium-browser google-chrome; do
+        command -v "$each" >/dev/null && return
+    done
+    apt_install chromium-headless-shell fonts-dejavu-core || apt_install chromium fonts-dejavu-core ||
+        say "== no browser: its tests will skip; as root: apt-get install chromium"
+}
+
 make_venv() {
     if [[ -e $venv ]]; then
         local have
@@ -118,7 +129,7 @@ stamp_key() {
 }
 
 find_python
-if [[ $level == dev ]]; then install_slurm; fi # not a matter of .venv, so not of its stamp either
+if [[ $level == dev ]]; then install_slurm && install_browser; fi # not a matter of .venv, so not of its stamp either
 make_venv
 key=$(stamp_key "$level")
 [[ $(cat "$venv/.installed-$level" 2>/dev/null) == "$key" ]] && exit 0
