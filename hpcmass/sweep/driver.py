@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hpcmass.config import Job
-from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
+from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
-from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
 from hpcmass.sweep.events import Event, StudyResult
+from hpcmass.sweep.flight import Flight, Submit, attempt_of, reached, room_for, seconds_of, slurm_state
 from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.records import (
@@ -31,37 +30,13 @@ from hpcmass.sweep.records import (
     trial_path,
     violations,
 )
+from hpcmass.sweep.settling import Attempts, Settled
 from hpcmass.sweep.study import Study
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
 _SAME_FAILURES = 3
-
-
-class Submit(Protocol):
-    """How trials are run: given by the floor above.
-
-    The future ends when the trial is no longer run, however it ended; its result is not looked at, the run
-    folder is. It holds an exception only when the trial could not be run or its worker was lost: a `BlockLost`
-    where the node or the pilot job went, which costs the trial none of its retries.
-    """
-
-    def submit(self, trial: TrialSpec) -> Future[Any]:
-        """Start a trial, or queue it."""
-        ...
-
-
-@dataclass
-class _Flight:
-    """A trial that is being run: by a worker of ours, or (no future) by somebody we only watch."""
-
-    spec: TrialSpec
-    values: Values
-    future: Future[Any] | None = None
-    reported: int = 0
-    stopping: bool = False
-    free: bool = False  # what ran it was lost from outside
 
 
 def run_study(
@@ -130,10 +105,9 @@ class _Driver:
         self.specs = {spec.number: spec for spec, _ in trials}
         self.again = [spec for spec, outcome in trials if outcome is None]
         self.exhausted = False
-        self.flights: list[_Flight] = []
+        self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
-        self.losses: dict[int, int] = {}
-        self.free_losses = FreeLosses()
+        self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
         self.ran = 0
         self.submit: Submit | None = None
@@ -157,23 +131,23 @@ class _Driver:
             spec = self.again.pop(0) if self.again else self._draw()
             if spec is None:
                 return
-            flight = _Flight(spec, Values(spec.run, self.job))
+            flight = Flight(spec, Values(spec.run, self.job))
             verdict = self._standing(flight)
-            if verdict is not None:
-                self._count(flight, verdict)
+            if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
+                self._settle(flight, verdict)
                 continue
             if is_running(spec.run):
                 self._say("attached", flight)
             else:
                 if self.submit is None:
                     self.submit = stack.enter_context(workers())
-                flight.future = self.submit.submit(spec)
+                flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
                 self._say("started", flight, message=twin)
             self.flights.append(flight)
 
-    def _standing(self, flight: _Flight) -> Verdict | None:
+    def _standing(self, flight: Flight) -> Verdict | None:
         """What is known of a trial before it is started: it may have ended uncounted, or be impossible."""
         run = flight.spec.run
         if not run.exists():
@@ -231,7 +205,7 @@ class _Driver:
             )
 
     # -- one trial ------------------------------------------------------------------------------------
-    def _report(self, flight: _Flight) -> None:
+    def _report(self, flight: Flight) -> None:
         """Hand new values to the pruner; ask a trial that it gives up to stop."""
         values = flight.values.read()
         for evaluation in range(flight.reported + 1, len(values) + 1):
@@ -245,7 +219,7 @@ class _Driver:
                     f"{PRUNED}{self.sweep.objectives[0].name} {value:.6g} at step {int(step)}"
                 )
 
-    def _ended(self, flight: _Flight) -> Verdict | None:
+    def _ended(self, flight: Flight) -> Verdict | None:
         """What came of a trial that is no longer run, or None while it is."""
         run, future = flight.spec.run, flight.future
         if future is not None and not future.done():
@@ -257,6 +231,7 @@ class _Driver:
                 where=self.folder,
                 hint="start it again; unfinished trials go on where they stand",
             ) from error
+        flight.error = error
         flight.free = flight.free or isinstance(error, BlockLost)
         if is_running(run) and (error is not None or future is None):
             flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
@@ -267,23 +242,24 @@ class _Driver:
             return Verdict("lost", plain)
         return verdict
 
-    def _settle(self, flight: _Flight, verdict: Verdict) -> None:
-        if verdict.kind != "lost":
-            self._count(flight, verdict)
+    def _settle(self, flight: Flight, verdict: Verdict) -> None:
+        spec, workers = flight.spec, self.submit
+        settled = self.attempts.settle(
+            spec,
+            verdict,
+            flight.error,
+            step=reached(flight),
+            room=lambda: room_for(workers, spec),
+            ask=lambda: slurm_state(workers, spec),
+            free=flight.free,
+        )
+        if settled.verdict is not None:
+            self._count(flight, settled.verdict, settled)
             return
-        number = flight.spec.number
-        if flight.free:
-            counted, most = self.free_losses.add(number, _reached(flight)), MOST_FREE_LOSSES
-        else:
-            counted, most = self.losses.get(number, 0) + 1, self.sweep.retries
-            self.losses[number] = counted
-        if counted <= most:
-            self._say("retried", flight, message=verdict.reason or "")
-            self.again.insert(0, flight.spec)
-        else:
-            self._count(flight, Verdict("failed", f"lost {counted} times: {verdict.reason}"))
+        self._say("retried", flight, message=settled.message, attempt=settled.fields)
+        self.again.insert(0, spec)
 
-    def _count(self, flight: _Flight, verdict: Verdict) -> None:
+    def _count(self, flight: Flight, verdict: Verdict, settled: Settled | None = None) -> None:
         """Write the outcome down once, tell the sampler, stop early when everything fails alike."""
         number, run = flight.spec.number, flight.spec.run
         flight.stopping = True
@@ -292,11 +268,12 @@ class _Driver:
             state=verdict.kind,
             value=None if verdict.kind == "failed" else flight.values.last(),
             values=flight.values.read(),
-            attempts=max(self.starts.get(number, 0), _attempt(run)),
+            attempts=max(self.starts.get(number, 0), attempt_of(run)),
             order=len(self.outcomes),
-            seconds=_seconds(run),
+            seconds=seconds_of(run),
             reason=verdict.reason,
             measured={} if verdict.kind == "failed" else flight.values.measured(),
+            cause=None if settled is None else settled.cause,
         )
         outcome.publish(flight.spec.path)
         self.outcomes[number] = outcome
@@ -308,7 +285,13 @@ class _Driver:
             outcome.values,
             violations(self.sweep, outcome.measured),
         )
-        self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
+        self._say(
+            outcome.state,
+            flight,
+            value=outcome.value,
+            message=outcome.reason or "",
+            attempt={} if settled is None else settled.fields,
+        )
         self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
         if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
             raise SweepError(
@@ -318,7 +301,7 @@ class _Driver:
             )
 
     # -- words ----------------------------------------------------------------------------------------
-    def _say(self, kind: str, flight: _Flight | None, **more: Any) -> None:
+    def _say(self, kind: str, flight: Flight | None, **more: Any) -> None:
         number = flight.spec.number if flight else None
         params = flight.spec.params if flight else {}
         self.on_event(Event(kind, number, len(self.outcomes), self._planned(), params=params, **more))
@@ -351,32 +334,6 @@ def _alike(counted: list[Outcome]) -> list[str]:
     """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
     reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
     return reasons if len(set(reasons)) == 1 and reasons[0] else []
-
-
-def _reached(flight: _Flight) -> int:
-    """The step that a trial has reached, as its status says (a script's only at its end) or its reports."""
-    values = flight.values.read()
-    reported = int(values[-1][0]) if values else 0
-    try:
-        return max(reported, flight.spec.run.status().step)
-    except HpcmassError:
-        return reported
-
-
-def _attempt(run: RunFolder) -> int:
-    try:
-        return run.status().attempt
-    except HpcmassError:
-        return 0
-
-
-def _seconds(run: RunFolder) -> float | None:
-    try:
-        status = run.status()
-    except HpcmassError:
-        return None
-    end = status.ended or status.updated
-    return None if status.started is None or end is None else round(end - status.started, 3)
 
 
 __all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ class Event:
     Attributes:
         kind: `opened` | `started` | `value` | `attached` | `retried` | `complete` | `pruned` | `failed`.
         number: The trial, None for `opened`.
+        attempt: The attempt's record in `attempts.jsonl`, of one that has ended: `target`, `node`, `cause`,
+            `started`, `ended`, `node_s` and so on.
         finished: Trials counted so far; `trials`: how many there are to be.
     """
 
@@ -27,6 +30,7 @@ class Event:
     value: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    attempt: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hpcmass.runs import RankError, RunFolder, State, first_error
 from hpcmass.sweep.facts import FACTS
 
 PRUNED = "pruned: "
+NO_NUMBER = "not a number"
 
 # Errors of the machine, not of the user: the same trial may succeed when it is started again.
 _INFRASTRUCTURE = {"LaunchError", "RankFailed", "StorageError", "LeaseHeld"}
@@ -94,7 +95,7 @@ class Values:
             return None
         word = self._last_word(lacking)
         if word is not None:
-            return f"the last '{lacking}' is {word}, not a number"
+            return f"the last '{lacking}' is {word}, {NO_NUMBER}"
         if lacking in FACTS:
             return f"'{lacking}' is not known of this run"
         seen: set[str] = set(self._run.status().metrics)

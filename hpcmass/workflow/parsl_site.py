@@ -182,6 +182,7 @@ def slurm_executor(
             "driver": book.driver,
             "target": shape.target,
             "whole": shape.whole,
+            "nodes": shape.nodes,
             "slots": shape.slots,
             "threads": shape.threads,
             "gpus_per_slot": shape.gpus_per_slot,

@@ -28,6 +28,8 @@ ENDS = "HPCMASS_BLOCK_ENDS"
 STOP_S = "HPCMASS_BLOCK_STOP_S"
 JOB = "HPCMASS_BLOCK_JOB"
 TARGET = "HPCMASS_TARGET"
+NODES = "HPCMASS_SLOT_NODES"
+SHARE = "HPCMASS_SLOT_SHARE"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
@@ -106,6 +108,8 @@ def pool_environment(
         "HPCMASS_SLURM_JOB": env.get("SLURM_JOB_ID", ""),  # for the leases of what runs here
         ENDS: str(round(block_end(env, spec["time_s"], now))),
         STOP_S: str(spec["stop_s"]),
+        NODES: str(spec["nodes"] if spec["whole"] else 1),
+        SHARE: f"{1 / spec['slots']:.6g}",
         **dict.fromkeys(_THREADS, str(spec["threads"])),
     }
 

@@ -35,6 +35,7 @@ from hpcmass.workflow.blocks_left import end_blocks, past_drivers
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 from hpcmass.workflow.interchange import UNANSWERED, watch_answers
 from hpcmass.workflow.parsl_site import LABEL, config_of, local_executor, shell_safe, slurm_executor
+from hpcmass.workflow.pilot import SHARE
 from hpcmass.workflow.timed import timed
 from hpcmass.workflow.watchdog import TAG, Watchdog, end_tagged
 
@@ -362,7 +363,12 @@ def worker_environment(target: Target, parallel: int, threads: int | None, tag: 
     share = threads or max(1, (target.cores or usable_cores()) // parallel)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     # Parsl names its processes with setproctitle, which would write over the tag.
-    environment = {TAG: tag, "SPT_NOENV": "1", **{name: str(share) for name in names}}
+    environment = {
+        TAG: tag,
+        "SPT_NOENV": "1",
+        SHARE: f"{1 / parallel:.6g}",
+        **{name: str(share) for name in names},
+    }
     home = Path(__file__).resolve().parents[2]
     if home != Path(sysconfig.get_path("purelib")).resolve():
         # hpcmass runs from a checkout: the workers are to find the same one.
@@ -374,7 +380,7 @@ def slurm_environment(target: Target) -> dict[str, str]:
     """The same for workers on nodes, where the pilot adds the threads and a tag of its own."""
     environment = worker_environment(target, 1, 1, "")
     threads = [name for name in environment if name.endswith("_NUM_THREADS")]
-    return {name: value for name, value in environment.items() if name not in (TAG, *threads)}
+    return {name: value for name, value in environment.items() if name not in (TAG, SHARE, *threads)}
 
 
 @contextlib.contextmanager
