@@ -22,6 +22,7 @@ def render_block(
     out: Path,
     driver: str,
     packed: PackedEnv | None = None,
+    excluded: Sequence[str] = (),
 ) -> str:
     """A block's script: one pilot a node, or one for the whole block where items take whole nodes.
 
@@ -36,16 +37,22 @@ def render_block(
         out: The folder of Slurm's output file.
         driver: The driver's uuid, which the block carries in its comment.
         packed: The environment that the block unpacks on its nodes and runs in; None: the driver's own.
+        excluded: Nodes on which it is not to begin.
 
     Raises:
         ConfigError: A value cannot stand in a script.
     """
     several = shape.nodes > 1 and not shape.whole
     srun = ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1", "--no-kill"]
+    exclude = [one for one in (target.sbatch.get("exclude", ""), *excluded) if one]
     asked = target.model_copy(
         update={
             "requeue": False,
-            "sbatch": {**target.sbatch, **({"no-kill": ""} if several else {})},
+            "sbatch": {
+                **target.sbatch,
+                **({"no-kill": ""} if several else {}),
+                **({"exclude": ",".join(exclude)} if exclude else {}),
+            },
             "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
         }
     )

@@ -60,6 +60,7 @@ class BlockBook:
         driver: The driver's uuid.
         journal: `blocks.jsonl`: a record for every block before it is submitted, and one with its job's id.
         touched: Whether there may be blocks.
+        avoided: Nodes on which no block is to begin, and until when, in epoch seconds.
     """
 
     def __init__(
@@ -82,6 +83,15 @@ class BlockBook:
         self._dropped: set[str] = set()
         self._said: set[tuple[str, str]] = set()
         self.submitted: list[str] = []
+        self.avoided: dict[str, float] = {}
+
+    def avoid(self, node: str, seconds: float) -> None:
+        """Let no block begin on a node for some time."""
+        self.avoided[node] = time.time() + seconds
+
+    def excluded(self) -> list[str]:
+        """The nodes on which no block is to begin now."""
+        return sorted(node for node, until in self.avoided.items() if until > time.time())
 
     def submit(self, script: Path, label: str, number: str) -> str:
         """Submit a block's script; gives its job id.
@@ -196,9 +206,9 @@ class BlockBook:
 
 @dataclass(frozen=True)
 class BlockScripts:
-    """How the batch script of a block is made: `render(number, command)` gives its text."""
+    """How the batch script of a block is made: `render(number, command, excluded)` gives its text."""
 
-    render: Callable[[str, Sequence[str]], str]
+    render: Callable[[str, Sequence[str], Sequence[str]], str]
     folder: Path
 
 
@@ -232,10 +242,22 @@ class BlockProvider(ExecutionProvider):
         """Submit one block; `command` is the pilot's, quoted for a shell."""
         number = job_name.rpartition("-")[2]
         script = self.scripts.folder / f"{self._label}-{number}.sbatch"
-        script.write_text(self.scripts.render(number, shlex.split(command)), encoding="utf-8")
-        job_id = self.book.submit(script, self._label, number)
+        words, excluded = shlex.split(command), self.book.excluded()
+        script.write_text(self.scripts.render(number, words, excluded), encoding="utf-8")
+        try:
+            job_id = self.book.submit(script, self._label, number)
+        except SlurmError as error:
+            if error.transient or not excluded:
+                raise
+            self.book.avoided.clear()  # There may be no other nodes.
+            script.write_text(self.scripts.render(number, words, ()), encoding="utf-8")
+            job_id = self.book.submit(script, self._label, number)
         self.resources[job_id] = {"status": self._status_of(job_id, BlockState.PENDING)}
         return job_id
+
+    def affordable(self) -> bool:
+        """Whether there is a budget left for a block."""
+        return True
 
     def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
         """The state of blocks; one that ended stays ended, one that is not known stays what it was."""

@@ -168,10 +168,11 @@ def slurm_executor(
 
     packed = packed_of(target)
 
-    def render(number: str, command: Sequence[str]) -> str:
+    def render(number: str, command: Sequence[str], excluded: Sequence[str]) -> str:
         return render_block(
-            shape, target, number=number, command=command, out=folder, driver=book.driver, packed=packed
-        )
+            shape, target, number=number, command=command, out=folder, driver=book.driver, packed=packed,
+            excluded=excluded,
+        )  # fmt: skip
 
     scripts = BlockScripts(render, folder)
     provider = BlockProvider(book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks)
