@@ -16,6 +16,7 @@ from typing import Any
 from hpcmass.config import Job
 from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
+from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.flight import Flight, Submit, attempt_of, reached, room_for, seconds_of, slurm_state
 from hpcmass.sweep.history import learnt, record_of
@@ -109,6 +110,11 @@ class _Driver:
         self.starts: dict[int, int] = {}
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
+        self.budget = Budget(folder, job.sweep)
+        for spec, outcome in trials:
+            if outcome is not None:
+                self._note_value(spec.number, outcome)
+        self.ended: str | None = None
         self.ran = 0
         self.submit: Submit | None = None
 
@@ -119,10 +125,16 @@ class _Driver:
         unfinished = f"{len(self.again)} unfinished" if self.again else ""
         self._say("opened", None, message="; ".join(filter(None, (unfinished, note))))
         while not self.interruption.signal:
-            self._fill(stack, workers)
-            if not self.flights:
+            self.ended = self.budget.over(nodes_of(self.submit))
+            if self.ended is None:
+                self._fill(stack, workers)
+            if not self.flights or self.ended is not None:
                 break
             self._watch()
+        if not self.interruption.signal:
+            self.ended = self.ended or f"all {len(self.outcomes)} trials are counted"
+            self._say("ended", None, message=self.ended)
+        self.budget.save(self.ended)
         return self._result()
 
     def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
@@ -277,6 +289,7 @@ class _Driver:
         )
         outcome.publish(flight.spec.path)
         self.outcomes[number] = outcome
+        self._note_value(number, outcome)
         self.ran += 1
         self.study.tell(
             number,
@@ -301,6 +314,10 @@ class _Driver:
             )
 
     # -- words ----------------------------------------------------------------------------------------
+    def _note_value(self, number: int, outcome: Outcome) -> None:
+        if outcome.state == "complete" and not any(violations(self.sweep, outcome.measured)):
+            self.budget.note(number, outcome.value)
+
     def _say(self, kind: str, flight: Flight | None, **more: Any) -> None:
         number = flight.spec.number if flight else None
         params = flight.spec.params if flight else {}
@@ -327,6 +344,7 @@ class _Driver:
             self.ran,
             front,
             beyond(self.sweep, trials),
+            self.ended,
         )
 
 

@@ -10,7 +10,7 @@ from hpcmass.launch.packed import PackedEnv
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks_left import comment_of
-from hpcmass.workflow.pilot import BEGAN
+from hpcmass.workflow.pilot import BEGAN, TIME_S
 
 
 def render_block(
@@ -53,7 +53,7 @@ def render_block(
                 **({"no-kill": ""} if several else {}),
                 **({"exclude": ",".join(exclude)} if exclude else {}),
             },
-            "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
+            "setup": [f"export {BEGAN}=$EPOCHSECONDS", f"export {TIME_S}={shape.time_s}", *target.setup],
         }
     )
     # Since 22.05 srun does not take the cores over from sbatch: a pilot, and all its items, would have one. It

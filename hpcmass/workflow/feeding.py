@@ -27,6 +27,7 @@ from hpcmass.workflow.blocks import BlockBook
 from hpcmass.workflow.executors import BlockExecutor
 from hpcmass.workflow.interchange import UNANSWERED, watch_answers
 from hpcmass.workflow.lanes import Ask, Item, Lane, choose
+from hpcmass.workflow.ledger import LEAST_S
 from hpcmass.workflow.parsl_site import LABEL
 from hpcmass.workflow.quota import Quota
 from hpcmass.workflow.timed import timed
@@ -325,6 +326,13 @@ class Pool:
                 if known is not None and lane.broken is None:
                     self._give_up(lane, known if isinstance(known, LaunchError) else LaunchError(str(known)))
             self._bind()
+
+    def spent(self) -> bool:
+        """Whether no block is there, and the budget has room for none."""
+        lanes = [lane for lane in list(self.lanes.values()) if lane.shape is not None and lane.broken is None]
+        if self.book is None or any(lane.executor.live_blocks() for lane in lanes):
+            return False
+        return not any(self.book.ledger.grant(lane.executor.shape.nodes, LEAST_S) for lane in lanes)
 
     # -- the end --------------------------------------------------------------------------------------
     def close(self, grace_s: float) -> bool:

@@ -16,7 +16,7 @@ from hpcmass.config import Resources, Target
 from hpcmass.errors import ConfigError
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import POLL_S, BlockBook
-from hpcmass.workflow.blocks_left import end_blocks, past_drivers
+from hpcmass.workflow.blocks_left import end_blocks, journaled, past_drivers
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 from hpcmass.workflow.feeding import BLOCKS_END_S, Pool
 from hpcmass.workflow.lanes import Ask
@@ -38,6 +38,7 @@ def open_pool(
     grace_s: float = GRACE_S,
     poll_s: float = POLL_S,
     lost_after_s: int = LOST_AFTER_S,
+    node_s: float | None = None,
 ) -> Iterator[Pool]:
     """Start workers on one target or several; end them and all that they started when the body ends.
 
@@ -52,6 +53,7 @@ def open_pool(
         item: What one item asks for; default: one rank.
         grace_s: How long what runs may take to end by itself (to write a checkpoint, say), in seconds.
         poll_s: Seconds between two looks at the blocks.
+        node_s: What all blocks of this folder, past ones included, may use, in node-seconds; None: no limit.
         lost_after_s: Seconds of silence after which a node's workers count as lost.
 
     Raises:
@@ -61,7 +63,7 @@ def open_pool(
     tag = uuid.uuid4().hex
     with contextlib.ExitStack() as stack:
         run_dir = stack.enter_context(parsl_dir(folder, local=any(t.kind == "local" for t in named.values())))
-        book = BlockBook(folder / "parsl", tag, poll_s=poll_s)
+        book = BlockBook(folder / "parsl", tag, poll_s=poll_s, limit_node_s=node_s)
         usual = Ask(item or Resources())
 
         def make(shape: BlockShape) -> BlockExecutor:
@@ -81,7 +83,12 @@ def open_pool(
         in_slurm = any(target.kind == "slurm" for target in named.values())
         if in_slurm:
             for driver in past_drivers(book.journal):
-                end_blocks(book.slurm, driver, [], within_s=BLOCKS_END_S)
+                known = journaled(book.journal, driver)
+                unsettled = set(book.ledger.unsettled()) & set(known)
+                over = end_blocks(book.slurm, driver, list(unsettled), within_s=BLOCKS_END_S)
+                book.settle(list(unsettled))
+                if over:
+                    book.ledger.forget(driver)
         dog = stack.enter_context(Watchdog(tag, grace_s=grace_s, journal=book.journal if in_slurm else None))
         try:
             kernel = DataFlowKernel(config_of(executors, run_dir))

@@ -23,6 +23,7 @@ from hpcmass.errors import AlreadyExists, ConfigError, LeaseHeld, NotFound
 from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
+from hpcmass.sweep.budget import read_used
 from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import Outcome, TrialSpec, read_trials
 from hpcmass.sweep.space import Space
@@ -41,6 +42,7 @@ _MAY_CHANGE = (
     "sweep.trials",
     "sweep.parallel",
     "sweep.retries",
+    "sweep.budget",
     "sweep.targets",
     "resources",
     "per_shard",
@@ -85,7 +87,11 @@ def sweep(
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
         threads, item = worker_threads(job, ranks), usual_item(job)
-        with open_pool(targets, parallel=parallel, folder=folder, threads=threads, item=item) as pool:
+        hours = None if job.sweep is None else job.sweep.budget.node_hours
+        with open_pool(
+            targets, parallel=parallel, folder=folder, threads=threads, item=item,
+            node_s=None if hours is None else hours * 3600 - read_used(folder).local_node_s,
+        ) as pool:  # fmt: skip
             yield TrialWorkers(pool, project.root, job)
 
     def begin() -> str:

@@ -12,6 +12,7 @@ from hpcmass.config import Job, Resources, Target, job_with, parse_duration
 from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.slurm.jobs import JobState
 from hpcmass.sweep.attempts import place_of
+from hpcmass.sweep.budget import Nodes
 from hpcmass.sweep.causes import Cause
 from hpcmass.sweep.records import TrialSpec
 from hpcmass.sweep.remedy import WALL, Room
@@ -74,6 +75,14 @@ class TrialWorkers:
         most = None if None in memories else max(size for size in memories if size is not None)
         walls = [parse_duration(one.max_time) for one in targets.values() if one.max_time is not None]
         return Room(had, most, float(shape.time_s), max([float(shape.time_s), *walls]))
+
+    def nodes(self) -> Nodes:
+        """As `sweep.budget` asks for it."""
+        local = sum(target.kind == "local" for target in self._pool.targets.values())
+        ledger = None if self._pool.book is None else self._pool.book.ledger
+        if ledger is None or local == len(self._pool.targets):
+            return Nodes(local=local)
+        return Nodes(ledger.used_s(), ledger.reserved_s(), local, not local and self._pool.spent())
 
     def _fitting(self, ask: Ask) -> Mapping[str, Target]:
         with contextlib.suppress(HpcmassError):
