@@ -138,14 +138,16 @@ class SweepTable(Table):
     direction: Direction = "minimize"
     constraints: list[str] = Field(default_factory=list, description='such as "model_mb <= 10"')
     sampler: Literal["random", "grid", "qmc", "tpe", "cmaes", "gp", "nsga2"] = "tpe"
-    pruner: Literal["none", "median", "asha", "hyperband"] = "none"
+    pruner: Literal["none", "median", "asha", "hyperband", "halving"] = "none"
     trials: int = Field(20, ge=1)
     parallel: int = Field(2, ge=1, description="trials at once")
     ranks: int = Field(1, ge=1, description="ranks a trial")
     seed: int = Field(0, ge=0)
     min_evaluations: int = Field(1, ge=1, description="evaluations before a trial may be pruned")
     max_evaluations: int | None = Field(
-        None, ge=1, description="evaluations of a whole trial, for hyperband; default: by train.epochs"
+        None,
+        ge=1,
+        description="evaluations of a whole trial, for hyperband, halving; default: by train.epochs",
     )
     warm_start: list[str] = Field(
         default_factory=list, description='earlier studies, or "catalogue:MODEL", whose results are learnt from'

@@ -25,6 +25,7 @@ class Cause(str, Enum):
 
     COMPLETED = "COMPLETED"
     PRUNED = "PRUNED"
+    PAUSED = "PAUSED"  # at a rung of successive halving
     DIVERGED = "DIVERGED"  # its loss or its weights are no numbers any more
     USER = "USER"  # an error of the recipe, the script or the job
     OOM = "OOM"

@@ -19,6 +19,7 @@ from hpcmass.files import Lease
 from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.flight import Flight, Submit, attempt_of, reached, room_for, seconds_of, slurm_state
+from hpcmass.sweep.halving import Halving
 from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.records import (
@@ -111,9 +112,12 @@ class _Driver:
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
         self.budget = Budget(folder, job.sweep)
+        self.halving = Halving(job.sweep, job.evaluations)
         for spec, outcome in trials:
-            if outcome is not None:
+            if outcome is not None and job.sweep.budget.value is not None:
                 self._note_value(spec.number, outcome)
+            if self.halving.on:
+                self.halving.recall(spec, outcome, Values(spec.run, job).read)
         self.ended: str | None = None
         self.ran = 0
         self.submit: Submit | None = None
@@ -128,9 +132,10 @@ class _Driver:
             self.ended = self.budget.over(nodes_of(self.submit))
             if self.ended is None:
                 self._fill(stack, workers)
-            if not self.flights or self.ended is not None:
+            if self.ended is not None or (not self.flights and not self._go_on()):
                 break
-            self._watch()
+            if self.flights:
+                self._watch()
         if not self.interruption.signal:
             self.ended = self.ended or f"all {len(self.outcomes)} trials are counted"
             self._say("ended", None, message=self.ended)
@@ -140,7 +145,7 @@ class _Driver:
     def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
             self._check_lease()
-            spec = self.again.pop(0) if self.again else self._draw()
+            spec = self.again.pop(0) if self.again else self.halving.promote(drained=False) or self._draw()
             if spec is None:
                 return
             flight = Flight(spec, Values(spec.run, self.job))
@@ -153,11 +158,22 @@ class _Driver:
             else:
                 if self.submit is None:
                     self.submit = stack.enter_context(workers())
+                self.halving.send(spec)
                 flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
                 self._say("started", flight, message=twin)
             self.flights.append(flight)
+
+    def _go_on(self) -> bool:
+        """With nothing under way any more: whether a paused trial goes on; else those that wait are counted."""
+        spec = self.halving.promote(drained=True)
+        if spec is not None:
+            self.again.append(spec)
+            return True
+        for left, reason in self.halving.left():
+            self._count(Flight(left, Values(left.run, self.job)), Verdict("pruned", f"{PRUNED}{reason}"))
+        return False
 
     def _standing(self, flight: Flight) -> Verdict | None:
         """What is known of a trial before it is started: it may have ended uncounted, or be impossible."""
@@ -265,6 +281,11 @@ class _Driver:
             ask=lambda: slurm_state(workers, spec),
             free=flight.free,
         )
+        if settled.verdict is not None and settled.verdict.kind == "paused":
+            self._report(flight)
+            self.halving.pause(spec, flight.values.read())
+            self._say("paused", flight, message=settled.message, attempt=settled.fields)
+            return
         if settled.verdict is not None:
             self._count(flight, settled.verdict, settled)
             return

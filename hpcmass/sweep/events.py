@@ -15,8 +15,8 @@ class Event:
     """Something that a watcher of the study may show.
 
     Attributes:
-        kind: `opened` | `started` | `value` | `attached` | `retried` | `complete` | `pruned` | `failed` |
-            `ended`.
+        kind: `opened` | `started` | `value` | `attached` | `retried` | `paused` | `complete` | `pruned` |
+            `failed` | `ended`.
         number: The trial, None for `opened` and `ended`.
         attempt: The attempt's record in `attempts.jsonl`, of one that has ended: `target`, `node`, `cause`,
             `started`, `ended`, `node_s` and so on.

@@ -63,7 +63,7 @@ def remedy(
         ran_s: How long the attempt ran.
         got_on: Whether it got further than any before it.
     """
-    if cause in (Cause.USER, Cause.DIVERGED, Cause.COMPLETED, Cause.PRUNED):
+    if cause in (Cause.USER, Cause.DIVERGED, Cause.COMPLETED, Cause.PRUNED, Cause.PAUSED):
         return Remedy(False, changes)
     if cause is Cause.OOM:
         return _for_memory(job, changes, room, ranks)

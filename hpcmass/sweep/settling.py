@@ -108,7 +108,9 @@ class Attempts:
             ended = replace(ended, cause=Cause.LOST)
         if ended.cause is Cause.DIVERGED:
             verdict = Verdict("pruned", f"{PRUNED}{ended.reason}")
-        if ended.cause in (Cause.COMPLETED, Cause.PRUNED, Cause.USER, Cause.DIVERGED):
+        if ended.cause is Cause.PAUSED and spec.number not in self._open:
+            return Settled(verdict, ended.cause.value, ended.reason)  # on record already
+        if ended.cause in (Cause.COMPLETED, Cause.PRUNED, Cause.PAUSED, Cause.USER, Cause.DIVERGED):
             return self._counted(spec, verdict, ended, step)
         return self._again(spec, ended, step, room())
 
@@ -119,7 +121,7 @@ class Attempts:
         if verdict.kind == "complete":
             return Ended(Cause.COMPLETED)
         if verdict.kind in ("pruned", "paused"):
-            return Ended(Cause.PRUNED, reason)
+            return Ended(Cause.PRUNED if verdict.kind == "pruned" else Cause.PAUSED, reason)
         if verdict.kind == "failed" and reason.endswith(NO_NUMBER):
             return Ended(Cause.DIVERGED, reason)
         said = cause_of(spec.run, error, ask)

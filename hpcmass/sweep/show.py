@@ -9,6 +9,7 @@ from typing import Any
 from hpcmass.config import Job, load_job
 from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.files import Lease, Owner
+from hpcmass.runs import PAUSED
 from hpcmass.sweep.budget import Used, read_used, used_in_words
 from hpcmass.sweep.records import (
     BestTrial,
@@ -29,7 +30,7 @@ class TrialRow:
 
     Attributes:
         state: `complete`, `pruned`, `failed`; while it is not counted, the run's: `created`, `running`,
-            `stopped`, `unknown`.
+            `paused` (at a rung), `stopped`, `unknown`.
         value: The metric's last value so far; of several objectives the first.
         steps: Optimiser steps done.
         seconds: From its start to its end, or until now.
@@ -151,6 +152,7 @@ def _row(job: Job, spec: TrialSpec, outcome: Outcome | None) -> TrialRow:
     try:
         status = spec.run.status()
         state, steps, attempts, reason = status.state.value.lower(), status.step, status.attempt, status.reason
+        state = "paused" if state == "stopped" and (reason or "").startswith(PAUSED) else state
         end = status.ended or status.updated
         seconds = None if status.started is None or end is None else end - status.started
     except HpcmassError:
