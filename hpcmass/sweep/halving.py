@@ -1,8 +1,8 @@
 """Successive halving by pauses: trials stop at a rung, and those worth it go on later, from their checkpoints.
 
 Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), as it promotes: a trial at a rung
-leaves its worker, and goes on when it is among the best third of those that came there. All of this is read off the
-trials' folders again, so a driver that is killed forgets nothing.
+leaves its worker, and goes on when it is among the best third of those that came there. All of this is read off
+the trials' folders again, so a driver that is killed forgets nothing.
 """
 
 from __future__ import annotations
