@@ -6,6 +6,10 @@ next knows what may still be running, what each attempt had asked for, and why i
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.errors import HpcmassError
-from hpcmass.files import append_record, read_records
+from hpcmass.files import append_record, read_records, storage_errors
 from hpcmass.runs import RunFolder
 
 FILE = "attempts.jsonl"
+_TRIAL = re.compile(rb'"trial":(\d+)')
 SLOTS = "slots.jsonl"  # in a run's folder: where its worker was, by the worker itself
 
 
@@ -70,6 +75,25 @@ class AttemptLog:
 
     def __init__(self, study: Path) -> None:
         self.file = study / FILE
+        self._handle: int | None = None
+
+    def __del__(self) -> None:
+        """Close the file."""
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """One record by one write, to a file that stays open: a study has two for every trial."""
+        if self._handle is None:
+            append_record(self.file, record)  # closes off what an earlier driver left half written
+            with storage_errors(self.file, "open the file"):
+                self._handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            return
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with storage_errors(self.file, "append to the file"):
+            written = os.write(self._handle, line)
+            if written != len(line):
+                os.write(self._handle, line[written:])
 
     def submit(self, trial: int, attempt: int, changes: Mapping[str, Any], avoid: tuple[str, ...]) -> None:
         """Note that an attempt is about to be handed to workers."""
@@ -78,19 +102,28 @@ class AttemptLog:
             record["changes"] = dict(changes)
         if avoid:
             record["avoid"] = list(avoid)
-        append_record(self.file, {**record, "time": time.time()})
+        self._append({**record, "time": time.time()})
 
     def end(self, trial: int, attempt: int, fields: Mapping[str, Any]) -> None:
         """Note how an attempt ended."""
         record = {"kind": "end", "trial": trial, "attempt": attempt, **fields, "time": time.time()}
-        append_record(self.file, record)
+        self._append(record)
 
 
 def read_attempts(study: Path, trials: set[int] | None = None) -> Iterator[dict[str, Any]]:
     """The records of a study's attempts, oldest first; of some trials, or of all."""
-    for record in read_records(study / FILE):
-        if isinstance(record.get("trial"), int) and (trials is None or record["trial"] in trials):
-            yield record
+    try:
+        data = (study / FILE).read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.split(b"\n"):
+        found = _TRIAL.search(line)
+        if found is None or (trials is not None and int(found[1]) not in trials):
+            continue  # not read any further: a study may have hundreds of thousands
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("trial"), int):
+                yield record
 
 
 def histories(study: Path, trials: set[int]) -> dict[int, History]:
