@@ -21,7 +21,7 @@ from hpcmass.files import append_record, read_records, storage_errors
 from hpcmass.runs import RunFolder
 
 FILE = "attempts.jsonl"
-_TRIAL = re.compile(rb'"trial":(\d+)')
+_TRIAL = re.compile(rb'"trial":\s*(\d+)')
 SLOTS = "slots.jsonl"  # in a run's folder: where its worker was, by the worker itself
 
 
