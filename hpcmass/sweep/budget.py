@@ -119,6 +119,12 @@ class Budget:
             )
         return None
 
+    def finish(self, nodes: Nodes | None, ended: str | None) -> None:
+        """Write down what was used, with what blocks have used that have ended meanwhile."""
+        if nodes is not None:
+            self._blocks_s, self._reserved_s = nodes.node_s, nodes.reserved_s
+        self.save(ended)
+
     def save(self, ended: str | None) -> None:
         """Write down what was used; `ended` is why the study is at its end."""
         used = Used(

@@ -82,7 +82,9 @@ def run_study(
         stack.callback(lease.release)
         note = begin()
         interruption = stack.enter_context(Interruption())
-        return _Driver(job, folder, prepare, on_event, interruption, lease).run(stack, workers, note)
+        driver = _Driver(job, folder, prepare, on_event, interruption, lease)
+        stack.callback(driver.settle)  # once the workers have ended
+        return driver.run(stack, workers, note)
 
 
 class _Driver:
@@ -141,6 +143,11 @@ class _Driver:
             self._say("ended", None, message=self.ended)
         self.budget.save(self.ended)
         return self._result()
+
+    def settle(self) -> None:
+        """Write down what was used, as it is known once the workers are gone."""
+        if not self.lease.lost:
+            self.budget.finish(nodes_of(self.submit), self.ended)
 
     def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
