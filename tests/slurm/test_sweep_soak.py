@@ -21,7 +21,7 @@ from hpcmass.sweep.records import best_trials, read_trials
 
 pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("HPCMASS_SOAK_KILLS", "30"))
-TRIALS, STEPS = 48, 8
+TRIALS, STEPS = 5 * KILLS, 8
 
 # As the toys' script, and it says when it has ended well, in one write.
 SCRIPT = """
@@ -98,10 +98,8 @@ def test_thirty_kills_lose_no_trial_and_run_none_twice_to_its_end(cluster, proje
         end = time.monotonic() + 120
         while len(places(study)) <= seen and time.monotonic() < end and driver.process.poll() is None:
             time.sleep(0.1)
-        if driver.process.poll() is not None and driver.process.returncode == 0:
-            break
         assert len(places(study)) > seen, driver.output
-        time.sleep(random.uniform(0.0, 3.0))
+        time.sleep(random.uniform(0.0, 2.0))
         seen = len(places(study))
         kind = random.choice(["driver", "worker", "worker", "block"])
         if kind == "driver":
@@ -116,7 +114,7 @@ def test_thirty_kills_lose_no_trial_and_run_none_twice_to_its_end(cluster, proje
     assert driver.wait(900) == 0, driver.output
     trials = read_trials(study)
     print(f"kills {dict(done)} in {time.monotonic() - began:.0f} s; causes {causes(study)}")
-    assert sum(done.values()) >= min(KILLS, 10), done
+    assert all(done[kind] for kind in ("driver", "worker", "block")), done
     assert blocks(cluster) == []
     assert len(trials) == TRIALS
     assert [outcome.state for _, outcome in trials] == ["complete"] * TRIALS, driver.output
