@@ -65,6 +65,10 @@ _BY_SLURM = {
     "DEADLINE": Cause.TIMEOUT,
     "OUT_OF_MEMORY": Cause.OOM,
     "CANCELLED": Cause.CANCELLED,
+    # Its end is under way, or was the pilot's own.
+    "COMPLETING": Cause.LOST,
+    "FAILED": Cause.LOST,
+    "COMPLETED": Cause.LOST,
 }
 
 
@@ -95,7 +99,11 @@ def cause_of(run: RunFolder, error: BaseException | None, ask: Callable[[], str]
         if said is not None:
             return said
     if not isinstance(error, BlockLost):
-        return None
+        # Its worker was told to end in time to say so: by whom, its block's job tells.
+        told = status.state is State.STOPPED and (status.reason or "").startswith("stopped by SIG")
+        state = ask() if told and ask is not None else ""
+        cause = _BY_SLURM.get(state)
+        return Ended(cause, f"{status.reason}; Slurm calls its job {state}") if cause is not None else None
     if error.data.get("cause"):  # the worker itself said why it gave the trial back
         return Ended(Cause(error.data["cause"]), error.message)
     state = ask() if ask is not None else ""

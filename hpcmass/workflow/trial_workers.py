@@ -102,7 +102,7 @@ class TrialWorkers:
                 silent = node.state == "DOWN" or "NOT_RESPONDING" in node.flags
                 if node.name == place.node and silent:
                     return Cause.NODE_FAIL.value
-        return JobState.CANCELLED.value if info is not None and info.state is JobState.COMPLETING else ""
+        return info.state.value if info is not None and info.state is JobState.COMPLETING else ""
 
 
 def usual_item(job: Job) -> Resources:

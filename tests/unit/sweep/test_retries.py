@@ -164,3 +164,20 @@ def test_an_attempt_that_nobody_saw_end_is_ended_by_the_next_driver(tmp_path):
         (1, "DRIVER", True),
         (2, "COMPLETED", False),
     ]
+
+
+@pytest.mark.parametrize(("state", "cause", "free"), [("PREEMPTED", "PREEMPTED", True), ("", "MACHINE", False)])
+def test_a_worker_that_was_told_to_end_asks_slurm_by_whom(tmp_path, monkeypatch, state, cause, free):
+    monkeypatch.setattr(Threads, "state_of", lambda self, trial: state, raising=False)
+    seen = []
+
+    def told(path):
+        seen.append(path)
+        if len(seen) == 1:
+            RunFolder(path).update(state=State.STOPPED, reason="stopped by SIGTERM", attempt=1)
+            return path
+        return toy_trial(path)
+
+    result, _ = drive(toy_job(trials=1, retries=1), tmp_path, told)
+    assert result.counts["complete"] == 1
+    assert [(r["cause"], r["free"]) for r in records(tmp_path)] == [(cause, free), ("COMPLETED", False)]
