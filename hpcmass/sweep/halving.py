@@ -56,16 +56,14 @@ class Halving:
         reached = sum(len(values) >= limit for limit in self._rungs)
         for rung in range(reached):
             self._enter(spec.number, rung, values)
-        goal = None if outcome is not None else spec.run.pause_at()
+        if outcome is not None:
+            return  # it goes nowhere any more
+        goal = spec.run.pause_at()
         on_its_way = [rung for rung, limit in enumerate(self._rungs) if limit == goal]
-        if outcome is None and goal is None and spec.run.exists():
-            self._passed[spec.number] = len(self._rungs)  # past all of them, or laid down and not begun
-            if reached == 0:
-                self._passed[spec.number] = 0
-        elif on_its_way:
+        if on_its_way:
             self._passed[spec.number] = on_its_way[0]
-        elif outcome is not None:  # A pruned one stayed at its last rung.
-            self._passed[spec.number] = reached if outcome.state == "complete" else max(0, reached - 1)
+        elif goal is None and reached:
+            self._passed[spec.number] = len(self._rungs)  # past all of them
 
     def _enter(self, number: int, rung: int, values: list[list[float]]) -> None:
         at = self._rungs[rung]
