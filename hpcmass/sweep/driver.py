@@ -18,7 +18,7 @@ from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, Sweep
 from hpcmass.files import Lease
 from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
-from hpcmass.sweep.flight import Flight, Submit, attempt_of, reached, room_for, seconds_of, slurm_state
+from hpcmass.sweep.flight import Flight, Submit, attempt_of, expect, reached, room_for, seconds_of, slurm_state
 from hpcmass.sweep.halving import Halving
 from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
@@ -166,6 +166,7 @@ class _Driver:
                 if self.submit is None:
                     self.submit = stack.enter_context(workers())
                 self.halving.send(spec)
+                expect(self.submit, self._planned() - len(self.specs) + len(self.again))
                 flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"

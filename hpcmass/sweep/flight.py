@@ -22,6 +22,7 @@ class Submit(Protocol):
     where the node or the pilot job went, which costs the trial none of its retries.
 
     It may have more: `room(trial) -> Room`, what a trial's last attempt had and a further one could have;
+    `expect(trials)`, told how many trials are still to be drawn;
     `state_of(trial) -> str`, what Slurm calls the job that the last attempt was in, empty where nobody knows.
     """
 
@@ -34,6 +35,13 @@ def room_for(workers: Submit | None, trial: TrialSpec) -> Room:
     """What the workers could give a trial; nothing is known where they do not say."""
     ask: Callable[[TrialSpec], Room] | None = getattr(workers, "room", None)
     return Room() if ask is None else ask(trial)
+
+
+def expect(workers: Submit | None, trials: int) -> None:
+    """Tell the workers how many trials are still to be drawn."""
+    tell: Callable[[int], None] | None = getattr(workers, "expect", None)
+    if tell is not None:
+        tell(trials)
 
 
 def slurm_state(workers: Submit | None, trial: TrialSpec) -> str:

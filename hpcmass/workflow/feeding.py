@@ -52,6 +52,7 @@ class Pool:
         lanes: The executors by label.
         targets: Where items run, by name.
         book: The driver's blocks in Slurm.
+        to_come: Items that whoever has them run knows of and has not handed on yet.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Pool:
         self._opening: set[Ask] = set()
         self.tag, self.book = tag, book
         self.targets = dict(targets or {})
+        self.to_come = 0
         self.broken: LaunchError | None = None
         self._quotas = {
             name: Quota(target.max_blocks, target.max_nodes or target.block_nodes)
@@ -219,7 +221,7 @@ class Pool:
         )
         for _, ask in heads:
             queue = self._queues[ask]
-            lane = choose(self._ways[ask], len(queue))
+            lane = choose(self._ways[ask], len(queue) + self.to_come)
             if lane is not None:
                 item = queue.popleft()
                 item.bound_at = time.monotonic()

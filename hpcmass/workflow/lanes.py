@@ -20,6 +20,8 @@ from hpcmass.workflow.block_shape import BlockShape
 _AHEAD_S = 1.0
 _LOOKS_AT = 16
 _MOST_PLANNED = 512
+# Items differ in length, so that two medians of a few differ by chance: below this a target is not slower.
+_SLOWER = 1.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def choose(lanes: Sequence[Lane], waiting: int, now: float | None = None) -> Lan
 
     Args:
         lanes: Those that may take it.
-        waiting: How many items wait for them, this one included.
+        waiting: How many items wait for them or are still to come, this one included.
         now: As `time.monotonic` says.
     """
     now = time.monotonic() if now is None else now
@@ -113,7 +115,8 @@ def choose(lanes: Sequence[Lane], waiting: int, now: float | None = None) -> Lan
         if not lane.took or lane.room is None:
             return lane  # What it is worth is only known by trying.
         others = [one for one in lanes if one is not lane and one.broken is None and one.took and one.room]
-        if not others or lane.usual_s <= _done_in(others, waiting, now):
+        best_s = min((one.usual_s for one in others), default=float("inf"))
+        if lane.usual_s <= max(_SLOWER * best_s, _done_in(others, waiting, now) if others else 0.0):
             return lane
     return None
 

@@ -50,6 +50,10 @@ class TrialWorkers:
                 self._pool.book.avoid(node, _AVOIDED_S)
         return self._pool.run_as(ask, run_trial, str(trial.path), str(self._root), ask.item.ranks)
 
+    def expect(self, trials: int) -> None:
+        """As `sweep.driver.Submit` has it."""
+        self._pool.to_come = trials
+
     def ask_of(self, trial: TrialSpec) -> Ask:
         """What a trial asks of a slot."""
         if not trial.changes and not any(name.startswith("resources.") for name in trial.overrides):

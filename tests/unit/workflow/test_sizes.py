@@ -47,6 +47,8 @@ def test_the_next_trial_goes_where_it_is_done_first_and_waits_rather_than_be_las
     # In ten seconds the fast one does twenty: of thirty that wait, the slow one takes its share.
     assert choose([fast, slow], 30, now=0.0) is slow
     assert choose([fast, slow], 4, now=0.0) is None
+    # What is slower by chance is not slower: items differ in length.
+    assert choose([lane("one", 2, 5.0, busy=2), lane("other", 2, 7.0)], 1, now=0.0).label == "other"
     assert choose([lane("fast", 2, 1.0), slow], 4, now=0.0).label == "fast"
 
 
