@@ -91,4 +91,4 @@ def seconds_of(run: RunFolder) -> float | None:
     return None if status.started is None or end is None else round(end - status.started, 3)
 
 
-__all__ = ["Flight", "Submit", "attempt_of", "reached", "room_for", "seconds_of", "slurm_state"]
+__all__ = ["Flight", "Submit", "attempt_of", "expect", "reached", "room_for", "seconds_of", "slurm_state"]
