@@ -115,6 +115,8 @@ class SweepProgress(Bar):
         """Take one event of the driver."""
         if event.kind in ("started", "attached", "retried"):
             self.running.add(event.number)
+        if event.kind == "paused":
+            self.running.discard(event.number)
         if event.kind in ("complete", "pruned", "failed"):
             self.running.discard(event.number)
             self._note_best(event)

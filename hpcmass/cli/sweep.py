@@ -134,6 +134,8 @@ def show(study: str, as_json: bool, project_root: str | None) -> None:
             "best": f"trial {best.number}, {best.value:.6g}, {text(best.params)}" if best else None,
             "front": ", ".join(str(one.number) for one in summary.front) or None if several else None,
             "beyond": _beyond(summary.beyond, summary.constraints, summary.front),
+            "used": "; ".join(f"{name} {words}" for name, words in summary.used.items()),
+            "ended": summary.usage.ended if driver is None else None,
             "driver": f"process {driver.pid} on {driver.host}" if driver else "none",
         }
     )
@@ -256,6 +258,8 @@ def _search(job: Job, project: Project, folder: Path, site_file: str | None) -> 
             click.echo(f"  trial {trial.number}, {', '.join(values)}, {text(trial.params)}")
     if said := _beyond(result.beyond, job.sweep.constraints, result.front):
         click.echo(said)
+    if result.ended and result.counts["unfinished"]:
+        click.echo(f"ended: {result.ended}")
     click.echo(f"{text(result.counts)}; see: hpcmass sweep show {folder.name}")
     if result.signal:
         click.echo("interrupted; start it again to go on", err=True)

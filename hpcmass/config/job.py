@@ -333,10 +333,10 @@ class Job(Table):
             raise ValueError('train.mode = "per-shard" needs a [per_shard] table')
         if self.train.mode == "per-shard" and self.data.mix is not None:
             raise ValueError("data.mix cannot be kept where each model has shards of its own (per-shard)")
-        hyperband = self.sweep is not None and self.sweep.pruner == "hyperband"
-        if hyperband and self.evaluations is None:
+        pruner = None if self.sweep is None else self.sweep.pruner
+        if pruner in ("hyperband", "halving") and self.evaluations is None:
             raise ValueError(
-                'sweep.pruner = "hyperband" needs sweep.max_evaluations: the reports of a whole trial'
+                f'sweep.pruner = "{pruner}" needs sweep.max_evaluations: the reports of a whole trial'
             )
         return self
 

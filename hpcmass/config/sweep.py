@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
 
+from hpcmass.config.resources import Duration
 from hpcmass.config.table import Scalar, Table
 
 
@@ -112,6 +113,14 @@ class Constraint:
         return max(beyond, 0.0)
 
 
+class BudgetTable(Table):
+    """`[sweep.budget]`: hard limits of the whole study, over all its drivers, beside `sweep.trials`."""
+
+    node_hours: float | None = Field(None, gt=0, description="reserved with each block, settled as accounted")
+    wall: Duration | None = Field(None, description="time that drivers work on it, such as 8h")
+    value: float | None = Field(None, description="a value of the objective that is good enough to end")
+
+
 class SweepTable(Table):
     """`[sweep]`: a study. Keys of `space` are job keys (`train.lr`), or names of `[params]` without a dot.
 
@@ -129,14 +138,16 @@ class SweepTable(Table):
     direction: Direction = "minimize"
     constraints: list[str] = Field(default_factory=list, description='such as "model_mb <= 10"')
     sampler: Literal["random", "grid", "qmc", "tpe", "cmaes", "gp", "nsga2"] = "tpe"
-    pruner: Literal["none", "median", "asha", "hyperband"] = "none"
+    pruner: Literal["none", "median", "asha", "hyperband", "halving"] = "none"
     trials: int = Field(20, ge=1)
     parallel: int = Field(2, ge=1, description="trials at once")
     ranks: int = Field(1, ge=1, description="ranks a trial")
     seed: int = Field(0, ge=0)
     min_evaluations: int = Field(1, ge=1, description="evaluations before a trial may be pruned")
     max_evaluations: int | None = Field(
-        None, ge=1, description="evaluations of a whole trial, for hyperband; default: by train.epochs"
+        None,
+        ge=1,
+        description="evaluations of a whole trial, for hyperband, halving; default: by train.epochs",
     )
     warm_start: list[str] = Field(
         default_factory=list, description='earlier studies, or "catalogue:MODEL", whose results are learnt from'
@@ -145,6 +156,7 @@ class SweepTable(Table):
     targets: list[str] | Literal["all"] | None = Field(
         None, description='targets of the site that take trials, whoever is free; "all": every one that can'
     )
+    budget: BudgetTable = BudgetTable()
     space: dict[str, Dimension] = Field(min_length=1)
 
     @field_validator("metrics")
@@ -188,6 +200,13 @@ class SweepTable(Table):
             raise ValueError(
                 f'"{value}" compares trials by one objective, and there are {count}: set pruner = "none"'
             )
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _one_value(cls, value: BudgetTable, info: ValidationInfo) -> BudgetTable:
+        if value.value is not None and len(info.data.get("metrics") or ()) > 1:
+            raise ValueError("a value ends a study of one objective, and sweep.metrics names several")
         return value
 
     @field_validator("warm_start")

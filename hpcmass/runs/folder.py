@@ -28,6 +28,8 @@ from hpcmass.files import (
 )
 
 FORMAT = 1
+PAUSED = "paused: "
+_EVALUATIONS = ("valid", "report")
 
 
 class State(str, Enum):
@@ -236,6 +238,9 @@ class RunFolder:
         """
         self.check_held()
         append_record(self.metrics_file, {**record, "time": time.time()})
+        limit = self.pause_at() if record.get("kind") in _EVALUATIONS else None
+        if limit is not None and sum(1 for _ in self.records(record["kind"])) >= limit:
+            self.ask_to_stop(f"{PAUSED}{read_json(self._pause_file).get('reason', '')}")
 
     def records(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """Records that count: those of steps that a later resume took back are left out."""
@@ -290,6 +295,30 @@ class RunFolder:
                 raw.pop("format", None)
                 found.append(RankError(**raw))
         return sorted((e for e in found if attempt in (None, e.attempt)), key=lambda e: e.time)
+
+    # -- pause ----------------------------------------------------------------------------------------
+    @property
+    def _pause_file(self) -> Path:
+        return self.path / "pause.json"
+
+    def pause_at(self) -> int | None:
+        """After how many evaluations the run is to pause; None where it is to go on to its end."""
+        try:
+            return int(read_json(self._pause_file)["evaluations"])
+        except NotFound:
+            return None
+
+    def pause(self, evaluations: int | None, reason: str = "") -> None:
+        """Say after how many evaluations, all attempts counted, the run is to pause: it stops and can go on.
+
+        An earlier pause is over. To be called while nobody runs it.
+        """
+        if evaluations is None:
+            self._pause_file.unlink(missing_ok=True)
+        else:
+            replace_json(self._pause_file, {"format": FORMAT, "evaluations": evaluations, "reason": reason})
+        if (self.asked_to_stop() or "").startswith(PAUSED):
+            self.stop_file.unlink(missing_ok=True)
 
     # -- stop -----------------------------------------------------------------------------------------
     def ask_to_stop(self, reason: str) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hpcmass.config import Job
-from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, LeaseHeld, SweepError
+from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
-from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
+from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
+from hpcmass.sweep.flight import Flight, Submit, attempt_of, expect, reached, room_for, seconds_of, slurm_state
+from hpcmass.sweep.halving import Halving
 from hpcmass.sweep.history import learnt, record_of
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.records import (
@@ -31,37 +32,13 @@ from hpcmass.sweep.records import (
     trial_path,
     violations,
 )
+from hpcmass.sweep.settling import Attempts, Settled
 from hpcmass.sweep.study import Study
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
 _SAME_FAILURES = 3
-
-
-class Submit(Protocol):
-    """How trials are run: given by the floor above.
-
-    The future ends when the trial is no longer run, however it ended; its result is not looked at, the run
-    folder is. It holds an exception only when the trial could not be run or its worker was lost: a `BlockLost`
-    where the node or the pilot job went, which costs the trial none of its retries.
-    """
-
-    def submit(self, trial: TrialSpec) -> Future[Any]:
-        """Start a trial, or queue it."""
-        ...
-
-
-@dataclass
-class _Flight:
-    """A trial that is being run: by a worker of ours, or (no future) by somebody we only watch."""
-
-    spec: TrialSpec
-    values: Values
-    future: Future[Any] | None = None
-    reported: int = 0
-    stopping: bool = False
-    free: bool = False  # what ran it was lost from outside
 
 
 def run_study(
@@ -105,7 +82,9 @@ def run_study(
         stack.callback(lease.release)
         note = begin()
         interruption = stack.enter_context(Interruption())
-        return _Driver(job, folder, prepare, on_event, interruption, lease).run(stack, workers, note)
+        driver = _Driver(job, folder, prepare, on_event, interruption, lease)
+        stack.callback(driver.settle)  # once the workers have ended
+        return driver.run(stack, workers, note)
 
 
 class _Driver:
@@ -130,11 +109,18 @@ class _Driver:
         self.specs = {spec.number: spec for spec, _ in trials}
         self.again = [spec for spec, outcome in trials if outcome is None]
         self.exhausted = False
-        self.flights: list[_Flight] = []
+        self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
-        self.losses: dict[int, int] = {}
-        self.free_losses = FreeLosses()
+        self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
         self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
+        self.budget = Budget(folder, job.sweep)
+        self.halving = Halving(job.sweep, job.evaluations)
+        for spec, outcome in trials:
+            if outcome is not None and job.sweep.budget.value is not None:
+                self._note_value(spec.number, outcome)
+            if self.halving.on:
+                self.halving.recall(spec, outcome, Values(spec.run, job).read)
+        self.ended: str | None = None
         self.ran = 0
         self.submit: Submit | None = None
 
@@ -145,35 +131,59 @@ class _Driver:
         unfinished = f"{len(self.again)} unfinished" if self.again else ""
         self._say("opened", None, message="; ".join(filter(None, (unfinished, note))))
         while not self.interruption.signal:
-            self._fill(stack, workers)
-            if not self.flights:
+            self.ended = self.budget.over(nodes_of(self.submit))
+            if self.ended is None:
+                self._fill(stack, workers)
+            if self.ended is not None or (not self.flights and not self._go_on()):
                 break
-            self._watch()
+            if self.flights:
+                self._watch()
+        if not self.interruption.signal:
+            self.ended = self.ended or f"all {len(self.outcomes)} trials are counted"
+            self._say("ended", None, message=self.ended)
+        self.budget.save(self.ended)
         return self._result()
+
+    def settle(self) -> None:
+        """Write down what was used, as it is known once the workers are gone."""
+        if not self.lease.lost:
+            self.budget.finish(nodes_of(self.submit), self.ended)
 
     def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
             self._check_lease()
-            spec = self.again.pop(0) if self.again else self._draw()
+            spec = self.again.pop(0) if self.again else self.halving.promote(drained=False) or self._draw()
             if spec is None:
                 return
-            flight = _Flight(spec, Values(spec.run, self.job))
+            flight = Flight(spec, Values(spec.run, self.job))
             verdict = self._standing(flight)
-            if verdict is not None:
-                self._count(flight, verdict)
+            if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
+                self._settle(flight, verdict)
                 continue
             if is_running(spec.run):
                 self._say("attached", flight)
             else:
                 if self.submit is None:
                     self.submit = stack.enter_context(workers())
-                flight.future = self.submit.submit(spec)
+                self.halving.send(spec)
+                expect(self.submit, self._planned() - len(self.specs) + len(self.again))
+                flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
                 self._say("started", flight, message=twin)
             self.flights.append(flight)
 
-    def _standing(self, flight: _Flight) -> Verdict | None:
+    def _go_on(self) -> bool:
+        """With nothing under way any more: whether a paused trial goes on; else those that wait are counted."""
+        spec = self.halving.promote(drained=True)
+        if spec is not None:
+            self.again.append(spec)
+            return True
+        for left, reason in self.halving.left():
+            self._count(Flight(left, Values(left.run, self.job)), Verdict("pruned", f"{PRUNED}{reason}"))
+        return False
+
+    def _standing(self, flight: Flight) -> Verdict | None:
         """What is known of a trial before it is started: it may have ended uncounted, or be impossible."""
         run = flight.spec.run
         if not run.exists():
@@ -231,7 +241,7 @@ class _Driver:
             )
 
     # -- one trial ------------------------------------------------------------------------------------
-    def _report(self, flight: _Flight) -> None:
+    def _report(self, flight: Flight) -> None:
         """Hand new values to the pruner; ask a trial that it gives up to stop."""
         values = flight.values.read()
         for evaluation in range(flight.reported + 1, len(values) + 1):
@@ -245,7 +255,7 @@ class _Driver:
                     f"{PRUNED}{self.sweep.objectives[0].name} {value:.6g} at step {int(step)}"
                 )
 
-    def _ended(self, flight: _Flight) -> Verdict | None:
+    def _ended(self, flight: Flight) -> Verdict | None:
         """What came of a trial that is no longer run, or None while it is."""
         run, future = flight.spec.run, flight.future
         if future is not None and not future.done():
@@ -257,6 +267,7 @@ class _Driver:
                 where=self.folder,
                 hint="start it again; unfinished trials go on where they stand",
             ) from error
+        flight.error = error
         flight.free = flight.free or isinstance(error, BlockLost)
         if is_running(run) and (error is not None or future is None):
             flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
@@ -267,23 +278,29 @@ class _Driver:
             return Verdict("lost", plain)
         return verdict
 
-    def _settle(self, flight: _Flight, verdict: Verdict) -> None:
-        if verdict.kind != "lost":
-            self._count(flight, verdict)
+    def _settle(self, flight: Flight, verdict: Verdict) -> None:
+        spec, workers = flight.spec, self.submit
+        settled = self.attempts.settle(
+            spec,
+            verdict,
+            flight.error,
+            step=reached(flight),
+            room=lambda: room_for(workers, spec),
+            ask=lambda: slurm_state(workers, spec),
+            free=flight.free,
+        )
+        if settled.verdict is not None and settled.verdict.kind == "paused":
+            self._report(flight)
+            self.halving.pause(spec, flight.values.read())
+            self._say("paused", flight, message=settled.message, attempt=settled.fields)
             return
-        number = flight.spec.number
-        if flight.free:
-            counted, most = self.free_losses.add(number, _reached(flight)), MOST_FREE_LOSSES
-        else:
-            counted, most = self.losses.get(number, 0) + 1, self.sweep.retries
-            self.losses[number] = counted
-        if counted <= most:
-            self._say("retried", flight, message=verdict.reason or "")
-            self.again.insert(0, flight.spec)
-        else:
-            self._count(flight, Verdict("failed", f"lost {counted} times: {verdict.reason}"))
+        if settled.verdict is not None:
+            self._count(flight, settled.verdict, settled)
+            return
+        self._say("retried", flight, message=settled.message, attempt=settled.fields)
+        self.again.insert(0, spec)
 
-    def _count(self, flight: _Flight, verdict: Verdict) -> None:
+    def _count(self, flight: Flight, verdict: Verdict, settled: Settled | None = None) -> None:
         """Write the outcome down once, tell the sampler, stop early when everything fails alike."""
         number, run = flight.spec.number, flight.spec.run
         flight.stopping = True
@@ -292,14 +309,16 @@ class _Driver:
             state=verdict.kind,
             value=None if verdict.kind == "failed" else flight.values.last(),
             values=flight.values.read(),
-            attempts=max(self.starts.get(number, 0), _attempt(run)),
+            attempts=max(self.starts.get(number, 0), attempt_of(run)),
             order=len(self.outcomes),
-            seconds=_seconds(run),
+            seconds=seconds_of(run),
             reason=verdict.reason,
             measured={} if verdict.kind == "failed" else flight.values.measured(),
+            cause=None if settled is None else settled.cause,
         )
         outcome.publish(flight.spec.path)
         self.outcomes[number] = outcome
+        self._note_value(number, outcome)
         self.ran += 1
         self.study.tell(
             number,
@@ -308,7 +327,13 @@ class _Driver:
             outcome.values,
             violations(self.sweep, outcome.measured),
         )
-        self._say(outcome.state, flight, value=outcome.value, message=outcome.reason or "")
+        self._say(
+            outcome.state,
+            flight,
+            value=outcome.value,
+            message=outcome.reason or "",
+            attempt={} if settled is None else settled.fields,
+        )
         self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
         if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
             raise SweepError(
@@ -318,7 +343,11 @@ class _Driver:
             )
 
     # -- words ----------------------------------------------------------------------------------------
-    def _say(self, kind: str, flight: _Flight | None, **more: Any) -> None:
+    def _note_value(self, number: int, outcome: Outcome) -> None:
+        if outcome.state == "complete" and not any(violations(self.sweep, outcome.measured)):
+            self.budget.note(number, outcome.value)
+
+    def _say(self, kind: str, flight: Flight | None, **more: Any) -> None:
         number = flight.spec.number if flight else None
         params = flight.spec.params if flight else {}
         self.on_event(Event(kind, number, len(self.outcomes), self._planned(), params=params, **more))
@@ -344,6 +373,7 @@ class _Driver:
             self.ran,
             front,
             beyond(self.sweep, trials),
+            self.ended,
         )
 
 
@@ -351,32 +381,6 @@ def _alike(counted: list[Outcome]) -> list[str]:
     """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
     reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
     return reasons if len(set(reasons)) == 1 and reasons[0] else []
-
-
-def _reached(flight: _Flight) -> int:
-    """The step that a trial has reached, as its status says (a script's only at its end) or its reports."""
-    values = flight.values.read()
-    reported = int(values[-1][0]) if values else 0
-    try:
-        return max(reported, flight.spec.run.status().step)
-    except HpcmassError:
-        return reported
-
-
-def _attempt(run: RunFolder) -> int:
-    try:
-        return run.status().attempt
-    except HpcmassError:
-        return 0
-
-
-def _seconds(run: RunFolder) -> float | None:
-    try:
-        status = run.status()
-    except HpcmassError:
-        return None
-    end = status.ended or status.updated
-    return None if status.started is None or end is None else round(end - status.started, 3)
 
 
 __all__ = ["Event", "StudyResult", "Submit", "run_study"]

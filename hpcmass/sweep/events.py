@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ class Event:
     """Something that a watcher of the study may show.
 
     Attributes:
-        kind: `opened` | `started` | `value` | `attached` | `retried` | `complete` | `pruned` | `failed`.
-        number: The trial, None for `opened`.
+        kind: `opened` | `started` | `value` | `attached` | `retried` | `paused` | `complete` | `pruned` |
+            `failed` | `ended`.
+        number: The trial, None for `opened` and `ended`.
+        attempt: The attempt's record in `attempts.jsonl`, of one that has ended: `target`, `node`, `cause`,
+            `started`, `ended`, `node_s` and so on.
         finished: Trials counted so far; `trials`: how many there are to be.
     """
 
@@ -27,6 +31,7 @@ class Event:
     value: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    attempt: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class StudyResult:
         signal: The signal that interrupted the driver, or None.
         ran: Trials that this driver counted.
         beyond: Complete trials that do not keep to the constraints.
+        ended: Why the study is at its end; None where its driver was interrupted.
     """
 
     folder: Path
@@ -52,3 +58,4 @@ class StudyResult:
     ran: int = 0
     front: list[BestTrial] = field(default_factory=list)
     beyond: int = 0
+    ended: str | None = None

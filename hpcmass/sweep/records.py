@@ -28,6 +28,8 @@ class TrialSpec:
         told: Outcomes that had been counted when it was drawn.
         path: Its run folder.
         twin: An earlier trial at the same point, where no other one was found.
+        changes: What its next attempt has instead of what its job says (`sweep.remedy`); not in `trial.json`.
+        avoid: Nodes that its next attempt is to keep away from; neither.
     """
 
     number: int
@@ -36,6 +38,8 @@ class TrialSpec:
     told: int
     path: Path
     twin: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    avoid: tuple[str, ...] = ()
 
     @property
     def run(self) -> RunFolder:
@@ -74,6 +78,7 @@ class Outcome:
         seconds: From its first start to its end.
         reason: Why it was pruned or failed.
         measured: Every objective, and every name that a constraint is about, with its last value.
+        cause: Why its last attempt ended (`sweep.causes`); None in studies of an earlier hpcmass.
     """
 
     state: str
@@ -84,6 +89,7 @@ class Outcome:
     seconds: float | None = None
     reason: str | None = None
     measured: dict[str, float] = field(default_factory=dict)
+    cause: str | None = None
 
     def publish(self, folder: Path) -> bool:
         """Write `outcome.json`; False when the trial has been counted already."""

@@ -9,6 +9,8 @@ from typing import Any
 from hpcmass.config import Job, load_job
 from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.files import Lease, Owner
+from hpcmass.runs import PAUSED
+from hpcmass.sweep.budget import Used, read_used, used_in_words
 from hpcmass.sweep.records import (
     BestTrial,
     Outcome,
@@ -28,7 +30,7 @@ class TrialRow:
 
     Attributes:
         state: `complete`, `pruned`, `failed`; while it is not counted, the run's: `created`, `running`,
-            `stopped`, `unknown`.
+            `paused` (at a rung), `stopped`, `unknown`.
         value: The metric's last value so far; of several objectives the first.
         steps: Optimiser steps done.
         seconds: From its start to its end, or until now.
@@ -68,6 +70,8 @@ class StudySummary:
         front: The best trials: of several objectives the Pareto front, of one the best alone.
         beyond: Complete trials that do not keep to the constraints.
         names: Every name that a trial is measured by.
+        used: What was used, of the budget where there is one, in words.
+        usage: The same in numbers (`budget.Used`).
     """
 
     folder: Path
@@ -82,6 +86,8 @@ class StudySummary:
     front: list[BestTrial] = field(default_factory=list)
     beyond: int = 0
     names: list[str] = field(default_factory=list)
+    used: dict[str, str] = field(default_factory=dict)
+    usage: Used = field(default_factory=Used)
 
 
 def study_table(folder: Path) -> list[TrialRow]:
@@ -112,6 +118,7 @@ def study_summary(folder: Path) -> StudySummary:
         state = _row(job, spec, outcome).state
         counts[state] = counts.get(state, 0) + 1
     first, *others = job.sweep.objectives
+    used = read_used(folder)
     front = best_trials(job.sweep, trials)
     return StudySummary(
         folder,
@@ -126,6 +133,8 @@ def study_summary(folder: Path) -> StudySummary:
         front,
         beyond(job.sweep, trials),
         list(job.sweep.names),
+        used_in_words(used, job.sweep),
+        used,
     )
 
 
@@ -148,6 +157,7 @@ def _row(job: Job, spec: TrialSpec, outcome: Outcome | None) -> TrialRow:
     try:
         status = spec.run.status()
         state, steps, attempts, reason = status.state.value.lower(), status.step, status.attempt, status.reason
+        state = "paused" if state == "stopped" and (reason or "").startswith(PAUSED) else state
         end = status.ended or status.updated
         seconds = None if status.started is None or end is None else end - status.started
     except HpcmassError:

@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 from hpcmass.config import Job, nearest
 from hpcmass.errors import HpcmassError
 from hpcmass.files import read_records_from
-from hpcmass.runs import RankError, RunFolder, State, first_error
+from hpcmass.runs import PAUSED, RankError, RunFolder, State, first_error
 from hpcmass.sweep.facts import FACTS
 
 PRUNED = "pruned: "
+NO_NUMBER = "not a number"
 
 # Errors of the machine, not of the user: the same trial may succeed when it is started again.
 _INFRASTRUCTURE = {"LaunchError", "RankFailed", "StorageError", "LeaseHeld"}
@@ -23,7 +24,8 @@ class Verdict:
     """What a trial that does not run means.
 
     Attributes:
-        kind: `complete`, `pruned`, `failed` (the user's), or `lost` (the machine's: start it again).
+        kind: `complete`, `pruned`, `paused` (at a rung), `failed` (the user's), or `lost` (the machine's: start
+            it again).
         reason: One sentence, for all but `complete`.
     """
 
@@ -94,7 +96,7 @@ class Values:
             return None
         word = self._last_word(lacking)
         if word is not None:
-            return f"the last '{lacking}' is {word}, not a number"
+            return f"the last '{lacking}' is {word}, {NO_NUMBER}"
         if lacking in FACTS:
             return f"'{lacking}' is not known of this run"
         seen: set[str] = set(self._run.status().metrics)
@@ -122,6 +124,9 @@ def judge(run: RunFolder, values: Values) -> Verdict:
     if verdict.kind == "complete":
         missing = values.missing()
         return verdict if missing is None else Verdict("failed", missing)
+    if stopped.startswith(PAUSED):
+        # Where it was cut off on its way there, it goes on.
+        return Verdict("paused", stopped) if run.status().state is State.STOPPED else verdict
     if stopped.startswith(PRUNED):
         return Verdict("pruned", stopped)
     if stopped and run.status().state is State.STOPPED:

@@ -10,7 +10,7 @@ from hpcmass.launch.packed import PackedEnv
 from hpcmass.slurm.script import ScriptSpec, render_script
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks_left import comment_of
-from hpcmass.workflow.pilot import BEGAN
+from hpcmass.workflow.pilot import BEGAN, TIME_S
 
 
 def render_block(
@@ -22,6 +22,7 @@ def render_block(
     out: Path,
     driver: str,
     packed: PackedEnv | None = None,
+    excluded: Sequence[str] = (),
 ) -> str:
     """A block's script: one pilot a node, or one for the whole block where items take whole nodes.
 
@@ -36,17 +37,23 @@ def render_block(
         out: The folder of Slurm's output file.
         driver: The driver's uuid, which the block carries in its comment.
         packed: The environment that the block unpacks on its nodes and runs in; None: the driver's own.
+        excluded: Nodes on which it is not to begin.
 
     Raises:
         ConfigError: A value cannot stand in a script.
     """
     several = shape.nodes > 1 and not shape.whole
     srun = ["srun", f"--nodes={shape.nodes}", f"--ntasks={shape.nodes}", "--ntasks-per-node=1", "--no-kill"]
+    exclude = [one for one in (target.sbatch.get("exclude", ""), *excluded) if one]
     asked = target.model_copy(
         update={
             "requeue": False,
-            "sbatch": {**target.sbatch, **({"no-kill": ""} if several else {})},
-            "setup": [f"export {BEGAN}=$EPOCHSECONDS", *target.setup],
+            "sbatch": {
+                **target.sbatch,
+                **({"no-kill": ""} if several else {}),
+                **({"exclude": ",".join(exclude)} if exclude else {}),
+            },
+            "setup": [f"export {BEGAN}=$EPOCHSECONDS", f"export {TIME_S}={shape.time_s}", *target.setup],
         }
     )
     # Since 22.05 srun does not take the cores over from sbatch: a pilot, and all its items, would have one. It

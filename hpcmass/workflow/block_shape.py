@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpcmass.config import Layout, Resources, Target, layout_of, parse_duration
 
@@ -29,6 +29,7 @@ class BlockShape:
         drain_s: Seconds before its end in which a block takes no further items.
         stop_s: Seconds before its end at which running items are asked to checkpoint and stop.
         max_blocks: Blocks at once.
+        variant: Tells executors of one target apart that cut its blocks differently; no part of the shape.
     """
 
     target: str
@@ -43,11 +44,13 @@ class BlockShape:
     drain_s: int
     stop_s: int
     max_blocks: int
+    variant: str = field(default="", compare=False)
 
     @property
     def label(self) -> str:
-        """The executor's label: `NAME`, or `NAME-nodes` where an item takes whole nodes."""
-        return f"{self.target}-nodes" if self.whole else self.target
+        """The executor's label: `NAME`, `NAME-nodes` where an item takes whole nodes; the variant behind."""
+        name = f"{self.target}-nodes" if self.whole else self.target
+        return f"{name}-{self.variant}" if self.variant else name
 
     def layout(self) -> Layout:
         """The block as a job: one task a node that has all its cores."""
@@ -63,13 +66,19 @@ class BlockShape:
 
 
 def block_shape(
-    item: Resources, target: Target, *, name: str, parallel: int | None = None, whole: bool | None = None
+    item: Resources,
+    target: Target,
+    *,
+    name: str,
+    parallel: int | None = None,
+    whole: bool | None = None,
+    wall_s: int | None = None,
 ) -> BlockShape:
     """How blocks on a target are cut for items that ask for `item`.
 
-    An item that fits a node gets a slot of one: as many slots as cores (one a rank, or `threads_per_rank`) and
-    GPUs allow, but no more than `parallel`, so that few items on a large node get all its cores. An item over
-    several nodes gets a block of exactly these nodes to itself.
+    An item that fits a node gets a slot of one: as many slots as cores (one a rank, or `threads_per_rank`),
+    GPUs and memory allow, but no more than `parallel`, so that few items on a large node get all its cores. An
+    item over several nodes gets a block of exactly these nodes to itself.
 
     Args:
         item: What one item asks for; its `time` is how long one may run.
@@ -77,6 +86,8 @@ def block_shape(
         name: The target's name.
         parallel: Items at once, over all targets; None: no limit.
         whole: Whether items take whole blocks; None: where they need several nodes.
+        wall_s: Wall time that an item needs of a block, in seconds: longer than the target's, but no longer
+            than its `max_time`.
 
     Raises:
         ConfigError: The target cannot give it.
@@ -91,9 +102,11 @@ def block_shape(
         slots = cores // (per_node * (item.threads_per_rank or 1))
         if gpus:
             slots = min(slots, target.gpus // gpus)
+        if item.memory_gb and target.memory_gb:
+            slots = min(slots, int(target.memory_gb / item.memory_gb + 1e-9))
         slots = max(1, min(slots, parallel or slots))
     nodes = layout.nodes if whole else min(target.block_nodes, target.max_nodes or target.block_nodes)
-    time_s, drain_s = _times(item, target)
+    time_s, drain_s = _times(item, target, wall_s)
     return BlockShape(
         target=name,
         whole=whole,
@@ -110,10 +123,10 @@ def block_shape(
     )
 
 
-def _times(item: Resources, target: Target) -> tuple[int, int]:
+def _times(item: Resources, target: Target, wall_s: int | None) -> tuple[int, int]:
     """Wall time and draining time of a block, in seconds."""
     text = target.block_time or target.default_time or target.max_time
-    time_s = round(parse_duration(text)) if text else DEFAULT_TIME_S
+    time_s = max(round(parse_duration(text)) if text else DEFAULT_TIME_S, wall_s or 0)
     if target.max_time is not None:
         time_s = min(time_s, round(parse_duration(target.max_time)))
     # Short blocks (tests, debug queues) keep at least half of their time for work.

@@ -25,6 +25,7 @@ from hpcmass.slurm.client import Slurm
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.slurm.submission import submit_file
 from hpcmass.workflow.blocks_left import comment_of, end_blocks
+from hpcmass.workflow.ledger import Ledger
 
 _log = logging.getLogger("hpcmass")
 POLL_S = 10.0
@@ -51,6 +52,8 @@ _STATES = {
 _FORGOTTEN_S = 120.0
 # So long after sbatch did not hear back, a block may still turn up: a busy controller comes to it late.
 _STRAYS_S = 900.0
+# So long accounting is waited for at the end, where a budget has to be settled.
+_ACCOUNTED_S = 5.0
 
 
 class BlockBook:
@@ -60,13 +63,22 @@ class BlockBook:
         driver: The driver's uuid.
         journal: `blocks.jsonl`: a record for every block before it is submitted, and one with its job's id.
         touched: Whether there may be blocks.
+        ledger: What its blocks, and those of earlier drivers of the folder, use of nodes.
+        avoided: Nodes on which no block is to begin, and until when, in epoch seconds.
     """
 
     def __init__(
-        self, folder: Path, driver: str, *, slurm: Slurm | None = None, poll_s: float = POLL_S
+        self,
+        folder: Path,
+        driver: str,
+        *,
+        slurm: Slurm | None = None,
+        poll_s: float = POLL_S,
+        limit_node_s: float | None = None,
     ) -> None:
         self.driver = driver
         self.journal = folder / JOURNAL
+        self.ledger = Ledger(self.journal, limit_node_s)
         self.slurm = slurm or Slurm(patience_s=5.0)
         self.poll_s = poll_s
         self.on_first: Callable[[], None] = lambda: None
@@ -82,8 +94,17 @@ class BlockBook:
         self._dropped: set[str] = set()
         self._said: set[tuple[str, str]] = set()
         self.submitted: list[str] = []
+        self.avoided: dict[str, float] = {}
 
-    def submit(self, script: Path, label: str, number: str) -> str:
+    def avoid(self, node: str, seconds: float) -> None:
+        """Let no block begin on a node for some time."""
+        self.avoided[node] = time.time() + seconds
+
+    def excluded(self) -> list[str]:
+        """The nodes on which no block is to begin now."""
+        return sorted(node for node, until in self.avoided.items() if until > time.time())
+
+    def submit(self, script: Path, label: str, number: str, *, nodes: int = 1, time_s: int = 0) -> str:
         """Submit a block's script; gives its job id.
 
         Raises:
@@ -95,7 +116,9 @@ class BlockBook:
         self.touched = True
         record = {"driver": self.driver, "executor": label, "script": script.name}
         # First: whoever finds this can find the block, too, whatever becomes of this driver in between.
-        append_record(self.journal, {"kind": "intent", **record, "time": time.time()})
+        size = {"nodes": nodes, "time_s": time_s}
+        append_record(self.journal, {"kind": "intent", **record, **size, "time": time.time()})
+        self.ledger.reserve(self.driver, script.name, nodes, time_s)
         with self._submitting:
             self._end_strays()
             try:
@@ -104,12 +127,15 @@ class BlockBook:
             except SlurmError as error:
                 if error.data["unsure"]:
                     self._strays_until = time.monotonic() + _STRAYS_S
+                else:
+                    self.ledger.void(self.driver, script.name)
                 raise
             with self._lock:
                 self.submitted.append(job_id)
                 self._live[job_id] = JobInfo(job_id, JobState.PENDING)
                 self._labels[job_id] = label
                 too_late = label in self._dropped
+        self.ledger.submitted(self.driver, script.name, job_id)
         with contextlib.suppress(HpcmassError):  # It is known by its comment as well.
             append_record(self.journal, {"kind": "block", "job_id": job_id, **record, "time": time.time()})
         if too_late:
@@ -155,8 +181,13 @@ class BlockBook:
             if now - self._looked >= 0.9 * self.poll_s:
                 self._looked = now
                 live = [one for one, info in self._live.items() if not info.state.ended]
-                for one, info in self.slurm.jobs(live).items() if live else ():
+                live = list(
+                    dict.fromkeys([*live, *(one for one in self.ledger.unsettled() if one in self._live)])
+                )
+                found = self.slurm.jobs(live) if live else {}
+                for one, info in found.items():
                     self._live[one] = self._judge(one, info, now)
+                self.ledger.look(found, patient=True)
                 if left := self._unwanted():
                     self.cancel(left)
                 if self._submitting.acquire(blocking=False):  # Else a block is not written down yet.
@@ -191,14 +222,31 @@ class BlockBook:
         Returns:
             Whether Slurm confirmed it.
         """
-        return end_blocks(self.slurm, self.driver, self.submitted, within_s=within_s)
+        ended = end_blocks(self.slurm, self.driver, self.submitted, within_s=within_s)
+        self.settle(self.ledger.unsettled())
+        if ended:
+            self.ledger.forget(self.driver)
+        return ended
+
+    def settle(self, job_ids: Sequence[str]) -> None:
+        """Ask Slurm what blocks that are over have used; accounting is a few seconds late."""
+        until = time.monotonic() + (_ACCOUNTED_S if self.ledger.limit_node_s is not None else 0.0)
+        while job_ids:
+            infos = self.slurm.jobs(list(job_ids))
+            told = {one: info for one, info in infos.items() if "elapsed_s" in dict(info.used)}
+            late = time.monotonic() > until
+            self.ledger.look(infos if late else told)
+            job_ids = [one for one in job_ids if one not in told]
+            if late:
+                return
+            time.sleep(0.5)
 
 
 @dataclass(frozen=True)
 class BlockScripts:
-    """How the batch script of a block is made: `render(number, command)` gives its text."""
+    """How the batch script of a block is made: `render(number, command, excluded, time_s)` gives its text."""
 
-    render: Callable[[str, Sequence[str]], str]
+    render: Callable[[str, Sequence[str], Sequence[str], int], str]
     folder: Path
 
 
@@ -217,11 +265,12 @@ class BlockProvider(ExecutionProvider):
         label: str,
         nodes: int,
         max_blocks: int,
+        time_s: int = 0,
         init_blocks: int = 0,
         parallelism: float = 1.0,
     ) -> None:
         self.book, self.scripts = book, scripts
-        self.nodes_per_block, self.max_blocks = nodes, max_blocks
+        self.nodes_per_block, self.max_blocks, self.time_s = nodes, max_blocks, time_s
         self.init_blocks, self.min_blocks, self.parallelism = init_blocks, 0, parallelism
         self.cores_per_node = None
         self.mem_per_node = None
@@ -232,10 +281,26 @@ class BlockProvider(ExecutionProvider):
         """Submit one block; `command` is the pilot's, quoted for a shell."""
         number = job_name.rpartition("-")[2]
         script = self.scripts.folder / f"{self._label}-{number}.sbatch"
-        script.write_text(self.scripts.render(number, shlex.split(command)), encoding="utf-8")
-        job_id = self.book.submit(script, self._label, number)
+        words, excluded = shlex.split(command), self.book.excluded()
+        size = {
+            "nodes": self.nodes_per_block,
+            "time_s": self.book.ledger.grant(self.nodes_per_block, self.time_s),
+        }
+        script.write_text(self.scripts.render(number, words, excluded, size["time_s"]), encoding="utf-8")
+        try:
+            job_id = self.book.submit(script, self._label, number, **size)
+        except SlurmError as error:
+            if error.transient or not excluded:
+                raise
+            self.book.avoided.clear()  # There may be no other nodes.
+            script.write_text(self.scripts.render(number, words, (), size["time_s"]), encoding="utf-8")
+            job_id = self.book.submit(script, self._label, number, **size)
         self.resources[job_id] = {"status": self._status_of(job_id, BlockState.PENDING)}
         return job_id
+
+    def affordable(self) -> bool:
+        """Whether there is a budget left for a block."""
+        return self.book.ledger.grant(self.nodes_per_block, self.time_s) > 0
 
     def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
         """The state of blocks; one that ended stays ended, one that is not known stays what it was."""

@@ -6,6 +6,7 @@ pilot needs to know lies in a file beside Parsl's logs.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -26,6 +27,7 @@ from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.block_shape import BlockShape
 from hpcmass.workflow.blocks import BlockProvider
 from hpcmass.workflow.interchange import UNANSWERED, watch_answers
+from hpcmass.workflow.quota import Quota
 
 HEARTBEAT_S = 5
 LOST_AFTER_S = 60
@@ -54,6 +56,8 @@ class BlockExecutor(HighThroughputExecutor):
     Attributes:
         shape: How its blocks are cut.
         demand: Items that want a slot here, those under way included; by default those handed to Parsl.
+        quota: What its target's executors may have at once, together; None: its own provider's limit holds.
+        given_way: Blocks that take nothing more, so that another executor of the target gets their room.
         refused: Blocks that could not be submitted, and why.
     """
 
@@ -83,6 +87,8 @@ class BlockExecutor(HighThroughputExecutor):
         )
         self.shape = shape
         self.demand: Callable[[], int] | None = None
+        self.quota: Quota | None = None
+        self._gave_way: set[str] = set()
         self.refused: dict[str, Exception] = {}
         self._pilot = dict(pilot)
         self._blocks = provider
@@ -135,6 +141,10 @@ class BlockExecutor(HighThroughputExecutor):
         for _ in range(n):
             if self._given_up or self._unreachable or time.monotonic() < self._hold_until:
                 break
+            if self.quota is not None and not self.quota.grant(self):
+                break
+            if not self._blocks.affordable():
+                break
             new: list[str] = super().scale_out_facade(1)
             if not new:
                 break
@@ -167,7 +177,7 @@ class BlockExecutor(HighThroughputExecutor):
             hold_s = _LIMIT_HOLD_S
         else:
             self.refused[block_id] = error
-            hold_s = _HOLD_S if self._live_blocks() else 0.0
+            hold_s = _HOLD_S if self.live_blocks() else 0.0
         self._hold_until = time.monotonic() + hold_s
 
     def _is_full(self, error: SlurmError) -> bool:
@@ -185,16 +195,37 @@ class BlockExecutor(HighThroughputExecutor):
         try:
             if max_idletime is None:
                 return list(super().scale_in(blocks))
-            chosen = [one for one in self._live_blocks() if self._idle(one, max_idletime)][:blocks]
+            chosen = [one for one in self.live_blocks() if self._idle(one, max_idletime)][:blocks]
             for one in chosen:
                 self._hold_block(one)  # type: ignore[no-untyped-call]
             # What was sent to a block until it was held counts.
             chosen = [one for one in chosen if self._idle(one, max_idletime)]
         except UNANSWERED:  # Without an interchange no block has anything to do any more.
-            chosen = self._live_blocks()[:blocks]
+            chosen = self.live_blocks()[:blocks]
         jobs = [self.blocks_to_job_id[one] for one in chosen]
         killed = self._filter_scale_in_ids(jobs, self._blocks.cancel(jobs))
         return [self.job_ids_to_block[one] for one in killed]
+
+    @property
+    def given_way(self) -> set[str]:
+        """See the class."""
+        self._gave_way &= set(self.live_blocks())
+        return self._gave_way
+
+    def give_way(self) -> None:
+        """Let a block take nothing more: it is given back once it is empty, though work waits here."""
+        block = self.live_blocks()[-1]
+        with contextlib.suppress(*UNANSWERED):
+            self._hold_block(block)  # type: ignore[no-untyped-call]
+            self._gave_way.add(block)
+
+    def give_back_empty(self) -> None:
+        """Give back blocks that gave way and are empty by now; called by Parsl's scaling thread."""
+        with contextlib.suppress(*UNANSWERED):
+            empty = [one for one in self.given_way if self._idle(one, 0.0)]
+            jobs = [self.blocks_to_job_id[one] for one in empty]
+            if jobs:
+                self._blocks.cancel(jobs)
 
     def give_up(self) -> None:
         """Cancel all blocks, and submit no more; Parsl would leave those of a broken executor as they are."""
@@ -210,6 +241,8 @@ class BlockExecutor(HighThroughputExecutor):
 
     def status(self) -> dict[str, JobStatus]:
         """The state of all blocks, also without an interchange: else no other executor were looked after."""
+        if self._gave_way:
+            self.give_back_empty()
         try:
             found: dict[str, JobStatus] = super().status()
         except UNANSWERED:
@@ -220,7 +253,8 @@ class BlockExecutor(HighThroughputExecutor):
     def _unreachable(self) -> bool:
         return self.interchange_proc is not None and self.interchange_proc.poll() is not None
 
-    def _live_blocks(self) -> list[str]:
+    def live_blocks(self) -> list[str]:
+        """Its blocks that are not over, by Parsl's numbers."""
         known = self._status.items()
         return [one for one, s in known if s.state not in TERMINAL_STATES and one in self.blocks_to_job_id]
 

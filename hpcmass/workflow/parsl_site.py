@@ -7,6 +7,7 @@ import shlex
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,16 @@ def slurm_executor(
 
     packed = packed_of(target)
 
-    def render(number: str, command: Sequence[str]) -> str:
+    def render(number: str, command: Sequence[str], excluded: Sequence[str], time_s: int) -> str:
         return render_block(
-            shape, target, number=number, command=command, out=folder, driver=book.driver, packed=packed
-        )
+            replace(shape, time_s=time_s), target, number=number, command=command, out=folder,
+            driver=book.driver, packed=packed, excluded=excluded,
+        )  # fmt: skip
 
     scripts = BlockScripts(render, folder)
-    provider = BlockProvider(book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks)
+    provider = BlockProvider(
+        book, scripts, label=shape.label, nodes=shape.nodes, max_blocks=shape.max_blocks, time_s=shape.time_s
+    )
     return BlockExecutor(
         shape,
         provider,
@@ -182,6 +186,7 @@ def slurm_executor(
             "driver": book.driver,
             "target": shape.target,
             "whole": shape.whole,
+            "nodes": shape.nodes,
             "slots": shape.slots,
             "threads": shape.threads,
             "gpus_per_slot": shape.gpus_per_slot,

@@ -24,12 +24,25 @@ from hpcmass.workflow.addresses import best_addresses, own_interfaces
 
 TAG = "HPCMASS_BLOCK"
 BEGAN = "HPCMASS_BLOCK_BEGAN"
+TIME_S = "HPCMASS_BLOCK_TIME_S"
 ENDS = "HPCMASS_BLOCK_ENDS"
 STOP_S = "HPCMASS_BLOCK_STOP_S"
 JOB = "HPCMASS_BLOCK_JOB"
 TARGET = "HPCMASS_TARGET"
+NODES = "HPCMASS_SLOT_NODES"
+SHARE = "HPCMASS_SLOT_SHARE"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+
+
+def own_times(spec: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+    """The spec with this block's times: the last one of a budget is shorter than the others."""
+    text = env.get(TIME_S, "")
+    time_s = min(int(text), spec["time_s"]) if text.isdigit() and int(text) > 0 else spec["time_s"]
+    if time_s == spec["time_s"]:
+        return dict(spec)
+    drain_s, stop_s = min(spec["drain_s"], time_s // 4), min(spec["stop_s"], time_s // 8)
+    return {**spec, "time_s": time_s, "drain_s": drain_s, "stop_s": stop_s}
 
 
 def block_end(env: Mapping[str, str], time_s: int, now: float) -> float:
@@ -106,6 +119,8 @@ def pool_environment(
         "HPCMASS_SLURM_JOB": env.get("SLURM_JOB_ID", ""),  # for the leases of what runs here
         ENDS: str(round(block_end(env, spec["time_s"], now))),
         STOP_S: str(spec["stop_s"]),
+        NODES: str(spec["nodes"] if spec["whole"] else 1),
+        SHARE: f"{1 / spec['slots']:.6g}",
         **dict.fromkeys(_THREADS, str(spec["threads"])),
     }
 
@@ -119,7 +134,7 @@ def _usable(addresses: list[str]) -> list[str]:
 
 def main(spec_file: str, block: str) -> int:
     """Run the pool, pass on a TERM, and end what is left of it."""
-    spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
+    spec = own_times(json.loads(Path(spec_file).read_text(encoding="utf-8")), os.environ)
     spec["addresses"] = _usable(spec["addresses"])
     now = time.time()
     node = os.environ.get("SLURM_NODEID", "0")

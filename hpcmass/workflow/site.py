@@ -63,7 +63,8 @@ class Site(config.Site):
         """
         from hpcmass.workflow import parsl_site
         from hpcmass.workflow.blocks import BlockBook
-        from hpcmass.workflow.pool import GRACE_S, slurm_environment
+        from hpcmass.workflow.pool import GRACE_S
+        from hpcmass.workflow.pool_env import slurm_environment
         from hpcmass.workflow.watchdog import Watchdog
 
         run_dir, driver = Path(run_dir).absolute(), uuid.uuid4().hex
@@ -110,7 +111,7 @@ def _local(
 ) -> HighThroughputExecutor:
     """Workers on this machine, under Parsl's own provider."""
     from hpcmass.workflow import parsl_site, pilot
-    from hpcmass.workflow.pool import worker_environment
+    from hpcmass.workflow.pool_env import worker_environment
 
     if not parsl_site.shell_safe(run_dir):
         raise ConfigError(

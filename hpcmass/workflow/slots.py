@@ -16,9 +16,10 @@ from typing import Any
 
 from hpcmass.files import append_record
 from hpcmass.runs import RunFolder
+from hpcmass.sweep.attempts import SLOTS
 from hpcmass.workflow import pilot
 
-FILE = "slots.jsonl"
+FILE = SLOTS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Slot:
         host, node: The host's name, and the node's as Slurm calls it.
         slot: Number of the slot on the node.
         gpus: What `CUDA_VISIBLE_DEVICES` says, or None.
+        nodes: Nodes that an item has.
+        share: The part of them that is its own: 0.25 where four have a node.
     """
 
     target: str
@@ -39,6 +42,8 @@ class Slot:
     node: str
     slot: int
     gpus: str | None
+    nodes: int = 1
+    share: float = 1.0
 
     @classmethod
     def here(cls, env: Mapping[str, str] | None = None) -> Slot:
@@ -52,6 +57,8 @@ class Slot:
             node=env.get("SLURMD_NODENAME", host),
             slot=int(env.get("PARSL_WORKER_RANK", "0")),
             gpus=env.get("CUDA_VISIBLE_DEVICES"),
+            nodes=int(env.get(pilot.NODES, "1")),
+            share=float(env.get(pilot.SHARE, "1")),
         )
 
     @contextlib.contextmanager

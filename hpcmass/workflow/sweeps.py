@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,16 @@ from hpcmass.errors import AlreadyExists, ConfigError, LeaseHeld, NotFound
 from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
+from hpcmass.sweep.budget import read_used
 from hpcmass.sweep.driver import Submit, run_study
 from hpcmass.sweep.records import Outcome, TrialSpec, read_trials
 from hpcmass.sweep.space import Space
 from hpcmass.sweep.warm import read_warm_start
 from hpcmass.train.pins import read_pins, record_pins, settle
 from hpcmass.train.script import fill_command
-from hpcmass.workflow.pool import Pool, open_pool
-from hpcmass.workflow.targets import trial_resources, trial_targets
+from hpcmass.workflow.pool import open_pool
+from hpcmass.workflow.targets import check_item, largest, trial_targets
+from hpcmass.workflow.trial_workers import TrialWorkers, item_of, usual_item
 from hpcmass.workflow.trials import run_trial
 from hpcmass.workflow.warm import gather
 
@@ -41,6 +42,7 @@ _MAY_CHANGE = (
     "sweep.trials",
     "sweep.parallel",
     "sweep.retries",
+    "sweep.budget",
     "sweep.targets",
     "resources",
     "per_shard",
@@ -84,9 +86,13 @@ def sweep(
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
-        threads, item = worker_threads(job, ranks), trial_resources(job)
-        with open_pool(targets, parallel=parallel, folder=folder, threads=threads, item=item) as pool:
-            yield _PoolSubmit(pool, project.root, ranks)
+        threads, item = worker_threads(job, ranks), usual_item(job)
+        hours = None if job.sweep is None else job.sweep.budget.node_hours
+        with open_pool(
+            targets, parallel=parallel, folder=folder, threads=threads, item=item,
+            node_s=None if hours is None else hours * 3600 - read_used(folder).local_node_s,
+        ) as pool:  # fmt: skip
+            yield TrialWorkers(pool, project.root, job)
 
     def begin() -> str:
         warm = read_warm_start(folder) or gather(job, project, folder)  # refused before anything is written
@@ -100,13 +106,16 @@ def sweep(
         return said
 
     def prepare(trial: TrialSpec) -> None:
+        item = item_of(job, trial.overrides)
+        if any(name.startswith("resources.") for name in trial.overrides):
+            check_item(item, targets)
         if pins := read_pins(folder):
             record_pins(trial.path, pins)
         lay_down_run(
             job_with(job, trial.overrides).model_copy(update={"name": f"{job.name}-{trial.number:06d}"}),
             site,
             trial.path,
-            ranks=ranks,
+            ranks=item.ranks,
             recipe=folder / "recipe.py" if job.recipe else None,
         )
 
@@ -164,7 +173,7 @@ def rerun_trial(study: Path, number: int, project: Project) -> tuple[TrialSpec, 
                 spec.run.job_file.read_text(encoding="utf-8"), site, recipe if recipe.is_file() else None
             )
             break
-    run_trial(str(run.path), str(project.root), job.sweep.ranks)
+    run_trial(str(run.path), str(project.root), load_job(run.job_file).resources.ranks)
     return spec, outcome, run
 
 
@@ -177,6 +186,8 @@ def check_study(job: Job, site: Site) -> dict[str, Target]:
     if job.sweep is None:
         raise ConfigError("the job has no [sweep] table", where=f"job '{job.name}'")
     targets = trial_targets(job, site)
+    for overrides in largest(job.sweep.space):
+        check_item(item_of(job, overrides), targets)
     if job.command is not None:
         # A name that nothing gives a value would fail every trial.
         searched = (name.removeprefix("params.") for name in job.sweep.space)
@@ -184,16 +195,6 @@ def check_study(job: Job, site: Site) -> dict[str, Target]:
     if job.sweep.sampler == "grid":
         Space(job.sweep.space).grid()
     return targets
-
-
-class _PoolSubmit:
-    """The driver's way to the pool."""
-
-    def __init__(self, pool: Pool, root: Path, ranks: int) -> None:
-        self._pool, self._root, self._ranks = pool, root, ranks
-
-    def submit(self, trial: TrialSpec) -> Future[Any]:
-        return self._pool.run(run_trial, str(trial.path), str(self._root), self._ranks)
 
 
 def worker_threads(job: Job, ranks: int) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from hpcmass.config import Job, Resources, Site, Target, layout_of
+from hpcmass.config.sweep import CategoricalDimension, Dimension
 from hpcmass.errors import ConfigError
 
 AUTO = "auto"  # to be chosen when a job is submitted
@@ -73,7 +74,12 @@ def trial_targets(job: Job, site: Site) -> dict[str, Target]:
     """
     assert job.sweep is not None
     item = trial_resources(job)
-    if job.sweep.targets is None:
+    drawn = job.sweep.space.get("resources.target")
+    if drawn is not None:
+        found = {
+            str(name): named_target(str(name), site, "sweep.space.resources.target") for name in _choices(drawn)
+        }
+    elif job.sweep.targets is None:
         name = job.resources.target or site.default_target
         found = {name: target_of(job, site)}
     elif job.sweep.targets == "all":
@@ -95,6 +101,45 @@ def trial_resources(job: Job) -> Resources:
     assert job.sweep is not None
     nodes = job.resources.nodes if job.resources.nodes and job.resources.nodes <= job.sweep.ranks else None
     return job.resources.model_copy(update={"ranks": job.sweep.ranks, "nodes": nodes})
+
+
+def check_item(item: Resources, targets: Mapping[str, Target]) -> None:
+    """Refuse what no target can give to a trial.
+
+    Raises:
+        ConfigError: None can.
+    """
+    if item.target is not None and item.target not in targets:
+        raise ConfigError(f"the study has no target '{item.target}'", where="resources.target")
+    chosen = {name: one for name, one in targets.items() if item.target in (None, name)}
+    for place, (name, target) in enumerate(chosen.items()):
+        if target.kind != "slurm":
+            return
+        try:
+            layout_of(item, target, name=name)
+            return
+        except ConfigError:
+            if place == len(chosen) - 1:
+                raise
+
+
+def largest(space: Mapping[str, Dimension]) -> Iterator[Mapping[str, object]]:
+    """The largest that each dimension of a space asks of the targets, one at a time."""
+    for name, dimension in space.items():
+        if not name.startswith("resources."):
+            continue
+        if isinstance(dimension, CategoricalDimension):
+            yield from ({name: choice} for choice in dimension.choices)
+        else:
+            yield {name: dimension.high}
+
+
+def _choices(dimension: Dimension) -> Sequence[object]:
+    if not isinstance(dimension, CategoricalDimension):
+        raise ConfigError(
+            "a target is drawn from names", where="sweep.space.resources.target", hint='type = "categorical"'
+        )
+    return dimension.choices
 
 
 def _takes(item: Resources, target: Target, name: str) -> bool:

@@ -49,7 +49,7 @@ def run_trial(run_dir: str, project_root: str, ranks: int) -> str:
     except Exception as error:
         _failed(run, attempt, error)
     if ending.asked and run.status().state not in (State.COMPLETED, State.FAILED):
-        raise BlockLost("its block came to the end of its time", where=run_dir, transient=True)
+        raise BlockLost("its block came to the end of its time", where=run_dir, transient=True, cause="TIMEOUT")
     return run_dir
 
 

@@ -79,7 +79,7 @@ def test_parsls_launch_command_is_what_ours_takes_the_place_of() -> None:
 
 def test_the_worker_pool_has_every_option_that_the_pilot_gives_and_needs_no_other() -> None:
     spec = {
-        "slots": 2, "gpus_per_slot": 1, "time_s": 60, "drain_s": 5, "whole": False, "threads": 1,
+        "slots": 2, "gpus_per_slot": 1, "time_s": 60, "drain_s": 5, "whole": False, "nodes": 1, "threads": 1,
         "addresses": ["192.0.2.1"], "poll_ms": 10, "port": 9, "cert_dir": "None", "logdir": "x", "heartbeat_s": 5,
         "lost_after_s": 60, "pool": parsl_site._program("process_worker_pool"),
     }  # fmt: skip

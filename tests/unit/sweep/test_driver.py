@@ -307,7 +307,9 @@ def test_a_trial_that_diverges_in_the_end_is_not_worth_what_it_was_before(tmp_pa
 
     result, _ = drive(toy_job(trials=2), tmp_path, diverges)
     assert result.best.number == 0
-    assert read_outcome(tmp_path / "trials/000001").reason == "the last 'loss' is NaN, not a number"
+    outcome = read_outcome(tmp_path / "trials/000001")
+    assert (outcome.state, outcome.cause) == ("pruned", "DIVERGED")
+    assert outcome.reason == "pruned: the last 'loss' is NaN, not a number"
 
 
 def test_several_objectives_end_in_a_front_and_facts_of_the_run_are_among_them(tmp_path):

@@ -104,3 +104,17 @@ def test_a_recipe_that_raises_fails_its_trial_with_its_line(project):
     assert "no such model" in outcome.reason
     assert spec.run.status().state is State.FAILED
     assert spec.run.errors()
+
+
+def test_rungs_of_a_recipe_go_on_from_its_checkpoint(project):
+    text = RECIPE_JOB.replace("epochs = 2", "epochs = 4")
+    result = sweep(job_of(project, text, trials=4, parallel=1, pruner="halving"), project, Site.local())
+    assert result.counts["complete"] >= 1
+    assert result.counts["complete"] + result.counts["pruned"] == 4
+    for spec, outcome in read_trials(result.folder):
+        epochs = [record["epoch"] for record in spec.run.records("valid")]
+        assert len(epochs) == len(set(epochs)) == {"complete": 4}.get(outcome.state, len(epochs))
+        resumed = [record["from_step"] for record in spec.run.records("resume")]
+        assert all(step > 0 for step in resumed)
+        assert spec.run.status().attempt == 1 + len(resumed)
+        assert len(epochs) in (1, 3, 4)
