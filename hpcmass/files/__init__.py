@@ -2,6 +2,7 @@
 
 from hpcmass.files.cache import cache_folder
 from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
+from hpcmass.files.log import LogReader, LogWriter, set_log_aside
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
     NoLinks,
@@ -23,6 +24,8 @@ from hpcmass.files.records import append_record, read_last_records, read_records
 
 __all__ = [
     "Lease",
+    "LogReader",
+    "LogWriter",
     "NoLinks",
     "Owner",
     "append_record",
@@ -44,6 +47,7 @@ __all__ = [
     "read_records_from",
     "replace",
     "replace_json",
+    "set_log_aside",
     "sha256_bytes",
     "sha256_file",
     "storage_errors",

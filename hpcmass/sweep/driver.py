@@ -19,19 +19,20 @@ from hpcmass.errors import BlockLost, ConfigError, HpcmassError, LaunchError, Le
 from hpcmass.files import Lease
 from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
 from hpcmass.sweep.events import Event, StudyResult
-from hpcmass.sweep.history import learnt, record_of
+from hpcmass.sweep.history import TrialHistory, learnt
 from hpcmass.sweep.interrupt import Interruption
+from hpcmass.sweep.log import StudyLog
 from hpcmass.sweep.records import (
     Outcome,
     TrialSpec,
     best_trials,
     beyond,
     objective_values,
-    read_trials,
     trial_path,
     violations,
 )
 from hpcmass.sweep.study import Study
+from hpcmass.sweep.trials import Trials
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
@@ -104,8 +105,11 @@ def run_study(
     with ExitStack() as stack:
         stack.callback(lease.release)
         note = begin()
+        log = StudyLog(folder, job.name, job.sweep)
+        stack.callback(log.close)
+        note = "; ".join(filter(None, (note, log.note)))
         interruption = stack.enter_context(Interruption())
-        return _Driver(job, folder, prepare, on_event, interruption, lease).run(stack, workers, note)
+        return _Driver(job, folder, prepare, on_event, interruption, lease, log).run(stack, workers, note)
 
 
 class _Driver:
@@ -117,24 +121,24 @@ class _Driver:
         on_event: Callable[[Event], None],
         interruption: Interruption,
         lease: Lease,
+        log: StudyLog,
     ) -> None:
         assert job.sweep is not None
         self.job, self.sweep, self.folder = job, job.sweep, folder
         self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
-        trials = read_trials(folder)
-        history = [record_of(job.sweep, spec, outcome) for spec, outcome in trials]
+        self.log, trials = log, log.trials
         warm = read_warm_start(folder) or WarmStart()
         known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
+        history = TrialHistory(job.sweep, trials)
         self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
-        self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
-        self.specs = {spec.number: spec for spec, _ in trials}
-        self.again = [spec for spec, outcome in trials if outcome is None]
+        self.outcomes, self.specs = trials.outcomes, trials.specs
+        self.again = [trials.spec(number) for number in trials.unfinished()]
         self.exhausted = False
         self.flights: list[_Flight] = []
         self.starts: dict[int, int] = {}
         self.losses: dict[int, int] = {}
         self.free_losses = FreeLosses()
-        self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
+        self.failures = _alike(trials)
         self.ran = 0
         self.submit: Submit | None = None
 
@@ -203,7 +207,7 @@ class _Driver:
             self.study.twins.get(number),
         )
         spec.publish()
-        self.specs[number] = spec
+        self.log.drawn(spec)
         return spec
 
     def _watch(self) -> None:
@@ -299,7 +303,7 @@ class _Driver:
             measured={} if verdict.kind == "failed" else flight.values.measured(),
         )
         outcome.publish(flight.spec.path)
-        self.outcomes[number] = outcome
+        self.log.ended(number, outcome)
         self.ran += 1
         self.study.tell(
             number,
@@ -327,11 +331,7 @@ class _Driver:
         return min(self.sweep.trials, self.study.grid_size or self.sweep.trials)
 
     def _result(self) -> StudyResult:
-        counts = dict.fromkeys(("complete", "pruned", "failed"), 0)
-        for outcome in self.outcomes.values():
-            counts[outcome.state] += 1
-        counts["unfinished"] = len(self.specs) - len(self.outcomes)
-        trials = [(self.specs[n], self.outcomes.get(n)) for n in self.specs]
+        counts, trials = self.log.trials.counts(), self.log.trials.pairs()
         first, *others = self.sweep.objectives
         front = best_trials(self.sweep, trials)
         return StudyResult(
@@ -347,10 +347,15 @@ class _Driver:
         )
 
 
-def _alike(counted: list[Outcome]) -> list[str]:
+def _alike(trials: Trials) -> list[str]:
     """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
-    reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
-    return reasons if len(set(reasons)) == 1 and reasons[0] else []
+    reasons: list[str] = []
+    for number in trials.in_order():
+        ended = trials.ended(number) or {}
+        reasons.append(ended.get("reason") or "" if ended["state"] == "failed" else "")
+        if not reasons[-1] or reasons[-1] != reasons[0]:
+            return []
+    return reasons
 
 
 def _reached(flight: _Flight) -> int:

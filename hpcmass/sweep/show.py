@@ -9,6 +9,7 @@ from typing import Any
 from hpcmass.config import Job, load_job
 from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.files import Lease, Owner
+from hpcmass.sweep.log import study_trials
 from hpcmass.sweep.records import (
     BestTrial,
     Outcome,
@@ -16,7 +17,6 @@ from hpcmass.sweep.records import (
     best_trials,
     beyond,
     objective_values,
-    read_trials,
     violations,
 )
 from hpcmass.sweep.watch import Values
@@ -93,7 +93,7 @@ def study_table(folder: Path) -> list[TrialRow]:
     """
     job = _job(folder)
     assert job.sweep is not None
-    trials = read_trials(folder)
+    trials = study_trials(folder).pairs()
     front = {best.number for best in best_trials(job.sweep, trials)}
     return [replace(_row(job, *pair), front=pair[0].number in front) for pair in trials]
 
@@ -106,7 +106,7 @@ def study_summary(folder: Path) -> StudySummary:
     """
     job = _job(folder)
     assert job.sweep is not None
-    trials = read_trials(folder)
+    trials = study_trials(folder).pairs()
     counts: dict[str, int] = {}
     for spec, outcome in trials:
         state = _row(job, spec, outcome).state
