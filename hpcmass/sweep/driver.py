@@ -32,7 +32,7 @@ from hpcmass.sweep.records import (
     violations,
 )
 from hpcmass.sweep.study import Study
-from hpcmass.sweep.trials import Trials
+from hpcmass.sweep.trials import Trials, no_collection
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
@@ -129,8 +129,9 @@ class _Driver:
         self.log, trials = log, log.trials
         warm = read_warm_start(folder) or WarmStart()
         known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
-        history = TrialHistory(job.sweep, trials)
-        self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
+        with no_collection():
+            history = TrialHistory(job.sweep, trials)
+            self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
         self.outcomes, self.specs = trials.outcomes, trials.specs
         self.again = [trials.spec(number) for number in trials.unfinished()]
         self.exhausted = False

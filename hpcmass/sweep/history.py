@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -68,6 +69,10 @@ class History(Protocol):
         """Violation, first objective's value and number of those of some that are complete."""
         ...
 
+    def curves(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[list[float]], bool]]:
+        """Number, values and whether it ran to its end, of some."""
+        ...
+
 
 class RecordHistory:
     """A history of records that are there already."""
@@ -99,6 +104,12 @@ class RecordHistory:
             if record.state == "complete" and record.all_values is not None:
                 yield sum(record.violations), record.all_values[0], number
 
+    def curves(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[list[float]], bool]]:
+        """As `History.curves`."""
+        for number in numbers:
+            record = self._records[number]
+            yield number, record.values, record.state == "complete"
+
 
 class TrialHistory:
     """A history as the study's log tells it; a record is made when it is asked for."""
@@ -123,6 +134,13 @@ class TrialHistory:
             value = measured.get(first) if several else raw["value"]
             if value is not None:
                 yield sum(one.violation(measured.get(one.name, one.limit)) for one in limits), value, number
+
+    def curves(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[list[float]], bool]]:
+        """As `History.curves`."""
+        for number in numbers:
+            raw = self._trials.ended(number)
+            if raw is not None:
+                yield number, json.loads(raw["values"]), raw["state"] == "complete"
 
 
 def record_of(table: SweepTable, spec: TrialSpec, outcome: Outcome | None) -> Record:

@@ -7,13 +7,13 @@ them anew.
 
 from __future__ import annotations
 
-import contextlib
-import gc
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpcmass.config import load_job
 from hpcmass.config.sweep import SweepTable
 from hpcmass.errors import CorruptError, NotFound
 from hpcmass.files import LogReader, LogWriter, set_log_aside
@@ -28,7 +28,7 @@ from hpcmass.sweep.records import (
     trial_path,
 )
 from hpcmass.sweep.space import overrides_of
-from hpcmass.sweep.trials import Raw, Trials
+from hpcmass.sweep.trials import Raw, Trials, no_collection
 
 _LEAST = 2000  # records behind a snapshot before there is another one
 
@@ -104,17 +104,29 @@ class StudyFollower:
     """A study as anybody reads it, while its driver writes or long after; nothing is written."""
 
     def __init__(self, study: Path) -> None:
-        self.study = study
-        self._reader = LogReader(log_folder(study))
+        self._study = study
+        self._reader: LogReader | None = None
 
     def read(self) -> tuple[bool, list[Any]]:
         """The records since the last call, and whether they tell the study anew.
 
+        A trial or an outcome may come a second time; the first word stays.
+
         Raises:
             CorruptError: The log is damaged; the study's driver makes it anew when it is started next.
         """
-        with _no_collection():
-            return self._reader.read()
+        if self._reader is not None:
+            with no_collection():
+                anew, found = self._reader.read()
+            if not anew:
+                return False, found
+        self._reader = LogReader(log_folder(self._study))
+        trials, _ = _read(self._study, self._reader)
+        if not trials.header:
+            job = load_job(self._study / "job.toml")
+            assert job.sweep is not None
+            trials.header = header_of(job.name, job.sweep)
+        return True, list(trials.records())
 
 
 def study_trials(study: Path) -> Trials:
@@ -151,7 +163,7 @@ def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
     What is counted in the log is believed; trials that are not, and those behind the log's end, are looked up.
     """
     trials = Trials(study)
-    with _no_collection():
+    with no_collection():
         trials.apply(reader.read()[1])
         if not trials.header:
             found = list(_of_folders(study))
@@ -162,12 +174,10 @@ def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
             path = trial_path(study, number)
             if (outcome := read_outcome(path)) is not None:
                 found.append(["ended", number, _ended(outcome, _modified(path / "outcome.json"))])
-        names = trial_names(study)
-        known = [f"{number:06d}" for number in range(len(trials))]
-        if names[: len(known)] != known:
-            lost = sorted(set(known) - set(names), key=int)
-            raise missing(study, int(lost[0]))
-        found += _of_folders(study, len(known), names[len(known) :])
+        names, known = set(trial_names(study)), {f"{number:06d}" for number in range(len(trials))}
+        if lost := known - names:
+            raise missing(study, min(map(int, lost)))
+        found += _of_folders(study, len(known), sorted(names - known, key=int))
         trials.apply(found)
     return trials, found
 
@@ -175,7 +185,7 @@ def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
 def _of_folders(study: Path, first: int = 0, names: list[str] | None = None) -> Iterator[list[Any]]:
     """The trials from a number on as their own files tell them."""
     number = first
-    for name in trial_names(study) if names is None else names:
+    for name in sorted(trial_names(study), key=int) if names is None else names:
         path = study / "trials" / name
         if (spec := read_spec(path)) is None:
             continue  # The driver ended before the trial was drawn; the number is drawn again.
@@ -199,7 +209,9 @@ _PLAIN = vars(Outcome("", None, [], 1, -1))
 
 def _ended(outcome: Outcome, at: float) -> Raw:
     raw = {name: value for name, value in vars(outcome).items() if name == "value" or value != _PLAIN[name]}
-    return {**raw, "attempts": outcome.attempts, "values": outcome.values, "at": round(at, 3)}
+    # As text, which is read where it is wanted: a hundred thousand learning curves are not, at once.
+    values = json.dumps(outcome.values, separators=(",", ":"))
+    return {**raw, "attempts": outcome.attempts, "values": values, "at": round(at, 3)}
 
 
 def _modified(file: Path) -> float:
@@ -207,18 +219,6 @@ def _modified(file: Path) -> float:
         return file.stat().st_mtime
     except FileNotFoundError as error:
         raise NotFound("was removed just now", where=file) from error
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without garbage collection, which looks through a hundred thousand new trials again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 __all__ = ["StudyFollower", "StudyLog", "header_of", "log_folder", "read_trials", "study_trials"]

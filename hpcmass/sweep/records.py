@@ -172,7 +172,7 @@ def read_trials(study: Path) -> list[tuple[TrialSpec, Outcome | None]]:
     """
     folder = study / "trials"
     found = []
-    for name in trial_names(study):
+    for name in sorted(trial_names(study), key=int):
         spec = read_spec(folder / name)
         if spec is not None:
             found.append((spec, read_outcome(folder / name)))
@@ -183,9 +183,9 @@ def read_trials(study: Path) -> list[tuple[TrialSpec, Outcome | None]]:
 
 
 def trial_names(study: Path) -> list[str]:
-    """The names of the trials' folders, by number; in some there may be no trial yet."""
+    """The names of the trials' folders, in no order; in some there may be no trial yet."""
     try:
-        return sorted((name for name in os.listdir(study / "trials") if name.isdigit()), key=int)
+        return [name for name in os.listdir(study / "trials") if name.isdigit()]
     except FileNotFoundError:
         return []
 

@@ -198,9 +198,8 @@ class Study:
     def _losses(self, history: History, numbers: Sequence[int]) -> Iterator[Ended]:
         """What the pruner is told of trials that have ended."""
         sign = self._signs[0]
-        for number in numbers:
-            record = history.record(number)
-            yield number, [sign * value for _, value in record.values], record.state == "complete"
+        for number, values, complete in history.curves(numbers):
+            yield number, [sign * value for _, value in values], complete
 
     def _draw_again(self, history: History) -> None:
         waiting = [history.record(number) for number in reversed(history.in_order())]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +48,7 @@ class Trials:
         """
         drawn, ended = self._drawn, self._ended
         try:
-            for record in records:
+            for record in records if drawn else self._first(list(records)):
                 kind = record[0]
                 if kind in ("trial", "drawn"):
                     number = record[1]["number"]
@@ -64,6 +67,25 @@ class Trials:
             raise CorruptError(
                 f"has a record that is none of a study ({error})", where=self.study / "log"
             ) from error
+
+    def _first(self, records: list[Any]) -> list[Any]:
+        """Take in what a snapshot begins with, which is long; gives what is left."""
+        count = 0
+        if records and records[0][0] == "study":
+            self.header, count = dict(records[0][1]), 1
+        whole = [record for record in records[count:] if record[0] == "trial"]
+        drawn = [record[1] for record in whole]
+        if [record[0] for record in records[count : count + len(whole)]] != ["trial"] * len(whole) or [
+            one["number"] for one in drawn
+        ] != list(range(len(drawn))):
+            return records
+        ended = [record[2] for record in whole]
+        if not {one["state"] for one in ended if one is not None} <= set(STATES):
+            return records
+        self._drawn += drawn
+        self._ended += ended
+        self.counted = len(ended) - ended.count(None)
+        return records[count + len(whole) :]
 
     def _end(self, number: int, outcome: Raw) -> None:
         if self._ended[number] is None:
@@ -98,7 +120,9 @@ class Trials:
     def outcome(self, number: int) -> Outcome | None:
         """What came of a trial, or None."""
         raw = self._ended[number]
-        return None if raw is None else outcome_of(raw, trial_path(self.study, number))
+        if raw is None:
+            return None
+        return outcome_of({**raw, "values": json.loads(raw["values"])}, trial_path(self.study, number))
 
     def unfinished(self) -> list[int]:
         """The trials without an outcome."""
@@ -106,10 +130,9 @@ class Trials:
 
     def in_order(self) -> list[int]:
         """The trials with an outcome, in the order in which they were counted."""
-        found = [
-            (ended.get("order", 0), number) for number, ended in enumerate(self._ended) if ended is not None
-        ]
-        return [number for _, number in sorted(found)]
+        orders = [-1 if ended is None else ended["order"] for ended in self._ended]
+        numbers = [number for number, order in enumerate(orders) if order >= 0]
+        return sorted(numbers, key=orders.__getitem__)
 
     def counts(self) -> dict[str, int]:
         """Trials by outcome, and `unfinished`."""
@@ -131,6 +154,18 @@ class Trials:
     def outcomes(self) -> Mapping[int, Outcome]:
         """The outcomes by number, likewise."""
         return _Outcomes(self)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Without garbage collection, which looks through a hundred thousand new trials again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _View(Mapping[int, _T]):
