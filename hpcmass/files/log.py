@@ -186,10 +186,10 @@ class LogWriter:
                 count += 1
             handle.write(frame({"end": count}))
         self.tail = 0
-        for number, kind in _names(self.folder):
-            if number < self._next:
-                with contextlib.suppress(OSError):
-                    _path(self.folder, number, kind).unlink()
+        past = [_path(self.folder, *one) for one in _names(self.folder) if one[0] < self._next]
+        for file in (*past, *self.folder.glob(".*.snapshot.*.tmp")):  # the latter of writers that were killed
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def close(self) -> None:
         """End the segment; the next append begins another one."""

@@ -9,7 +9,8 @@ from optuna.storages import BaseStorage
 from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState
 
-from hpcmass.sweep.storage import _READS, _WRITES, LogStorage
+from hpcmass.sweep.optunalog import LogStorage
+from hpcmass.sweep.storage import READS, WRITES
 
 
 def reopening(folder, reads_from):
@@ -19,12 +20,12 @@ def reopening(folder, reads_from):
         def method(self, *arguments, **named):
             self.kept.close()
             self.kept = LogStorage(folder, write=True)
-            asked = reads_from(folder) if name in _READS else self.kept
+            asked = reads_from(folder) if name in READS else self.kept
             return getattr(asked or self.kept, name)(*arguments, **named)
 
         return method
 
-    names = {name: call(name) for name in (*_READS, *_WRITES)}
+    names = {name: call(name) for name in (*READS, *WRITES)}
     made = type("Reopening", (BaseStorage,), names)()
     made.kept = LogStorage(folder, write=True)
     return made
@@ -62,8 +63,8 @@ class TestReadByAnother(StorageTestCase):
     def storage(self, tmp_path):
         written = LogStorage(tmp_path / "storage", write=True)
         seen = LogStorage(tmp_path / "storage")
-        names = {name: lambda _, *a, name=name, **k: getattr(seen, name)(*a, **k) for name in _READS}
-        names |= {name: lambda _, *a, name=name, **k: getattr(written, name)(*a, **k) for name in _WRITES}
+        names = {name: lambda _, *a, name=name, **k: getattr(seen, name)(*a, **k) for name in READS}
+        names |= {name: lambda _, *a, name=name, **k: getattr(written, name)(*a, **k) for name in WRITES}
         yield type("Two", (BaseStorage,), names)()
         written.close()
 
@@ -71,7 +72,7 @@ class TestReadByAnother(StorageTestCase):
 
 
 def test_snapshots_in_between_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("hpcmass.sweep.storage._LEAST", 7)
+    monkeypatch.setattr("hpcmass.sweep.optunalog._LEAST", 7)
     storage = LogStorage(tmp_path, write=True)
     study = optuna.create_study(storage=storage, study_name="s", sampler=optuna.samplers.RandomSampler(seed=1))
     gone = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "gone")
