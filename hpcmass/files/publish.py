@@ -158,7 +158,7 @@ def publish(path: Path, data: bytes | str) -> None:
         StorageError: The file system refused; nothing is left behind.
     """
     with publishing(path) as temporary:
-        _write(temporary, data.encode() if isinstance(data, str) else data)
+        _write(temporary, data.encode() if isinstance(data, str) else data, durable=False)  # it will be
 
 
 def claim(path: Path, data: bytes | str = b"") -> bool:

@@ -6,6 +6,7 @@ written once; so a driver that is killed at any moment loses nothing, and the ne
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -31,7 +32,7 @@ from hpcmass.sweep.records import (
     trial_path,
     violations,
 )
-from hpcmass.sweep.study import Study
+from hpcmass.sweep.study import Study, asked_ahead
 from hpcmass.sweep.trials import Trials, no_collection
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
@@ -134,6 +135,8 @@ class _Driver:
             self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
         self.outcomes, self.specs = trials.outcomes, trials.specs
         self.again = [trials.spec(number) for number in trials.unfinished()]
+        self.ready: list[TrialSpec] = []  # drawn ahead
+        self.ahead = asked_ahead(job.sweep)
         self.exhausted = False
         self.flights: list[_Flight] = []
         self.starts: dict[int, int] = {}
@@ -153,13 +156,20 @@ class _Driver:
             self._fill(stack, workers)
             if not self.flights:
                 break
-            self._watch()
+            self._look_ahead()
+            ended = self._watch()
+            self._fill(stack, workers, draws=False)  # whoever is free has the next trial before all else
+            for flight, verdict in ended:
+                self._settle(flight, verdict)
         return self._result()
 
-    def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+    def _fill(
+        self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]], *, draws: bool = True
+    ) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
             self._check_lease()
-            spec = self.again.pop(0) if self.again else self._draw()
+            waiting = self.again or self.ready
+            spec = waiting.pop(0) if waiting else self._draw() if draws else None
             if spec is None:
                 return
             flight = _Flight(spec, Values(spec.run, self.job))
@@ -186,10 +196,23 @@ class _Driver:
                 self.prepare(flight.spec)
             except ConfigError as error:
                 return Verdict("failed", f"ConfigError: {error.message}")
+            return None
         if is_running(run):
             return None
         verdict = judge(run, flight.values)
         return None if verdict.kind == "lost" else verdict
+
+    def _look_ahead(self) -> None:
+        """Draw and lay down the next trials while those that run leave time for it."""
+        while len(self.ready) < self.ahead and not self.again and not self.interruption.signal:
+            if any(flight.future is not None and flight.future.done() for flight in self.flights):
+                return
+            self._check_lease()
+            if (spec := self._draw()) is None:
+                return
+            self.ready.append(spec)
+            with contextlib.suppress(ConfigError):  # it is said when its turn comes
+                self.prepare(spec)
 
     def _draw(self) -> TrialSpec | None:
         number = len(self.specs)
@@ -211,20 +234,26 @@ class _Driver:
         self.log.drawn(spec)
         return spec
 
-    def _watch(self) -> None:
-        """Wait for something to happen, at most half a second, and look at every running trial."""
+    def _watch(self) -> list[tuple[_Flight, Verdict]]:
+        """Wait for something to happen, at most half a second, and look at every running trial.
+
+        Returns:
+            Those that are no longer run, and what that means.
+        """
         futures = [flight.future for flight in self.flights if flight.future is not None]
         if futures:
             wait(futures, timeout=_POLL_S, return_when=FIRST_COMPLETED)
         else:
             time.sleep(_POLL_S)
+        found = []
         for flight in list(self.flights):
             self._check_lease()
             self._report(flight)
             ended = self._ended(flight)
             if ended is not None and not self.interruption.signal:
                 self.flights.remove(flight)
-                self._settle(flight, ended)
+                found.append((flight, ended))
+        return found
 
     def _check_lease(self) -> None:
         if self.lease.lost:

@@ -29,6 +29,16 @@ _OWN_DRAWS = {"random": REDRAWS, "qmc": 1, "tpe": 5, "nsga2": 10, "gp": 1, "cmae
 _BY_OPTUNA = ("tpe", "gp", "cmaes")
 
 
+def asked_ahead(table: SweepTable) -> int:
+    """How many trials are drawn before a worker is free for them: one for every eight at once.
+
+    What is drawn ahead knows nothing of the outcomes that come until it is started. So with one trial at a time
+    samplers that learn are asked after each outcome; those that do not learn propose the same in any case.
+    """
+    learns = table.sampler in (*_BY_OPTUNA, "nsga2")
+    return 0 if learns and table.parallel == 1 else math.ceil(table.parallel / 8)
+
+
 class Study:
     """What to try next (`ask`), which trial to give up (`report`), and what came of it (`tell`).
 

@@ -109,8 +109,9 @@ class Window:
             numbers = [one for one in told[:done] if isinstance(one, int)]
             sign = self._signs[0]
             ranked = [(v, sign * value, n) for v, value, n in history.standings(numbers)]
-            for one in known[:done]:  # complete, each with its value
-                ranked += [(sum(one.violations), sign * value, one.number) for value in one.all_values or ()]
+            for earlier in known[:done]:  # complete, each with its value
+                value = (earlier.all_values or (0.0,))[0]
+                ranked.append((sum(earlier.violations), sign * value, earlier.number))
             self._best = [(*one, _at(one[2], known, history)) for one in nsmallest(quarter, ranked)]
             self._finished = [
                 one if isinstance(one, Record) else history.record(one) for one in told[:done][-limit:]

@@ -3,11 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import optuna
 import pytest
 from test_driver import drive
-from toy_trials import toy_job
+from toy_trials import toy_job, toy_trial
 
 from hpcmass.errors import AlreadyExists, ConfigError, CorruptError, NotFound, StorageError, SweepError
 from hpcmass.sweep import log as log_module
@@ -35,7 +36,7 @@ def test_the_log_says_what_the_folders_say(tmp_path):
     assert told.pairs() == read_trials(tmp_path)
     assert {"failed", "complete"} == {o.state for o in told.outcomes.values()}
     files = [json.loads(line[9:]) for line in (tmp_path / "log/000001.log").read_bytes().splitlines()]
-    assert [f[0] for f in files[1:4]] == ["study", "drawn", "ended"]
+    assert [f[0] for f in files[1:]] == ["study", *["drawn"] * 2, *["ended", "drawn"] * 4, *["ended"] * 2]
     plain = RecordHistory([record_of(job.sweep, *pair) for pair in read_trials(tmp_path)])
     lazy = TrialHistory(job.sweep, told)
     assert [lazy.record(n) for n in range(6)] == [plain.record(n) for n in range(6)]
@@ -174,3 +175,25 @@ def test_a_space_with_unlike_things_that_python_holds_for_equal():
     assert mixed({"c": 1, "y": 0.5}) == mixed({"y": 0.5, "c": 1})
     plain = key(["a", "b"])
     assert plain({"c": "a", "y": 0.5}) == plain({"y": 0.5, "c": "a"}) != plain({"c": "b", "y": 0.5})
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_the_next_trial_is_drawn_while_others_run(tmp_path, sampler):
+    def patient(path):
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "trials/000002/trial.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return toy_trial(path)
+
+    events = []
+    drive(toy_job(space=SPACE, trials=6, parallel=2, sampler=sampler), tmp_path, patient, events)
+    # Two begin, and a third is there before anything has been counted.
+    assert [spec.told for spec, _ in read_trials(tmp_path)][:3] == [0, 0, 0]
+    # A worker that is free has its next trial before what it did is counted.
+    ended = next(place for place, event in enumerate(events) if event[0] == "complete")
+    assert ("started", 2) in events[:ended]
+
+
+def test_one_at_a_time_a_sampler_that_learns_knows_every_outcome(tmp_path):
+    drive(toy_job(space=SPACE, trials=5, parallel=1, sampler="tpe"), tmp_path)
+    assert [spec.told for spec, _ in read_trials(tmp_path)] == [0, 1, 2, 3, 4]
