@@ -60,13 +60,19 @@ def by_parsl(app: Callable[[], Future[Any]], trials: int) -> None:
         future.result()
 
 
-def by_driver(pool: Pool, trials: int, folder: Path) -> None:
+def by_driver(
+    pool: Pool,
+    trials: int,
+    folder: Path,
+    sampler: str = "random",
+    function: Callable[[str], str] = noop_trial,
+) -> None:
     job: Job = job_from_values(
         {
             "name": "noop",
             "command": ["true"],
             "sweep": {
-                "sampler": "random",
+                "sampler": sampler,
                 "trials": trials,
                 "parallel": WORKERS,
                 "space": {"x": {"type": "float", "low": 0.0, "high": 1.0}},
@@ -76,7 +82,7 @@ def by_driver(pool: Pool, trials: int, folder: Path) -> None:
 
     class Submit:
         def submit(self, trial: TrialSpec) -> Future[Any]:
-            return pool.run(noop_trial, str(trial.path))
+            return pool.run(function, str(trial.path))
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
