@@ -53,8 +53,9 @@ def storage_errors(path: Path | str, doing: str) -> Iterator[None]:
 
 def make_dir(path: Path) -> Path:
     """Create a folder and its parents; an existing one is fine."""
-    with storage_errors(path, "make the folder"):
-        path.mkdir(parents=True, exist_ok=True)
+    if not os.path.isdir(path):
+        with storage_errors(path, "make the folder"):
+            path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -116,7 +117,7 @@ def _link_once(temporary: Path, path: Path, reserve: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
+def publishing(path: Path, *, reserve: bool = True, sync_folder: bool = True) -> Iterator[Path]:
     """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
@@ -124,6 +125,7 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     Args:
         path: The final name.
         reserve: Where there are no hard links, let the name appear empty for a moment; else refuse.
+        sync_folder: False where something else in this folder is made durable next, and the name with it.
 
     Raises:
         AlreadyExists: The final name was taken (before, or meanwhile).
@@ -146,18 +148,19 @@ def publishing(path: Path, *, reserve: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    with storage_errors(path, "write the folder"):
-        fsync_dir(path.parent)
+    if sync_folder:
+        with storage_errors(path, "write the folder"):
+            fsync_dir(path.parent)
 
 
-def publish(path: Path, data: bytes | str) -> None:
-    """Publish bytes (or UTF-8 text) under a name that is written once.
+def publish(path: Path, data: bytes | str, *, sync_folder: bool = True) -> None:
+    """Publish bytes (or UTF-8 text) under a name that is written once; `sync_folder` as for `publishing`.
 
     Raises:
         AlreadyExists: The name is taken.
         StorageError: The file system refused; nothing is left behind.
     """
-    with publishing(path) as temporary:
+    with publishing(path, sync_folder=sync_folder) as temporary:
         _write(temporary, data.encode() if isinstance(data, str) else data, durable=False)  # it will be
 
 
@@ -170,15 +173,17 @@ def claim(path: Path, data: bytes | str = b"") -> bool:
     return True
 
 
-def publish_json(path: Path, value: Any) -> None:
-    """Publish a value as indented JSON."""
-    publish(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def publish_json(path: Path, value: Any, *, sync_folder: bool = True) -> None:
+    """Publish a value as indented JSON; `sync_folder` as for `publishing`."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    publish(path, text, sync_folder=sync_folder)
 
 
-def replace(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+def replace(path: Path, data: bytes | str, *, durable: bool = True, sync_folder: bool = True) -> None:
     """Exchange a small live file (a status) as a whole; a reader sees the old or the new one.
 
-    Not durable it is quicker, and a machine that loses its power may leave an empty file in its place.
+    Not durable it is quicker, and a machine that loses its power may leave an empty file in its place;
+    `sync_folder` as for `publishing`.
     """
     make_dir(path.parent)
     temporary = temporary_beside(path)
@@ -186,16 +191,17 @@ def replace(path: Path, data: bytes | str, *, durable: bool = True) -> None:
         with storage_errors(path, "write the file"):
             _write(temporary, data.encode() if isinstance(data, str) else data, durable=durable)
             os.replace(temporary, path)
-            if durable:
+            if durable and sync_folder:
                 fsync_dir(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def replace_json(path: Path, value: Any, *, durable: bool = True) -> None:
+def replace_json(path: Path, value: Any, *, durable: bool = True, sync_folder: bool = True) -> None:
     """Exchange a small live JSON file as a whole; see `replace`."""
-    replace(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", durable=durable)
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    replace(path, text, durable=durable, sync_folder=sync_folder)
 
 
 def read_json(path: Path) -> Any:

@@ -46,10 +46,12 @@ class TrialSpec:
     def publish(self) -> None:
         """Write `trial.json`; the trial exists from now on.
 
+        Its run folder is laid down next, or its outcome written; the name is durable with that.
+
         Raises:
             AlreadyExists: There is a trial of this number.
         """
-        publish_json(self.path / "trial.json", {"format": FORMAT, **self.raw()})
+        publish_json(self.path / "trial.json", {"format": FORMAT, **self.raw()}, sync_folder=False)
 
     def raw(self) -> dict[str, Any]:
         """What its record says."""
