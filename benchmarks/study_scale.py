@@ -27,6 +27,7 @@ from typing import Any
 from hpcmass.config import Job, job_from_values
 from hpcmass.files import LogReader, LogWriter, make_dir
 from hpcmass.sweep.log import header_of, log_folder
+from hpcmass.sweep.trials import Trials
 
 OPENED = 5
 ASKED = 300
@@ -59,7 +60,9 @@ def lay_down(root: Path, trials: int) -> None:
             yield ["trial", trial, ended]
 
     make_dir(root / "trials")
-    LogWriter(LogReader(log_folder(root)), durable=False).snapshot(records())
+    told = Trials(root)
+    told.apply(records())
+    LogWriter(LogReader(log_folder(root)), durable=False).snapshot(told.records())
 
 
 def measure(root: Path, sampler: str, trials: int) -> tuple[float, float]:

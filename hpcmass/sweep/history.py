@@ -124,32 +124,32 @@ class TrialHistory:
 
     def standings(self, numbers: Sequence[int]) -> Iterator[tuple[float, float, int]]:
         """As `History.standings`."""
-        first, limits = self._table.objectives[0].name, self._table.limits
+        first, trials = self._table.objectives[0].name, self._trials
         several = self._table.metrics is not None
+        values = trials.column("measured", first) if several else trials.column("value")
+        limits = [(one, trials.column("measured", one.name)) for one in self._table.limits]
+        states = trials.column("state")
         for number in numbers:
-            raw = self._trials.ended(number)
-            if raw is None or raw["state"] != "complete":
-                continue
-            measured = raw.get("measured", {})
-            value = measured.get(first) if several else raw["value"]
-            if value is not None:
-                yield sum(one.violation(measured.get(one.name, one.limit)) for one in limits), value, number
+            if states[number] == "complete" and values[number] is not None:
+                known = ((one, column[number]) for one, column in limits)
+                beyond = sum(one.violation(value) for one, value in known if value is not None)
+                yield beyond, values[number], number
 
     def curves(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[list[float]], bool]]:
         """As `History.curves`."""
+        texts, states = self._trials.column("values"), self._trials.column("state")
         for number in numbers:
-            raw = self._trials.ended(number)
-            if raw is not None:
-                yield number, json.loads(raw["values"]), raw["state"] == "complete"
+            yield number, json.loads(texts[number]), states[number] == "complete"
 
 
 def record_of(table: SweepTable, spec: TrialSpec, outcome: Outcome | None) -> Record:
     """A trial as its folder tells it, for the sampler."""
+    params = {name: spec.params[name] for name in table.space if name in spec.params}  # files may sort them
     if outcome is None:
-        return Record(spec.number, spec.params, spec.told)
+        return Record(spec.number, params, spec.told)
     return Record(
         spec.number,
-        spec.params,
+        params,
         spec.told,
         outcome.state,  # type: ignore[arg-type]
         objective_values(table, outcome),

@@ -17,6 +17,7 @@ from hpcmass.config import load_job
 from hpcmass.config.sweep import SweepTable
 from hpcmass.errors import CorruptError, NotFound
 from hpcmass.files import LogReader, LogWriter, set_log_aside
+from hpcmass.sweep.columns import Raw
 from hpcmass.sweep.records import (
     Outcome,
     TrialSpec,
@@ -28,7 +29,7 @@ from hpcmass.sweep.records import (
     trial_path,
 )
 from hpcmass.sweep.space import overrides_of
-from hpcmass.sweep.trials import Raw, Trials, no_collection
+from hpcmass.sweep.trials import Trials, no_collection
 
 _LEAST = 2000  # records behind a snapshot before there is another one
 
@@ -126,7 +127,7 @@ class StudyFollower:
             job = load_job(self._study / "job.toml")
             assert job.sweep is not None
             trials.header = header_of(job.name, job.sweep)
-        return True, list(trials.records())
+        return True, list(trials.rows())
 
 
 def study_trials(study: Path) -> Trials:

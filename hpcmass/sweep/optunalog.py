@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpcmass.errors import HpcmassError, LeaseHeld, SweepError
 from hpcmass.files import Lease, LogReader, LogWriter, make_dir
+from hpcmass.sweep.columns import Raw
 from hpcmass.sweep.storage import Followed
-from hpcmass.sweep.trials import Raw
 
 _LEAST = 2000  # records behind a snapshot before there is another one
 

@@ -23,8 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpcmass.config.sweep import Constraint
 from hpcmass.errors import AlreadyExists, ConfigError, NotFound, StorageError, SweepError
+from hpcmass.sweep.columns import Raw
 from hpcmass.sweep.log import StudyFollower
-from hpcmass.sweep.trials import Raw, no_collection
+from hpcmass.sweep.trials import no_collection
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _OWN = {"state", "value", "values", "order", "at", "measured"}  # what an outcome has that is no attribute

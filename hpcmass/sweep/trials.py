@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpcmass.errors import CorruptError
+from hpcmass.sweep.columns import CHUNK, Columns, Raw, row_of, rows_of, to_columns
 from hpcmass.sweep.records import STATES, Outcome, TrialSpec, outcome_of, spec_of, trial_path
 from hpcmass.sweep.space import Params
 
-Raw = dict[str, Any]
 _T = TypeVar("_T")
 
 
 class Trials:
     """The trials of a study by number, without a gap, fed by the records of its log.
 
-    The records are lists: `["study", header]`, `["drawn", trial]`, `["ended", number, outcome]`, and in a
-    snapshot `["trial", trial, outcome or null]`.
+    The records are lists: `["study", header]`, `["drawn", trial]`, `["ended", number, outcome]`, both of a
+    trial as `["trial", trial, outcome or null]`, and in a snapshot `["trials", first, trials, outcomes]`, columns.
 
     Attributes:
         study: The study's folder.
@@ -33,11 +33,14 @@ class Trials:
         self.study = study
         self.header: Raw = {}
         self.counted = 0
-        self._drawn: list[Raw] = []
+        self._chunks: list[tuple[Columns, Columns]] = []  # of the first `_base` trials
+        self._base = 0
+        self._late: dict[int, Raw] = {}  # outcomes of those that had none in their chunk
+        self._drawn: list[Raw] = []  # the others
         self._ended: list[Raw | None] = []
 
     def __len__(self) -> int:
-        return len(self._drawn)
+        return self._base + len(self._drawn)
 
     # -- feeding --------------------------------------------------------------------------------------
     def apply(self, records: Iterable[Any]) -> None:
@@ -46,100 +49,135 @@ class Trials:
         Raises:
             CorruptError: They do not tell of a study.
         """
-        drawn, ended = self._drawn, self._ended
         try:
-            for record in records if drawn else self._first(list(records)):
+            for record in records:
                 kind = record[0]
                 if kind in ("trial", "drawn"):
                     number = record[1]["number"]
-                    if number > len(drawn):
-                        raise CorruptError(f"trial {len(drawn)} is missing", where=self.study / "log")
-                    if number == len(drawn):
-                        drawn.append(record[1])
-                        ended.append(None)
+                    if number > len(self):
+                        raise self._corrupt(f"trial {len(self)} is missing")
+                    if number == len(self):
+                        self._drawn.append(record[1])
+                        self._ended.append(None)
                     if kind == "trial" and record[2] is not None:
                         self._end(number, record[2])
                 elif kind == "ended":
                     self._end(record[1], record[2])
+                elif kind == "trials":
+                    self._chunk(record[1], record[2], record[3])
                 elif kind == "study":
                     self.header = dict(record[1])
-        except (LookupError, TypeError, ValueError) as error:
-            raise CorruptError(
-                f"has a record that is none of a study ({error})", where=self.study / "log"
-            ) from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._corrupt(f"has a record that is none of a study ({error})") from error
 
-    def _first(self, records: list[Any]) -> list[Any]:
-        """Take in what a snapshot begins with, which is long; gives what is left."""
-        count = 0
-        if records and records[0][0] == "study":
-            self.header, count = dict(records[0][1]), 1
-        whole = [record for record in records[count:] if record[0] == "trial"]
-        drawn = [record[1] for record in whole]
-        if [record[0] for record in records[count : count + len(whole)]] != ["trial"] * len(whole) or [
-            one["number"] for one in drawn
-        ] != list(range(len(drawn))):
-            return records
-        ended = [record[2] for record in whole]
-        if not {one["state"] for one in ended if one is not None} <= set(STATES):
-            return records
-        self._drawn += drawn
-        self._ended += ended
-        self.counted = len(ended) - ended.count(None)
-        return records[count + len(whole) :]
+    def _corrupt(self, message: str) -> CorruptError:
+        return CorruptError(message, where=self.study / "log")
+
+    def _chunk(self, first: int, drawn: Columns, ended: Columns) -> None:
+        count = len(drawn["number"])
+        if drawn["number"] != list(range(len(self), len(self) + count)) or first % CHUNK or self._drawn:
+            raise self._corrupt(f"trial {len(self)} is missing")
+        states = ended.get("state") or [None] * count
+        if not {*states} <= {None, *STATES}:
+            raise self._corrupt(f"a state of {sorted(map(str, {*states}))} is unknown")
+        self._chunks.append((drawn, ended))
+        self._base += count
+        self.counted += count - states.count(None)
 
     def _end(self, number: int, outcome: Raw) -> None:
-        if self._ended[number] is None:
-            if outcome["state"] not in STATES:
-                raise CorruptError(f"the state {outcome['state']!r} is unknown", where=self.study / "log")
-            self._ended[number] = outcome
-            self.counted += 1
+        if self.ended(number) is not None:
+            return
+        if outcome["state"] not in STATES:
+            raise self._corrupt(f"the state {outcome['state']!r} is unknown")
+        if number < self._base:
+            self._late[number] = outcome
+        else:
+            self._ended[number - self._base] = outcome
+        self.counted += 1
 
     def records(self) -> Iterator[list[Any]]:
         """What a snapshot says."""
         yield ["study", self.header]
-        for drawn, ended in zip(self._drawn, self._ended, strict=True):
-            yield ["trial", drawn, ended]
+        for first in range(0, len(self), CHUNK):
+            last = min(first + CHUNK, len(self))
+            if (
+                last <= self._base
+                and last - first == CHUNK
+                and not any(n in self._late for n in range(first, last))
+            ):
+                yield ["trials", first, *self._chunks[first // CHUNK]]
+                continue
+            drawn = to_columns([self.drawn(number) for number in range(first, last)])
+            yield ["trials", first, drawn, to_columns([self.ended(number) for number in range(first, last)])]
+
+    def rows(self) -> Iterator[list[Any]]:
+        """The same, a record each."""
+        yield ["study", self.header]
+        for number in range(len(self)):
+            yield ["trial", self.drawn(number), self.ended(number)]
 
     # -- asking ---------------------------------------------------------------------------------------
     def drawn(self, number: int) -> Raw:
         """The record of a trial."""
-        return self._drawn[number]
+        if number >= self._base:
+            return self._drawn[number - self._base]
+        return row_of(self._chunks[number // CHUNK][0], number % CHUNK)
 
     def ended(self, number: int) -> Raw | None:
         """The record of what came of it, or None."""
-        return self._ended[number]
+        if number >= self._base:
+            return self._ended[number - self._base]
+        row = row_of(self._chunks[number // CHUNK][1], number % CHUNK)
+        return {"value": None, **row} if "state" in row else self._late.get(number)
+
+    def column(self, key: str, inner: str | None = None) -> list[Any]:
+        """A value of the outcomes of all trials, or one of a table there; None where there is none."""
+        found: list[Any] = []
+        for drawn, ended in self._chunks:
+            column = ended.get(key)
+            if inner is not None and column is not None:
+                column = column.get(inner)
+            found += column or [None] * len(drawn["number"])
+        found += [None] * len(self._ended)
+        tail = enumerate(self._ended, start=self._base)
+        for number, row in (*self._late.items(), *tail):
+            value = None if row is None else row.get(key)
+            found[number] = value.get(inner) if inner is not None and value is not None else value
+        return found
 
     def points(self) -> list[Params]:
         """The parameters of all trials."""
-        return [one["params"] for one in self._drawn]
+        names, found = list(self.header.get("space", ())), []
+        for drawn, _ in self._chunks:
+            found += rows_of(drawn["params"], names, len(drawn["number"]))
+        return found + [one["params"] for one in self._drawn]
 
     def spec(self, number: int) -> TrialSpec:
         """A trial."""
-        return spec_of(self._drawn[number], trial_path(self.study, number))
+        return spec_of(self.drawn(number), trial_path(self.study, number))
 
     def outcome(self, number: int) -> Outcome | None:
         """What came of a trial, or None."""
-        raw = self._ended[number]
+        raw = self.ended(number)
         if raw is None:
             return None
         return outcome_of({**raw, "values": json.loads(raw["values"])}, trial_path(self.study, number))
 
     def unfinished(self) -> list[int]:
         """The trials without an outcome."""
-        return [number for number, ended in enumerate(self._ended) if ended is None]
+        return [number for number, state in enumerate(self.column("state")) if state is None]
 
     def in_order(self) -> list[int]:
         """The trials with an outcome, in the order in which they were counted."""
-        orders = [-1 if ended is None else ended["order"] for ended in self._ended]
-        numbers = [number for number, order in enumerate(orders) if order >= 0]
-        return sorted(numbers, key=orders.__getitem__)
+        orders = self.column("order")
+        return sorted(
+            (number for number, order in enumerate(orders) if order is not None), key=orders.__getitem__
+        )
 
     def counts(self) -> dict[str, int]:
         """Trials by outcome, and `unfinished`."""
-        counts = dict.fromkeys((*STATES, "unfinished"), 0)
-        for ended in self._ended:
-            counts["unfinished" if ended is None else ended["state"]] += 1
-        return counts
+        states = self.column("state")
+        return {**{state: states.count(state) for state in STATES}, "unfinished": states.count(None)}
 
     def pairs(self) -> list[tuple[TrialSpec, Outcome | None]]:
         """All trials with what came of them."""
@@ -194,7 +232,8 @@ class _Outcomes(_View[Outcome]):
         return found
 
     def __iter__(self) -> Iterator[int]:
-        return (number for number in range(len(self._trials)) if self._trials.ended(number) is not None)
+        states = self._trials.column("state")
+        return (number for number, state in enumerate(states) if state is not None)
 
     def __len__(self) -> int:
         return self._trials.counted

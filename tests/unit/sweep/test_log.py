@@ -78,9 +78,32 @@ def test_a_trial_whose_folder_was_removed_is_missed(tmp_path):
 
 def test_snapshots_come_while_the_driver_runs_and_say_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(log_module, "_LEAST", 3)
-    studied(tmp_path)
-    assert [path.name for path in (tmp_path / "log").iterdir() if path.suffix == ".snapshot"]
-    assert study_trials(tmp_path).pairs() == read_trials(tmp_path)
+    monkeypatch.setattr("hpcmass.sweep.trials.CHUNK", 2)
+    seen = []
+
+    class Looks(list):
+        def append(self, event):
+            if event[0] in ("started", "complete", "failed"):
+                assert study_trials(tmp_path).pairs() == read_trials(tmp_path)
+                seen.append(max((path.name for path in (tmp_path / "log").glob("*.snapshot")), default=""))
+
+    space = {**SPACE, "fails": {"type": "categorical", "choices": [0, 1]}}
+    for trials in (9, 17):  # the second driver goes on from the first one's snapshots
+        drive(toy_job(space=space, trials=trials, parallel=3, sampler="tpe", seed=1), tmp_path, events=Looks())
+    assert len(set(seen)) > 4
+    told = study_trials(tmp_path)
+    assert told.counts()["failed"] > 0 < told.counts()["complete"]
+    assert (told.unfinished(), told.counted, len(told)) == ([], 17, 17)
+    plain = RecordHistory([record_of(toy_job(space=space).sweep, *pair) for pair in read_trials(tmp_path)])
+    lazy = TrialHistory(toy_job(space=space).sweep, told)
+    assert [list(point.items()) for point in lazy.points()] == [list(point.items()) for point in plain.points()]
+    order = plain.in_order()
+    assert (lazy.in_order(), list(lazy.curves(order))) == (order, list(plain.curves(order)))
+    assert list(lazy.standings(order)) == list(plain.standings(order))
+    assert (
+        optuna.load_study(study_name=None, storage=StudyStorage(tmp_path)).trials[16].params
+        == told.points()[16]
+    )
 
 
 def test_plain_optuna_reads_a_study_while_its_driver_writes(tmp_path):
