@@ -21,7 +21,8 @@ class Trials:
     """The trials of a study by number, without a gap, fed by the records of its log.
 
     The records are lists: `["study", header]`, `["drawn", trial]`, `["ended", number, outcome]`, both of a
-    trial as `["trial", trial, outcome or null]`, and in a snapshot `["trials", first, trials, outcomes]`, columns.
+    trial as `["trial", trial, outcome or null]`, and in a snapshot `["trials", first, trials, outcomes]`, as
+    columns.
 
     Attributes:
         study: The study's folder.
