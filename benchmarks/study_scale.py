@@ -41,7 +41,7 @@ def job_of(sampler: str, trials: int) -> Job:
 
 
 def lay_down(root: Path, trials: int) -> None:
-    """The study's log as a driver leaves it, and the trials' folders, which are empty: the log is believed."""
+    """The study's log as a driver leaves it, and the trials' folders, which are all but empty: the log is believed."""
     job, draw = job_of("random", trials), random.Random(0)
     assert job.sweep is not None
     header = header_of(job.name, job.sweep)
@@ -49,7 +49,10 @@ def lay_down(root: Path, trials: int) -> None:
     def records() -> Iterator[list[Any]]:
         yield ["study", header]
         for number in range(trials):
-            os.mkdir(root / "trials" / f"{number:06d}")
+            folder = root / "trials" / f"{number:06d}"
+            os.mkdir(folder)
+            if number >= trials - 1000:  # the newest are looked up
+                (folder / "outcome.json").touch()
             params = {name: draw.random() for name in _SPACE}
             loss = sum((value - 0.3) ** 2 for value in params.values())
             curve = [[step, loss + 1 / step] for step in (1, 2, 3)]

@@ -32,6 +32,7 @@ from hpcmass.sweep.space import overrides_of
 from hpcmass.sweep.trials import Trials, no_collection
 
 _LEAST = 2000  # records behind a snapshot before there is another one
+_LOOKED_UP = 200  # outcomes, the newest, that are looked up in the folders although the log has them
 
 
 def log_folder(study: Path) -> Path:
@@ -57,7 +58,7 @@ class StudyLog:
         self._study, self.note = study, ""
         reader = LogReader(log_folder(study))
         try:
-            self.trials, found = _read(study, reader)
+            self.trials, found, anew = _read(study, reader)
         except CorruptError as error:
             aside = set_log_aside(log_folder(study))
             self.note = (
@@ -65,10 +66,10 @@ class StudyLog:
             )
             self.note += "made anew of the trials' folders"
             reader = LogReader(log_folder(study))
-            self.trials, found = _read(study, reader)
+            self.trials, found, anew = _read(study, reader)
         self._writer = LogWriter(reader, durable=False)
         header = header_of(name, table)
-        if len(found) > _LEAST or (self.trials.header != header and len(self.trials)):
+        if anew or len(found) > _LEAST or (self.trials.header != header and len(self.trials)):
             self.trials.header = header
             self._writer.snapshot(self.trials.records())
         else:
@@ -122,7 +123,7 @@ class StudyFollower:
             if not anew:
                 return False, found
         self._reader = LogReader(log_folder(self._study))
-        trials, _ = _read(self._study, self._reader)
+        trials, _, _ = _read(self._study, self._reader)
         if not trials.header:
             job = load_job(self._study / "job.toml")
             assert job.sweep is not None
@@ -158,10 +159,11 @@ def header_of(name: str, table: SweepTable) -> Raw:
     }
 
 
-def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
-    """The trials, and the records that the log lacks.
+def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]], bool]:
+    """The trials, the records that the log lacks, and whether it has to be told anew.
 
-    What is counted in the log is believed; trials that are not, and those behind the log's end, are looked up.
+    Trials that are not counted in the log, those behind its end, and the newest that are counted are looked up.
+    Where an outcome was taken away, all is what the folders say. Older ones are believed.
     """
     trials = Trials(study)
     with no_collection():
@@ -169,7 +171,12 @@ def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
         if not trials.header:
             found = list(_of_folders(study))
             trials.apply(found)
-            return trials, found
+            return trials, found, False
+        newest = trials.in_order()[-_LOOKED_UP:]
+        if not all((trial_path(study, number) / "outcome.json").exists() for number in newest):
+            header, trials = trials.header, Trials(study)
+            trials.apply([["study", header], *_of_folders(study)])
+            return trials, [], True
         found = []
         for number in trials.unfinished():
             path = trial_path(study, number)
@@ -180,7 +187,7 @@ def _read(study: Path, reader: LogReader) -> tuple[Trials, list[list[Any]]]:
             raise missing(study, min(map(int, lost)))
         found += _of_folders(study, len(known), sorted(names - known, key=int))
         trials.apply(found)
-    return trials, found
+    return trials, found, False
 
 
 def _of_folders(study: Path, first: int = 0, names: list[str] | None = None) -> Iterator[list[Any]]:

@@ -68,6 +68,19 @@ def test_what_a_log_has_lost_comes_from_the_folders(tmp_path, loses):
     assert study_trials(tmp_path).pairs() == before
 
 
+def test_an_outcome_that_was_taken_away_is_counted_anew(tmp_path):
+    job = studied(tmp_path)
+    before = read_trials(tmp_path)
+    (tmp_path / "trials/000005/outcome.json").unlink()
+    assert study_trials(tmp_path).unfinished() == [5]
+    log = StudyLog(tmp_path, job.name, job.sweep)
+    assert (log.trials.unfinished(), log.note) == ([5], "")
+    log.close()
+    again, _ = drive(job, tmp_path)
+    assert (again.ran, again.counts["complete"]) == (1, 6)
+    assert study_trials(tmp_path).pairs() == read_trials(tmp_path) == before
+
+
 def test_a_trial_whose_folder_was_removed_is_missed(tmp_path):
     job = studied(tmp_path)
     shutil.rmtree(tmp_path / "trials/000003")
