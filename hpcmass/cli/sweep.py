@@ -1,4 +1,4 @@
-"""`hpcmass sweep JOB`, `sweep show STUDY`, `sweep resume STUDY`, `sweep rerun STUDY TRIAL`."""
+"""`hpcmass sweep JOB`, and of a study `sweep show`, `sweep resume`, `sweep rerun` and `sweep export`."""
 
 from __future__ import annotations
 
@@ -220,6 +220,24 @@ def rerun(study: str, number: int, as_json: bool, project_root: str | None) -> i
                "reason": status.reason})  # fmt: skip
         table([(name, before.get(name), now.get(name)) for name in job.sweep.names], ["", "then", "now"])
     return 0 if status.state is State.COMPLETED else 1
+
+
+@command.command("export")
+@click.argument("study")
+@click.option(
+    "--to", "to", metavar="WHERE", required=True,
+    help="A database, such as sqlite:///FILE, or a file's name for Optuna's journal.",
+)  # fmt: skip
+@click.option("--name", metavar="NAME", help="What the study is called there [default: as here].")
+@project_option
+def export(study: str, to: str, name: str | None, project_root: str | None) -> None:
+    """Copy a study into a storage of Optuna's own, which optuna-dashboard opens by its name."""
+    from hpcmass.sweep.storage import export_study
+    from hpcmass.workflow.projects import find_study, open_project
+
+    folder = find_study(study, open_project(project_root))
+    count = export_study(folder, to, name)
+    click.echo(f"{count} trial{'s' * (count != 1)} written to {to}")
 
 
 def _submit(job: Job, project: Project, folder: Path, site_file: str | None, target: str | None) -> int:

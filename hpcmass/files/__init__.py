@@ -2,6 +2,7 @@
 
 from hpcmass.files.cache import cache_folder
 from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
+from hpcmass.files.log import LogReader, LogWriter, set_log_aside
 from hpcmass.files.mounts import is_local
 from hpcmass.files.names import check_name
 from hpcmass.files.publish import (
@@ -27,6 +28,8 @@ from hpcmass.files.shared import file_mode, make_dir_as_parent, settle, settle_o
 
 __all__ = [
     "Lease",
+    "LogReader",
+    "LogWriter",
     "NoLinks",
     "Owner",
     "append_record",
@@ -52,6 +55,7 @@ __all__ = [
     "read_records_from",
     "replace",
     "replace_json",
+    "set_log_aside",
     "settle",
     "settle_open",
     "sha256_bytes",

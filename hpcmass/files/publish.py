@@ -54,8 +54,9 @@ def storage_errors(path: Path | str, doing: str) -> Iterator[None]:
 
 def make_dir(path: Path) -> Path:
     """Create a folder and its parents; an existing one is fine."""
-    with storage_errors(path, "make the folder"):
-        path.mkdir(parents=True, exist_ok=True)
+    if not os.path.isdir(path):
+        with storage_errors(path, "make the folder"):
+            path.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -148,7 +149,9 @@ def _link_once(temporary: Path, path: Path, reserve: bool = True, same: bool = F
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, reserve: bool = True, same: bool = False) -> Iterator[Path]:
+def publishing(
+    path: Path, *, reserve: bool = True, same: bool = False, sync_folder: bool = True
+) -> Iterator[Path]:
     """Publish the file that the body writes under the temporary name it is given.
 
     The final name appears, complete and durable, when the body ends well; otherwise nothing stays.
@@ -157,6 +160,7 @@ def publishing(path: Path, *, reserve: bool = True, same: bool = False) -> Itera
         path: The final name.
         reserve: Where there are no hard links, let the name appear empty for a moment; else refuse.
         same: Whoever publishes this name publishes the same content, by which it is named: nothing is reserved.
+        sync_folder: False where something else in this folder is made durable next, and the name with it.
 
     Raises:
         AlreadyExists: The final name was taken (before, or meanwhile).
@@ -179,19 +183,20 @@ def publishing(path: Path, *, reserve: bool = True, same: bool = False) -> Itera
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    with storage_errors(path, "write the folder"):
-        fsync_dir(path.parent)
+    if sync_folder:
+        with storage_errors(path, "write the folder"):
+            fsync_dir(path.parent)
 
 
-def publish(path: Path, data: bytes | str) -> None:
-    """Publish bytes (or UTF-8 text) under a name that is written once.
+def publish(path: Path, data: bytes | str, *, sync_folder: bool = True) -> None:
+    """Publish bytes (or UTF-8 text) under a name that is written once; `sync_folder` as for `publishing`.
 
     Raises:
         AlreadyExists: The name is taken.
         StorageError: The file system refused; nothing is left behind.
     """
-    with publishing(path) as temporary:
-        _write(temporary, data.encode() if isinstance(data, str) else data)
+    with publishing(path, sync_folder=sync_folder) as temporary:
+        _write(temporary, data.encode() if isinstance(data, str) else data, durable=False)  # it will be
 
 
 def claim(path: Path, data: bytes | str = b"") -> bool:
@@ -203,15 +208,17 @@ def claim(path: Path, data: bytes | str = b"") -> bool:
     return True
 
 
-def publish_json(path: Path, value: Any) -> None:
-    """Publish a value as indented JSON."""
-    publish(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def publish_json(path: Path, value: Any, *, sync_folder: bool = True) -> None:
+    """Publish a value as indented JSON; `sync_folder` as for `publishing`."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    publish(path, text, sync_folder=sync_folder)
 
 
-def replace(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+def replace(path: Path, data: bytes | str, *, durable: bool = True, sync_folder: bool = True) -> None:
     """Exchange a small live file (a status) as a whole; a reader sees the old or the new one.
 
-    Not durable it is quicker, and a machine that loses its power may leave an empty file in its place.
+    Not durable it is quicker, and a machine that loses its power may leave an empty file in its place;
+    `sync_folder` as for `publishing`.
     """
     make_dir(path.parent)
     temporary = temporary_beside(path)
@@ -219,16 +226,17 @@ def replace(path: Path, data: bytes | str, *, durable: bool = True) -> None:
         with storage_errors(path, "write the file"):
             _write(temporary, data.encode() if isinstance(data, str) else data, durable=durable)
             os.replace(temporary, path)
-            if durable:
+            if durable and sync_folder:
                 fsync_dir(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def replace_json(path: Path, value: Any, *, durable: bool = True) -> None:
+def replace_json(path: Path, value: Any, *, durable: bool = True, sync_folder: bool = True) -> None:
     """Exchange a small live JSON file as a whole; see `replace`."""
-    replace(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", durable=durable)
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    replace(path, text, durable=durable, sync_folder=sync_folder)
 
 
 def read_json(path: Path) -> Any:

@@ -157,7 +157,7 @@ class RunFolder:
             if recipe is not None:
                 shutil.copyfile(recipe, self.path / "recipe.py")
             (self.path / "site.toml").write_text(site_toml, encoding="utf-8")
-        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)))
+        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)), sync_folder=False)
         publish(self.job_file, job_toml)
 
     def lease(self, *, ttl_s: float = 60.0) -> Lease:

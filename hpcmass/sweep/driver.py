@@ -6,6 +6,7 @@ written once; so a driver that is killed at any moment loses nothing, and the ne
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -20,20 +21,21 @@ from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.flight import Flight, Submit, attempt_of, expect, reached, room_for, seconds_of, slurm_state
 from hpcmass.sweep.halving import Halving
-from hpcmass.sweep.history import learnt, record_of
+from hpcmass.sweep.history import TrialHistory, learnt
 from hpcmass.sweep.interrupt import Interruption
+from hpcmass.sweep.log import StudyLog
 from hpcmass.sweep.records import (
     Outcome,
     TrialSpec,
     best_trials,
     beyond,
     objective_values,
-    read_trials,
     trial_path,
     violations,
 )
 from hpcmass.sweep.settling import Attempts, Settled
-from hpcmass.sweep.study import Study
+from hpcmass.sweep.study import Study, asked_ahead
+from hpcmass.sweep.trials import Trials, no_collection
 from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
@@ -81,8 +83,11 @@ def run_study(
     with ExitStack() as stack:
         stack.callback(lease.release)
         note = begin()
+        log = StudyLog(folder, job.name, job.sweep)
+        stack.callback(log.close)
+        note = "; ".join(filter(None, (note, log.note)))
         interruption = stack.enter_context(Interruption())
-        driver = _Driver(job, folder, prepare, on_event, interruption, lease)
+        driver = _Driver(job, folder, prepare, on_event, interruption, lease, log)
         stack.callback(driver.settle)  # once the workers have ended
         return driver.run(stack, workers, note)
 
@@ -96,30 +101,30 @@ class _Driver:
         on_event: Callable[[Event], None],
         interruption: Interruption,
         lease: Lease,
+        log: StudyLog,
     ) -> None:
         assert job.sweep is not None
         self.job, self.sweep, self.folder = job, job.sweep, folder
         self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
-        trials = read_trials(folder)
-        history = [record_of(job.sweep, spec, outcome) for spec, outcome in trials]
+        self.log, trials = log, log.trials
         warm = read_warm_start(folder) or WarmStart()
         known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
-        self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
-        self.outcomes = {spec.number: outcome for spec, outcome in trials if outcome is not None}
-        self.specs = {spec.number: spec for spec, _ in trials}
-        self.again = [spec for spec, outcome in trials if outcome is None]
+        with no_collection():
+            history = TrialHistory(job.sweep, trials)
+            self.study = Study(job.sweep, history, known=known, evaluations=job.evaluations)
+        self.outcomes, self.specs = trials.outcomes, trials.specs
+        self.again = [trials.spec(number) for number in trials.unfinished()]
+        self.ready: list[TrialSpec] = []  # drawn ahead
+        # A rung's trials come before new ones, so with rungs none is drawn before its turn.
+        self.ahead = 0 if job.sweep.pruner == "halving" else asked_ahead(job.sweep)
         self.exhausted = False
         self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
-        self.failures = _alike([outcome for _, outcome in trials if outcome is not None])
+        self.failures = _alike(trials)
         self.budget = Budget(folder, job.sweep)
         self.halving = Halving(job.sweep, job.evaluations)
-        for spec, outcome in trials:
-            if outcome is not None and job.sweep.budget.value is not None:
-                self._note_value(spec.number, outcome)
-            if self.halving.on:
-                self.halving.recall(spec, outcome, Values(spec.run, job).read)
+        self._recall(trials)
         self.ended: str | None = None
         self.ran = 0
         self.submit: Submit | None = None
@@ -137,22 +142,46 @@ class _Driver:
             if self.ended is not None or (not self.flights and not self._go_on()):
                 break
             if self.flights:
-                self._watch()
+                self._pass_on(stack, workers)
         if not self.interruption.signal:
             self.ended = self.ended or f"all {len(self.outcomes)} trials are counted"
             self._say("ended", None, message=self.ended)
         self.budget.save(self.ended)
         return self._result()
 
+    def _pass_on(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+        """Look at what runs; whoever is free has the next trial before what has ended is counted."""
+        self._look_ahead()
+        ended = self._watch()
+        if (
+            not self.halving.on
+            and self.sweep.budget.value is None
+            and not self.budget.over(nodes_of(self.submit))
+        ):
+            self._fill(stack, workers, draws=False)
+        for flight, verdict in ended:
+            self._settle(flight, verdict)
+
     def settle(self) -> None:
         """Write down what was used, as it is known once the workers are gone."""
         if not self.lease.lost:
             self.budget.finish(nodes_of(self.submit), self.ended)
 
-    def _fill(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+    def _recall(self, trials: Trials) -> None:
+        """What a budget's value and the rungs have to know of the trials so far."""
+        if self.sweep.budget.value is None and not self.halving.on:
+            return
+        for spec, outcome in trials.pairs():
+            if outcome is not None:
+                self._note_value(spec.number, outcome)
+            self.halving.recall(spec, outcome, Values(spec.run, self.job).read)
+
+    def _fill(
+        self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]], *, draws: bool = True
+    ) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
             self._check_lease()
-            spec = self.again.pop(0) if self.again else self.halving.promote(drained=False) or self._draw()
+            spec = self._next(draws)
             if spec is None:
                 return
             flight = Flight(spec, Values(spec.run, self.job))
@@ -166,12 +195,22 @@ class _Driver:
                 if self.submit is None:
                     self.submit = stack.enter_context(workers())
                 self.halving.send(spec)
-                expect(self.submit, self._planned() - len(self.specs) + len(self.again))
+                expect(self.submit, self._planned() - len(self.specs) + len(self.again) + len(self.ready))
                 flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
                 self._say("started", flight, message=twin)
             self.flights.append(flight)
+
+    def _next(self, draws: bool) -> TrialSpec | None:
+        """The trial whose turn it is: one that begins again, one of a rung, one drawn ahead, a new one."""
+        if self.again:
+            return self.again.pop(0)
+        if (spec := self.halving.promote(drained=False)) is not None:
+            return spec
+        if self.ready:
+            return self.ready.pop(0)
+        return self._draw() if draws else None
 
     def _go_on(self) -> bool:
         """With nothing under way any more: whether a paused trial goes on; else those that wait are counted."""
@@ -191,10 +230,23 @@ class _Driver:
                 self.prepare(flight.spec)
             except ConfigError as error:
                 return Verdict("failed", f"ConfigError: {error.message}")
+            return None
         if is_running(run):
             return None
         verdict = judge(run, flight.values)
         return None if verdict.kind == "lost" else verdict
+
+    def _look_ahead(self) -> None:
+        """Draw and lay down the next trials while those that run leave time for it."""
+        while len(self.ready) < self.ahead and not self.again and not self.interruption.signal:
+            if any(flight.future is not None and flight.future.done() for flight in self.flights):
+                return
+            self._check_lease()
+            if (spec := self._draw()) is None:
+                return
+            self.ready.append(spec)
+            with contextlib.suppress(ConfigError):  # it is said when its turn comes
+                self.prepare(spec)
 
     def _draw(self) -> TrialSpec | None:
         number = len(self.specs)
@@ -213,23 +265,29 @@ class _Driver:
             self.study.twins.get(number),
         )
         spec.publish()
-        self.specs[number] = spec
+        self.log.drawn(spec)
         return spec
 
-    def _watch(self) -> None:
-        """Wait for something to happen, at most half a second, and look at every running trial."""
+    def _watch(self) -> list[tuple[Flight, Verdict]]:
+        """Wait for something to happen, at most half a second, and look at every running trial.
+
+        Returns:
+            Those that are no longer run, and what that means.
+        """
         futures = [flight.future for flight in self.flights if flight.future is not None]
         if futures:
             wait(futures, timeout=_POLL_S, return_when=FIRST_COMPLETED)
         else:
             time.sleep(_POLL_S)
+        found = []
         for flight in list(self.flights):
             self._check_lease()
             self._report(flight)
             ended = self._ended(flight)
             if ended is not None and not self.interruption.signal:
                 self.flights.remove(flight)
-                self._settle(flight, ended)
+                found.append((flight, ended))
+        return found
 
     def _check_lease(self) -> None:
         if self.lease.lost:
@@ -317,7 +375,7 @@ class _Driver:
             cause=None if settled is None else settled.cause,
         )
         outcome.publish(flight.spec.path)
-        self.outcomes[number] = outcome
+        self.log.ended(number, outcome)
         self._note_value(number, outcome)
         self.ran += 1
         self.study.tell(
@@ -356,11 +414,7 @@ class _Driver:
         return min(self.sweep.trials, self.study.grid_size or self.sweep.trials)
 
     def _result(self) -> StudyResult:
-        counts = dict.fromkeys(("complete", "pruned", "failed"), 0)
-        for outcome in self.outcomes.values():
-            counts[outcome.state] += 1
-        counts["unfinished"] = len(self.specs) - len(self.outcomes)
-        trials = [(self.specs[n], self.outcomes.get(n)) for n in self.specs]
+        counts, trials = self.log.trials.counts(), self.log.trials.pairs()
         first, *others = self.sweep.objectives
         front = best_trials(self.sweep, trials)
         return StudyResult(
@@ -377,10 +431,15 @@ class _Driver:
         )
 
 
-def _alike(counted: list[Outcome]) -> list[str]:
+def _alike(trials: Trials) -> list[str]:
     """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
-    reasons = [outcome.reason or "" if outcome.state == "failed" else "" for outcome in counted]
-    return reasons if len(set(reasons)) == 1 and reasons[0] else []
+    reasons: list[str] = []
+    for number in trials.in_order():
+        ended = trials.ended(number) or {}
+        reasons.append(ended.get("reason") or "" if ended["state"] == "failed" else "")
+        if not reasons[-1] or reasons[-1] != reasons[0]:
+            return []
+    return reasons
 
 
 __all__ = ["Event", "StudyResult", "Submit", "run_study"]

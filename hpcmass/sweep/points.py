@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 from hpcmass.config.sweep import CategoricalDimension, Dimension, FloatDimension
@@ -101,6 +102,20 @@ def fitted(space: Space, values: Mapping[str, Any]) -> Params | None:
 def key_of(params: Params) -> str:
     """What two points have in common exactly when they are one."""
     return json.dumps(params, sort_keys=True)
+
+
+def keyer(space: Space) -> Callable[[Params], Hashable]:
+    """A quicker `key_of` for points of one space."""
+    names = list(space.dimensions)
+    for dimension in space.dimensions.values():
+        if isinstance(dimension, CategoricalDimension) and len(set(dimension.choices)) < len(dimension.choices):
+            return key_of  # to Python `1 == True == 1.0`
+    whole, count = itemgetter(*names), len(names)
+
+    def key(params: Params) -> Hashable:
+        return whole(params) if len(params) == count else tuple(map(params.get, names))
+
+    return key
 
 
 def _between(low: float, high: float, unit: float) -> float:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Iterable
 from statistics import median
 from typing import Protocol
 
 from hpcmass.config.sweep import SweepTable
 from hpcmass.sweep.points import seed_of
+
+Ended = tuple[int, list[float], bool]  # number, the loss of each evaluation, whether it ran to its end
 
 REDUCTION = 3  # of each rung one of three goes on
 _MEDIAN_STARTUP_TRIALS = 4
@@ -27,6 +30,10 @@ class Pruner(Protocol):
 
     def complete(self, number: int) -> None:
         """Note that a trial, whose values were reported, ran to its end."""
+        ...
+
+    def replay(self, trials: Iterable[Ended]) -> None:
+        """Learn what `report` and `complete` of these would have taught, all at once."""
         ...
 
 
@@ -73,6 +80,16 @@ class Median:
         for evaluation, loss in self._reported.pop(number, {}).items():
             insort(self._known.setdefault(evaluation, []), loss)
 
+    def replay(self, trials: Iterable[Ended]) -> None:
+        """As `Pruner.replay`."""
+        for _, losses, complete in trials:
+            if complete:
+                self._complete += 1
+                for evaluation, loss in enumerate(losses, start=1):
+                    self._known.setdefault(evaluation, []).append(loss)
+        for known in self._known.values():
+            known.sort()
+
 
 class Rungs:
     """Asynchronous successive halving: of those that came to a rung the better third goes on.
@@ -99,6 +116,16 @@ class Rungs:
     def complete(self, number: int) -> None:
         """As `Pruner.complete`."""
         self._passed.pop(number, None)
+
+    def replay(self, trials: Iterable[Ended]) -> None:
+        """As `Pruner.replay`."""
+        for _, losses, _ in trials:
+            rung, evaluation = 0, self._first
+            while evaluation <= len(losses):
+                self._losses.setdefault(rung, []).append(losses[evaluation - 1])
+                rung, evaluation = rung + 1, evaluation * REDUCTION
+        for known in self._losses.values():
+            known.sort()
 
 
 class Hyperband:
@@ -132,3 +159,11 @@ class Hyperband:
     def complete(self, number: int) -> None:
         """As `Pruner.complete`."""
         self._brackets[self.bracket(number)].complete(number)
+
+    def replay(self, trials: Iterable[Ended]) -> None:
+        """As `Pruner.replay`."""
+        shares: list[list[Ended]] = [[] for _ in self._brackets]
+        for one in trials:
+            shares[self.bracket(one[0])].append(one)
+        for bracket, share in zip(self._brackets, shares, strict=True):
+            bracket.replay(share)

@@ -13,6 +13,7 @@ from hpcmass.errors import AlreadyExists, CorruptError, NotFound
 from hpcmass.files import publish_json, read_json
 from hpcmass.runs import RunFolder
 from hpcmass.sweep.front import pareto_front
+from hpcmass.sweep.space import overrides_of
 
 FORMAT = 1
 STATES = ("complete", "pruned", "failed")
@@ -49,20 +50,22 @@ class TrialSpec:
     def publish(self) -> None:
         """Write `trial.json`; the trial exists from now on.
 
+        Its run folder is laid down next, or its outcome written; the name is durable with that.
+
         Raises:
             AlreadyExists: There is a trial of this number.
         """
-        publish_json(
-            self.path / "trial.json",
-            {
-                "format": FORMAT,
-                "number": self.number,
-                "params": self.params,
-                "overrides": self.overrides,
-                "told": self.told,
-                **({} if self.twin is None else {"twin": self.twin}),
-            },
-        )
+        publish_json(self.path / "trial.json", {"format": FORMAT, **self.raw()}, sync_folder=False)
+
+    def raw(self) -> dict[str, Any]:
+        """What its record says."""
+        return {
+            "number": self.number,
+            "params": self.params,
+            "overrides": self.overrides,
+            "told": self.told,
+            **({} if self.twin is None else {"twin": self.twin}),
+        }
 
 
 @dataclass(frozen=True)
@@ -176,28 +179,58 @@ def read_trials(study: Path) -> list[tuple[TrialSpec, Outcome | None]]:
         CorruptError: A record is not what it should be, or a trial is missing in between.
     """
     folder = study / "trials"
-    names = sorted(name for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
     found = []
-    for name in names:
-        spec = _read_spec(folder / name)
+    for name in sorted(trial_names(study), key=int):
+        spec = read_spec(folder / name)
         if spec is not None:
             found.append((spec, read_outcome(folder / name)))
     for place, (spec, _) in enumerate(found):
         if spec.number != place:
-            raise CorruptError(f"trial {place} is missing", where=folder, hint="was its folder removed?")
+            raise missing(study, place)
     return found
 
 
-def _read_spec(path: Path) -> TrialSpec | None:
+def trial_names(study: Path) -> list[str]:
+    """The names of the trials' folders, in no order; in some there may be no trial yet."""
+    try:
+        return [name for name in os.listdir(study / "trials") if name.isdigit()]
+    except FileNotFoundError:
+        return []
+
+
+def missing(study: Path, number: int) -> CorruptError:
+    """The error where a trial is not there that has to be."""
+    return CorruptError(f"trial {number} is missing", where=study / "trials", hint="was its folder removed?")
+
+
+def read_spec(path: Path) -> TrialSpec | None:
+    """The trial of a folder, or None where it was not drawn yet.
+
+    Raises:
+        CorruptError: The record is not what it should be.
+    """
     try:
         raw = _read(path / "trial.json")
     except NotFound:
         return None  # The driver ended before the trial was drawn; the number is drawn again.
+    return spec_of(raw, path)
+
+
+def spec_of(raw: Mapping[str, Any], path: Path) -> TrialSpec:
+    """The trial that a record tells of.
+
+    Args:
+        raw: As `TrialSpec.raw`; overrides that follow from the parameters may be left out.
+        path: Its run folder.
+
+    Raises:
+        CorruptError: It is none.
+    """
     try:
         return TrialSpec(
             number=int(raw["number"]),
             params=dict(raw["params"]),
-            overrides=dict(raw["overrides"]),
+            overrides=dict(raw.get("overrides") or overrides_of(raw["params"])),
             told=int(raw.get("told", 0)),
             path=path,
             twin=None if raw.get("twin") is None else int(raw["twin"]),
@@ -216,9 +249,21 @@ def read_outcome(path: Path) -> Outcome | None:
         CorruptError: The record is not what it should be.
     """
     try:
-        raw = _read(path / "outcome.json")
+        return outcome_of(_read(path / "outcome.json"), path)
     except NotFound:
         return None
+
+
+def outcome_of(raw: Mapping[str, Any], path: Path) -> Outcome:
+    """The outcome that a record tells of.
+
+    Args:
+        raw: Its attributes.
+        path: The trial's run folder.
+
+    Raises:
+        CorruptError: It is none.
+    """
     try:
         outcome = Outcome(**{name: raw[name] for name in _OUTCOME_KEYS if name in raw})
     except TypeError as error:

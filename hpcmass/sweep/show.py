@@ -11,6 +11,7 @@ from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.files import Lease, Owner
 from hpcmass.runs import PAUSED
 from hpcmass.sweep.budget import Used, read_used, used_in_words
+from hpcmass.sweep.log import study_trials
 from hpcmass.sweep.records import (
     BestTrial,
     Outcome,
@@ -18,7 +19,6 @@ from hpcmass.sweep.records import (
     best_trials,
     beyond,
     objective_values,
-    read_trials,
     violations,
 )
 from hpcmass.sweep.watch import Values
@@ -99,7 +99,7 @@ def study_table(folder: Path) -> list[TrialRow]:
     """
     job = study_job(folder)
     assert job.sweep is not None
-    trials = read_trials(folder)
+    trials = study_trials(folder).pairs()
     front = {best.number for best in best_trials(job.sweep, trials)}
     return [replace(_row(job, *pair), front=pair[0].number in front) for pair in trials]
 
@@ -112,7 +112,7 @@ def study_summary(folder: Path) -> StudySummary:
     """
     job = study_job(folder)
     assert job.sweep is not None
-    trials = read_trials(folder)
+    trials = study_trials(folder).pairs()
     counts: dict[str, int] = {}
     for spec, outcome in trials:
         state = _row(job, spec, outcome).state

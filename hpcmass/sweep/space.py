@@ -54,7 +54,12 @@ class Space:
 
     def overrides(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A draw as dotted job keys; a name without a dot is a name of `[params]`."""
-        return {name if "." in name else f"params.{name}": value for name, value in params.items()}
+        return overrides_of(params)
+
+
+def overrides_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """As `Space.overrides`, which is the same in every space."""
+    return {name if "." in name else f"params.{name}": value for name, value in params.items()}
 
 
 def _exists(dimension: Dimension, params: Params) -> bool:

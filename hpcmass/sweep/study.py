@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from hpcmass.config.sweep import SweepTable
 from hpcmass.errors import ConfigError
 from hpcmass.sweep.evolve import Evolution, Member
-from hpcmass.sweep.history import OutcomeState, Record
-from hpcmass.sweep.points import key_of, random_point, seed_of
-from hpcmass.sweep.prune import make_pruner
+from hpcmass.sweep.history import History, OutcomeState, Record, RecordHistory
+from hpcmass.sweep.points import keyer, random_point, seed_of
+from hpcmass.sweep.prune import Ended, make_pruner
 from hpcmass.sweep.space import Params, Space
 
 REDRAWS = 20  # of a point that there is already, before it is allowed
@@ -27,6 +27,16 @@ REDRAWS = 20  # of a point that there is already, before it is allowed
 # stays where it is, and CMA-ES counts what it has drawn.
 _OWN_DRAWS = {"random": REDRAWS, "qmc": 1, "tpe": 5, "nsga2": 10, "gp": 1, "cmaes": 1}
 _BY_OPTUNA = ("tpe", "gp", "cmaes")
+
+
+def asked_ahead(table: SweepTable) -> int:
+    """How many trials are drawn before a worker is free for them: one for every eight at once.
+
+    What is drawn ahead knows nothing of the outcomes that come until it is started. So with one trial at a time
+    samplers that learn are asked after each outcome; those that do not learn propose the same in any case.
+    """
+    learns = table.sampler in (*_BY_OPTUNA, "nsga2")
+    return 0 if learns and table.parallel == 1 else math.ceil(table.parallel / 8)
 
 
 class Study:
@@ -39,7 +49,7 @@ class Study:
     def __init__(
         self,
         table: SweepTable,
-        history: Sequence[Record] = (),
+        history: Sequence[Record] | History = (),
         *,
         known: Sequence[Record] = (),
         evaluations: int | None = None,
@@ -62,7 +72,8 @@ class Study:
         self.grid_size = sum(1 for _ in islice(self.space.grid(), table.trials)) if grid else None
         self._grid: Iterator[Params] = iter(())  # its points from `_grid_next` on
         self._grid_next = sys.maxsize
-        self._points: dict[str, int] = {}  # by `key_of`, the first trial that has it
+        self._key = keyer(self.space)
+        self._points: dict[Hashable, int] = {}  # by `_key`, the first trial that has it
         self.twins: dict[int, int] = {}  # trials that are where another one was before
         self._open: dict[int, Record] = {}
         self._pruner = make_pruner(table, evaluations)
@@ -74,9 +85,7 @@ class Study:
         self._propose = self._proposer()
         self._evolution = Evolution(self.space)
         self._worst: float | None = None  # loss of a trial that keeps to the constraints
-        for record in known:
-            self._learn(record)
-        self._replay(sorted(history, key=lambda record: record.number))
+        self._replay(known, RecordHistory(history) if isinstance(history, Sequence) else history)
 
     # -- asking -----------------------------------------------------------------------------------------
     def ask(self, number: int) -> Params | None:
@@ -98,12 +107,12 @@ class Study:
                 allowed = params if last_own or allowed is None else allowed
             else:
                 params = random_point(self.space, random.Random(seed))
-            if key_of(params) not in self._points:
+            if self._key(params) not in self._points:
                 break
         else:
             assert allowed is not None
             params = allowed
-            self.twins[number] = self._points[key_of(params)]
+            self.twins[number] = self._points[self._key(params)]
         self._begin(Record(number, params))
         return params
 
@@ -124,7 +133,7 @@ class Study:
         return lambda number, redraw, seed: window.draw(self.space, seed)
 
     def _begin(self, record: Record) -> None:
-        self._points.setdefault(key_of(record.params), record.number)
+        self._points.setdefault(self._key(record.params), record.number)
         self._open[record.number] = record
         if self._window is not None:
             self._window.begin(record)
@@ -173,25 +182,47 @@ class Study:
         return replace(record, value=self._signs[0] * (worst + violation), violations=())
 
     # -- going on ---------------------------------------------------------------------------------------
-    def _replay(self, history: list[Record]) -> None:
+    def _replay(self, known: Sequence[Record], history: History) -> None:
         """Bring the study to where the folder says it was.
 
         CMA-ES keeps its state in the trials that it drew, so its draws are made again, each after exactly
         those outcomes that had been counted then. The other samplers need the trials only.
         """
-        waiting = sorted((r for r in history if r.state is not None), key=lambda record: -record.order)
-        for record in history:
-            if self._table.sampler == "cmaes":
-                while waiting and waiting[-1].order < record.told:
-                    self._count(waiting.pop())
-                if _close(self.ask(record.number), record.params):
-                    continue
+        if self._table.sampler == "cmaes":
+            self._draw_again(history)
+            return
+        points, key = self._points, self._key
+        for number, params in enumerate(history.points()):
+            points.setdefault(key(params), number)
+        ended = history.in_order()
+        if self._pruner is not None:
+            self._pruner.replay(self._losses(history, ended))
+        if self._table.sampler == "nsga2":
+            for record in (*known, *map(history.record, ended)):
+                self._learn(record)
+        if self._window is not None:
+            self._window.load(known, history)
+        for number in history.unfinished():
+            self._begin(history.record(number))
+
+    def _losses(self, history: History, numbers: Sequence[int]) -> Iterator[Ended]:
+        """What the pruner is told of trials that have ended."""
+        sign = self._signs[0]
+        for number, values, complete in history.curves(numbers):
+            yield number, [sign * value for _, value in values], complete
+
+    def _draw_again(self, history: History) -> None:
+        waiting = [history.record(number) for number in reversed(history.in_order())]
+        for number, _ in enumerate(history.points()):
+            record = history.record(number)
+            while waiting and waiting[-1].order < record.told:
+                self._count(waiting.pop())
+            if not _close(self.ask(number), record.params):
                 raise ConfigError(
-                    f"trial {record.number} is not what CMA-ES draws there",
+                    f"trial {number} is not what CMA-ES draws there",
                     where="sweep.sampler",
                     hint="the study was begun with another version of optuna or cmaes; begin it anew",
                 )
-            self._begin(Record(record.number, record.params, record.told))
         while waiting:
             self._count(waiting.pop())
 
@@ -206,9 +237,11 @@ def _close(drawn: Params | None, recorded: Params) -> bool:
     """Whether two draws are one, up to what another machine's linear algebra may round differently."""
     return (
         drawn is not None
-        and list(drawn) == list(recorded)
+        and drawn.keys() == recorded.keys()
         and all(
-            math.isclose(a, b, rel_tol=1e-6) if isinstance(a, float) else a == b
-            for a, b in zip(drawn.values(), recorded.values(), strict=True)
+            math.isclose(value, recorded[name], rel_tol=1e-6)
+            if isinstance(value, float)
+            else value == recorded[name]
+            for name, value in drawn.items()
         )
     )

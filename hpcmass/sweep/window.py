@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from bisect import insort
 from collections.abc import Sequence
+from heapq import nsmallest
 from typing import Any
 
 import optuna
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpcmass.config.sweep import CategoricalDimension, Dimension, FloatDimension, SweepTable
 from hpcmass.sweep.evolve import Elite, Member
-from hpcmass.sweep.history import Record
+from hpcmass.sweep.history import History, Record
 from hpcmass.sweep.space import Params, Space
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -45,7 +46,8 @@ class Window:
         self._limit = looks_at = _LOOKS_AT.get(table.sampler)
         self._signs = [one.sign for one in table.objectives]
         self._distributions = {name: _distribution(one) for name, one in table.space.items()}
-        self._finished: list[Record] = []
+        self._finished: list[Record] = []  # all, or where the window is bounded the newest
+        self._count = 0  # of all that finished
         self._running: dict[int, Record] = {}
         self._best: list[tuple[float, float, int, Record]] = []  # violation, loss, number: of one objective
         self._elite = Elite(64 if looks_at is None else min(64, looks_at // 4))  # of several
@@ -81,14 +83,43 @@ class Window:
         """A trial has ended."""
         self._running.pop(record.number, None)
         self._finished.append(record)
+        self._count += 1
         self._note_best(record)
-        count, limit = len(self._finished), self._limit
+        count, limit = self._count, self._limit
         if limit is not None and count >= limit and (count - limit) % max(limit // 4, 1) == 0:
             self._rebase(limit)
         elif self._study is not None:
             self._settle(self._study, record)
             if self._table.sampler == "cmaes" and count % _CMA_KEEPS == 0:
                 self._compact(self._study)
+
+    def load(self, known: Sequence[Record], history: History) -> None:
+        """Bring a new window to where `tell` of each of these, in this order, would bring it.
+
+        Args:
+            known: Results from elsewhere.
+            history: The study's trials, of which those count that have ended.
+        """
+        told: list[Record | int] = [*known, *history.in_order()]
+        limit, count = self._limit, len(told)
+        done = 0
+        if limit is not None and count >= limit and len(self._signs) == 1:
+            quarter = max(limit // 4, 1)
+            done = count - (count - limit) % quarter
+            numbers = [one for one in told[:done] if isinstance(one, int)]
+            sign = self._signs[0]
+            ranked = [(v, sign * value, n) for v, value, n in history.standings(numbers)]
+            for earlier in known[:done]:  # complete, each with its value
+                value = (earlier.all_values or (0.0,))[0]
+                ranked.append((sum(earlier.violations), sign * value, earlier.number))
+            self._best = [(*one, _at(one[2], known, history)) for one in nsmallest(quarter, ranked)]
+            self._finished = [
+                one if isinstance(one, Record) else history.record(one) for one in told[:done][-limit:]
+            ]
+            self._count = done
+            self._rebase(limit)
+        for one in told[done:]:
+            self.tell(one if isinstance(one, Record) else history.record(one))
 
     def _compact(self, old: optuna.Study) -> None:
         """Leave out what CMA-ES no longer looks at: what it goes on from lies in the newest trials."""
@@ -134,6 +165,7 @@ class Window:
             wanted = {member.number for member in self._elite.members} - chosen.keys()
             kept = {r.number: r for r in (*self._base, *self._finished[self._since :]) if r.number in wanted}
             chosen.update(kept)
+        del self._finished[:-limit]
         self._base, self._since = list(chosen.values()), len(self._finished)
         self._study = None
 
@@ -177,6 +209,10 @@ class Window:
                 trial.report(value, evaluation)
             values = frozen.values if frozen.state == TrialState.COMPLETE else None
             study.tell(trial, values, state=frozen.state)
+
+
+def _at(number: int, known: Sequence[Record], history: History) -> Record:
+    return history.record(number) if number >= 0 else known[-1 - number]
 
 
 def _constraints(violations: Sequence[float]) -> dict[str, float] | None:

@@ -25,7 +25,8 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.budget import read_used
 from hpcmass.sweep.driver import Submit, run_study
-from hpcmass.sweep.records import Outcome, TrialSpec, read_trials
+from hpcmass.sweep.log import study_trials
+from hpcmass.sweep.records import Outcome, TrialSpec
 from hpcmass.sweep.space import Space
 from hpcmass.sweep.warm import read_warm_start
 from hpcmass.train.pins import read_pins, record_pins, settle
@@ -148,7 +149,7 @@ def rerun_trial(study: Path, number: int, project: Project) -> tuple[TrialSpec, 
     job = load_job(study / "job.toml")
     if job.sweep is None:
         raise ConfigError("the job has no [sweep] table", where=study / "job.toml")
-    trials = read_trials(study)
+    trials = study_trials(study).pairs()
     if not 0 <= number < len(trials):
         raise NotFound(
             f"there is no trial {number}",
@@ -254,7 +255,7 @@ def _lay_down_recipe(recipe: Path, folder: Path) -> str:
     text = recipe.read_bytes()
     if claim(copy, text) or sha256_file(copy) == sha256_bytes(text):
         return ""
-    trials = read_trials(folder)
+    trials = study_trials(folder).pairs()
     if any(outcome is not None and outcome.state != "failed" for _, outcome in trials):
         raise ConfigError(
             "the recipe has changed since this study was begun",

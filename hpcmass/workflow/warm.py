@@ -11,7 +11,7 @@ from hpcmass.catalogue import Catalogue, Version
 from hpcmass.config import Job, Project, job_with, load_job
 from hpcmass.errors import HpcmassError, NotFound
 from hpcmass.sweep.facts import FACTS
-from hpcmass.sweep.records import read_trials
+from hpcmass.sweep.log import study_trials
 from hpcmass.sweep.warm import WarmStart, as_known
 from hpcmass.workflow.projects import find_study
 
@@ -60,7 +60,7 @@ def _trials(folder: Path, source: str, job: Job, study: Path) -> Iterator[Found]
     begun = load_job(folder / "job.toml")
     assert begun.sweep is not None
     assert job.sweep is not None
-    for spec, outcome in read_trials(folder):
+    for spec, outcome in study_trials(folder).pairs():
         if outcome is None or outcome.state != "complete":
             continue
         measured: dict[str, Any] = dict(outcome.measured)

@@ -75,7 +75,7 @@ def test_a_repaired_recipe_reaches_the_trials_that_have_not_begun(project):
     result = sweep(job, project, Site.local(), on_event=events.append)
     assert result.counts == {"complete": 2, "pruned": 0, "failed": 2, "unfinished": 0}
     assert events[0].message == (
-        "1 unfinished; the recipe was repaired; "
+        "2 unfinished; the recipe was repaired; "  # one of them drawn ahead
         "2 that failed with the old one still count (raise sweep.trials to have more)"
     )
     copies = [(spec.run.path / "recipe.py").read_text() for spec, _ in read_trials(folder)]
