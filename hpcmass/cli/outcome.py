@@ -25,8 +25,8 @@ def tell_run(run: RunFolder, status: Status) -> int:
         told = ", ".join(filter(None, facts))
         click.echo(f"completed{': ' * bool(told)}{told}; everything lies in {where}")
         return code
-    click.echo(
-        f"{status.state.value.lower()} at step {status.step}: {status.reason or 'no reason known'}", err=True
-    )
+    # Of a run that failed this is the last step on record, not that of the failure.
+    step = f"after step {status.step}" if status.state is State.FAILED else f"at step {status.step}"
+    click.echo(f"{status.state.value.lower()} {step}: {status.reason or 'no reason known'}", err=True)
     click.echo(f"  see: hpcmass why {where}; start it again to go on", err=True)
     return code

@@ -6,6 +6,7 @@ ranks and threads, and when a run was stopped and goes on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,22 @@ class Augment:
         assert recipe.augment is not None
         self._recipe, self._augment, self._seed = recipe, recipe.augment, seed
 
-    def __call__(self, epoch: int, first: int, ids: Ids, arrays: Arrays) -> None:
+    def __call__(self, epoch: int, first: int | Sequence[int], ids: Ids, arrays: Arrays) -> None:
         """Change samples where they lie.
 
         Args:
             epoch: The epoch.
-            first: Position of the first one in the epoch.
+            first: Position of the first one in the epoch, or the position of each.
             ids: Sample numbers, shape (n,).
             arrays: An array a field, shape (n, *field.shape); `Pieces` of a ragged one, whose lengths stay.
 
         Raises:
             RecipeError: It raised, or gave something of another shape or type.
         """
-        for number in range(len(ids)):
+        positions = first if isinstance(first, Sequence) else range(first, first + len(ids))
+        for number, position in enumerate(positions):
             sample = {name: array[number, ...] for name, array in arrays.items()}
-            made = self._augment(dict(sample), generator(self._seed, epoch, first + number))
+            made = self._augment(dict(sample), generator(self._seed, epoch, position))
             for name, value in made.items():
                 if value is not sample.get(name):
                     self._put(name, value, sample)

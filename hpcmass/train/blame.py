@@ -46,14 +46,17 @@ def _halve(ids: list[int], loss_of: LossOf, limit: float) -> list[int]:
 
 
 def gather_blame(
-    comm: Communicator, bad: tuple[np.ndarray[Any, Any], float] | None, loss_of: LossOf, limit: float = math.inf
+    comm: Communicator,
+    bad: tuple[np.ndarray[Any, Any], float] | None,
+    ways: Sequence[LossOf],
+    limit: float = math.inf,
 ) -> list[dict[str, Any]]:
     """What every rank with a bad loss knows of it, the same on all ranks. Collective.
 
     Args:
         comm: The ranks.
         bad: This rank's samples whose loss is bad, and that loss; None where it is not.
-        loss_of: As for `spoilt_alone`.
+        ways: Each as `loss_of` of `spoilt_alone`; the next one is asked where nothing was found.
         limit: As for `spoilt_alone`.
 
     Returns:
@@ -65,7 +68,7 @@ def gather_blame(
         batch, loss = [int(one) for one in bad[0]], bad[1]
         mine = {
             "rank": comm.rank, "loss": loss if math.isfinite(loss) else None, "batch": batch,
-            "alone": spoilt_alone(batch, loss_of, limit),
+            "alone": next(filter(None, (spoilt_alone(batch, way, limit) for way in ways)), []),
         }  # fmt: skip
     return [one for one in comm.share_objects(mine) if one is not None]
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from hpcmass.errors import HpcmassError, RankFailed
+from hpcmass.errors import CorruptError, HpcmassError, RankFailed, StorageError
 from hpcmass.launch import leave_word
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.comm import Communicator
@@ -23,6 +23,8 @@ def last_words(run: RunFolder, attempt: int, comm: Communicator, error: BaseExce
     if not is_agreed(error) or comm.rank == 0:
         run.record_exception(attempt, comm.rank, error, watch.step)
         text = error.message if isinstance(error, HpcmassError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, (CorruptError, StorageError)) and error.where:
+            text = f"{error.where}: {text}"  # which shard, which disk
         text = "ended at once by a second signal" if stopped else text
         if comm.size > 1 and not is_agreed(error):
             text = f"rank {comm.rank}: {text}"
@@ -48,6 +50,8 @@ def end_all(comm: Communicator, error: BaseException) -> NoReturn:
     if isinstance(error, HpcmassError):
         if not leave_word(error):
             print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+    elif isinstance(error, KeyboardInterrupt):
+        comm.abort("interrupted", 130)
     else:
         text = "".join(traceback.format_exception(error))
         print(f"{text}error: rank {comm.rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

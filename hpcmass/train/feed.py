@@ -46,11 +46,11 @@ class Key(NamedTuple):
 
     Attributes:
         epoch: The epoch.
-        first: Position of its first sample in the epoch.
+        first: Position of its first sample in the epoch, or the position of each.
     """
 
     epoch: int
-    first: int
+    first: int | Sequence[int]
 
 
 class ReadAhead:

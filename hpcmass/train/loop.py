@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import torch
 
 from hpcmass.errors import ConfigError, TrainError
 from hpcmass.runs import RunFolder, State
+from hpcmass.train.augment import Augment
 from hpcmass.train.blame import gather_blame, in_words, judging
 from hpcmass.train.checkpoint import Best, Mark
 from hpcmass.train.comm.agree import agreed, is_agreed, on_root
 from hpcmass.train.comm.base import Communicator
 from hpcmass.train.defaults import Sum
+from hpcmass.train.feed import Key, ReadAhead
 from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
@@ -191,21 +194,31 @@ class Loop:
         flags[2] = float(self.run_folder.lost)  # only rank 0 has the lease
         flags[3], flags[4] = self.keeper.flags()
 
-    def _loss_of(self, ids: np.ndarray[Any, Any]) -> float:
-        """The loss of some samples as in validation: nothing is augmented, and nothing of the model changes."""
+    def _loss_of(self, ids: np.ndarray[Any, Any], *, train: bool = False) -> float:
+        """The loss of some samples as in validation, or augmented as in training; the model stays as it is."""
         task = self.task
-        arrays = {**task.train.batch(ids), "sample_id": ids}
-        ready = prepare(arrays, task.recipe, *task.fields, train=False, device=self.comm.device)
+        arrays = self._augmented(ids) if train and task.recipe.augment is not None else task.train.batch(ids)
+        ready = prepare(
+            {**arrays, "sample_id": ids}, task.recipe, *task.fields, train=train, device=self.comm.device
+        )
         with torch.no_grad(), judging(task.model), self._precision.autocast():
             loss = task.recipe.loss(forward(task.model, task.recipe, ready.inputs), ready.targets)
         return loss.mean if isinstance(loss, Sum) else float(loss)
+
+    def _augmented(self, ids: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """Samples of this step, augmented as they were at their places in the epoch."""
+        task, at = self.task, self.at
+        stop = min(at.samples + self.job.global_batch, self.plan.usable)
+        places = {int(one): at.samples + n for n, one in enumerate(task.order.ids(at.epoch, at.samples, stop))}
+        with ReadAhead(task.train, [], augment=Augment(task.recipe, self.job.seed)) as data:
+            return data.batch(ids, Key(at.epoch, [places[int(one)] for one in ids]))
 
     def _blame(self, *, finite: bool) -> TrainError:
         """The loss is bad: find out which samples are at fault. Collective."""
         self.keeper.finish_if_possible()
         gradients, limit = self.gradients, self.gradients.soundness.limit
         bad = gradients.own_step() if finite else gradients.spoilt
-        blame = gather_blame(self.comm, bad, self._loss_of, limit)
+        blame = gather_blame(self.comm, bad, [self._loss_of, partial(self._loss_of, train=True)], limit)
         if self.reporter is not None:
             self.reporter.bad_loss(self.at.step + 1, self.at.epoch, blame)
         return self._bad_loss(bad_loss_in_words(blame, gradients.step_loss, limit), in_words(blame))

@@ -112,6 +112,8 @@ def start_ranks(
         if _attempt(run) == before:
             if outcome.ok and run.exists() and run.status().state is State.COMPLETED:
                 return run.status()  # It was completed before, and the ranks had nothing to do.
+            if outcome.signalled is not None:
+                raise KeyboardInterrupt  # before there was anything to stop
             raise _refusal(outcome, waiting, console, plan.pmi)
         if _attempt(run) > before + 1:
             # Begun again by somebody else meanwhile: nothing in there is about our ranks.

@@ -349,7 +349,7 @@ def test_a_node_that_is_lost_ends_the_run_and_is_named(
     reason = f"node {gone} was lost with rank 1: it failed, or all of its processes were killed"
     # Said by the run itself: Slurm, which would have ended the job with the node, had not noticed.
     assert "rc 2" in text, text
-    assert f"failed at step {run.status().step}: {reason}" in text
+    assert f"failed after step {run.status().step}: {reason}" in text
     assert (run.status().state, run.status().reason) == (State.FAILED, reason)
     first = min(run.errors(), key=lambda error: error.time)
     assert (first.rank, first.host, first.error) == (1, gone, "NodeLost")

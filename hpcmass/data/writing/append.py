@@ -75,8 +75,9 @@ def append(
         codes = _same_fields(folder, there, readable.fields)
         readable = readable.select([one.name for one in there])
         record = source_record(readable, hash_files(readable.files))
-        name = name or sha256_bytes(canonical_json(record))[:16]
-        if completed(folder, name) is not None:
+        by_path = sha256_bytes(canonical_json(record))[:16]  # the name that earlier versions gave
+        name, named = name or _content_name(record), name is not None
+        if any(completed(folder, one) is not None for one in ({name} if named else {name, by_path})):
             sweep(folder)
             raise AlreadyExists(
                 f"these samples were appended before (as {name!r})",
@@ -95,6 +96,12 @@ def append(
             raise
     assert writer.manifest is not None
     return writer.manifest
+
+
+def _content_name(record: dict[str, Any]) -> str:
+    """A name by what is in the files, whatever they are called."""
+    files = [{key: value for key, value in one.items() if key != "path"} for one in record["files"]]
+    return sha256_bytes(canonical_json({**record, "files": files}))[:16]
 
 
 @contextlib.contextmanager

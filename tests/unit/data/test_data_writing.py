@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -135,6 +136,9 @@ def test_an_addition_keeps_what_was_there(tmp_path: Path) -> None:
         open_dataset(tmp_path / "d", id="0" * 64)
     with pytest.raises(AlreadyExists, match="appended before"):
         append(tmp_path / "d", tmp_path / "more.npz")
+    shutil.copy(tmp_path / "more.npz", tmp_path / "copy.npz")
+    with pytest.raises(AlreadyExists, match="appended before"):
+        append(tmp_path / "d", tmp_path / "copy.npz")
     append(tmp_path / "d", tmp_path / "more.npz", name="once-more")
     tools.check_samples(tmp_path / "d", [*range(20), *range(50, 60), *range(50, 60)])
     assert len(open_dataset(tmp_path / "d").manifest.source["parts"]) == 3

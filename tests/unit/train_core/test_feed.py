@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +271,5 @@ def test_a_shard_cut_off_while_training_ends_the_run_with_its_name(tmp_path: Pat
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert "shard-00003.h5" in done.stderr
     assert "Traceback" not in done.stderr
+    # What is said of several ranks, and by `status`, is the reason on record.
+    assert "shard-00003.h5: " in json.loads((tmp_path / "runs" / "r" / "status.json").read_text())["reason"]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from hpcmass.config import Project, Site, job_from_values
-from hpcmass.data import reader, shard
+from hpcmass.data import open_dataset, reader, shard
 from hpcmass.errors import (
     ConfigError,
     CorruptError,
@@ -172,7 +172,7 @@ def test_nan_loss(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = RunFolder(tmp_path / "r")
     assert run.status().state is State.FAILED
     assert "step 1 " in run.status().reason
-    assert "none of them by itself" in run.status().reason  # the recipe spoils them in training only
+    assert "each of samples" in run.status().reason  # though the recipe spoils them in training only
     assert [e.error for e in run.errors()] == ["TrainError"]
     monkeypatch.delenv("INF")
     assert go(project, tmp_path / "r")[1].state is State.COMPLETED
@@ -251,6 +251,28 @@ def test_early_stop_counts_over_a_resume(project: Project, tmp_path: Path) -> No
     assert "early stop" in status.reason
     with pytest.raises(ConfigError, match="no metric 'f1'"):
         go(project, tmp_path / "s", early_stop={"metric": "f1"})
+
+
+AUGMENT = """
+def augment(sample, rng):
+    if sample["y"] == 1 and sample["x"][0] > 1.5:  # few of the samples
+        sample["x"] = sample["x"] * float("nan")
+    return sample
+"""
+
+
+def test_a_sample_that_only_its_augmentation_spoils_is_named(project: Project, tmp_path: Path) -> None:
+    made = Project.create(tmp_path / "p", "tests")
+    shutil.copytree(project.data / "d", made.data / "d")
+    (made.root / "recipe.py").write_text(RECIPE + AUGMENT)
+    raw = open_dataset(made.data / "d").batch(range(47))
+    spoilt = {int(one) for one in np.flatnonzero((raw["y"] == 1) & (raw["x"][:, 0] > 1.5))}
+    assert spoilt
+    with pytest.raises(TrainError, match=r": samples? \d"):
+        go(made, tmp_path / "r")
+    (told,) = next(RunFolder(tmp_path / "r").records("bad-loss"))["ranks"]
+    assert told["alone"]
+    assert set(told["alone"]) == set(told["batch"]) & spoilt
 
 
 def test_steps_and_batches(project: Project, tmp_path: Path) -> None:
