@@ -32,6 +32,8 @@ _OF_MEMCPY = {
     "memory": (0.75, 0.95),
 }
 _WIDE_ROW_BYTES = 16 << 10
+# Seconds of the consumer's thread, which decide where datasets or batches are tiny.
+_EPOCH_S, _BATCH_S = 2.5e-4, 1e-5
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def explain(
     )
     share = facts.resident if facts.resident is not None else 0.0
     expected = memory if storage is None else 1 / (share / memory + (1 - share) / min(storage, memory))
+    n = len(dataset)
+    expected = 1 / (1 / expected + _EPOCH_S / n + _BATCH_S / min(batch_size, n))
     with loader:
         next(loader)  # threads, mappings and buffers are there
         began, count, most = time.perf_counter(), 0, 0
