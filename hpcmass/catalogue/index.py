@@ -86,6 +86,11 @@ class Index:
                 return None
             self._apply(changed, {*new[0], *changed.pending()})
             changed.keep_positions(new[1])
+            turn = _turn(changing) + 1
+            changed.keep_facts({"turn": str(turn)})
+        if _turn(self._file.current) < turn:
+            # Another process makes the index anew, and has removed this one's log from under the reader.
+            raise sqlite3.OperationalError("the index was removed")
         return self._file.current
 
     def rebuild(self) -> sqlite3.Connection:
@@ -156,7 +161,9 @@ class Index:
 
     def _build(self, connection: sqlite3.Connection) -> None:
         rows = IndexRows.create(connection)
-        rows.keep_facts({"layout": str(LAYOUT), "root": self._root(), "identity": self._identity()})
+        rows.keep_facts(
+            {"layout": str(LAYOUT), "root": self._root(), "identity": self._identity(), "turn": "0"}
+        )
         # Before the tree is walked, so that what comes meanwhile is found afterwards.
         new = self._news(rows)
         pointers, positions = new if new is not None else (set(), {})
@@ -207,9 +214,10 @@ class Index:
             if move is not None:
                 rows.move_alias(pointer.model, pointer.alias, move.number, move.version)
             return move is not None
+        there = self._exists(pointer)  # asked first: it may come while it is read
         versions = VersionClaims(path.parent, pointer.model, {}, wait_s=0).versions(pointer.number)
         rows.add(versions)
-        return bool(versions) or self._exists(pointer)  # there may be nothing but what was removed
+        return bool(versions) or there  # there may be nothing in it but what was removed
 
     def _removed(self, pointer: Pointer, last: dict[Path, int]) -> bool:
         """Whether a claim that is not there will not come: numbers behind it are taken."""
@@ -228,6 +236,11 @@ def _named(pointer: Pointer) -> bool:
     except NameNotAllowed:
         return False
     return True
+
+
+def _turn(connection: sqlite3.Connection) -> int:
+    """How often the index was changed since it was made."""
+    return int(_fact(connection, "turn") or 0)
 
 
 def _fact(connection: sqlite3.Connection, key: str) -> str | None:

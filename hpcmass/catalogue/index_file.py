@@ -24,6 +24,7 @@ from hpcmass.files.publish import fsync_file, temporary_beside
 
 _WAIT_S = 30.0
 _OLD_S = 86400.0
+_LEFT_S = 600.0  # since its last change, before an index that was made anew is removed
 
 _inherited: list[sqlite3.Connection] = []
 """Connections of a parent process: neither used nor closed here, since its locks hang on them."""
@@ -183,7 +184,7 @@ class LiveIndex(IndexFile):
     def path(self) -> Path:
         """The file that counts now; where none does, one that does not exist."""
         try:
-            name = self._pointer.read_text(encoding="ascii")
+            name = self._pointer.read_text(encoding="utf-8")
         except (OSError, ValueError):
             name = ""
         good = re.fullmatch(re.escape(self.stem) + r"-[0-9a-f]{16}\.sqlite", name)
@@ -230,8 +231,6 @@ class LiveIndex(IndexFile):
         """See `IndexFile.making`."""
         os.makedirs(self.folder, exist_ok=True)
         self._sweep()
-        # Before it is made, so that none is removed that another process makes meanwhile.
-        old = [name for name in os.listdir(self.folder) if name.startswith(f"{self.stem}-")]
         path = self.folder / f"{self.stem}-{secrets.token_hex(8)}.sqlite"
         temporary = temporary_beside(path)
         try:
@@ -251,14 +250,30 @@ class LiveIndex(IndexFile):
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        for name in old:
-            with contextlib.suppress(OSError):
-                os.unlink(self.folder / name)
+        self._remove_old(path.name)
+
+    def _remove_old(self, current: str) -> None:
+        """Remove the indexes before this one, but for what another process may be about to change.
+
+        Whoever opens a file of which the log was removed, and the file not yet, writes where its own readers do
+        not look.
+        """
+        files: dict[str, float] = {}
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(f"{self.stem}-") and not entry.name.startswith(current):
+                    base = entry.name.removesuffix("-wal").removesuffix("-shm")
+                    files[base] = max(files.get(base, 0.0), entry.stat().st_mtime)
+        for base, changed in files.items():
+            if time.time() - changed > _LEFT_S:
+                for end in ("", "-wal", "-shm"):  # the file first: nobody opens its log from then on
+                    with contextlib.suppress(OSError):
+                        os.unlink(self.folder / f"{base}{end}")
 
     def _point_to(self, path: Path) -> None:
         temporary = temporary_beside(self._pointer)
         try:
-            temporary.write_text(path.name, encoding="ascii")
+            temporary.write_text(path.name, encoding="utf-8")
             os.replace(temporary, self._pointer)
         finally:
             with contextlib.suppress(OSError):

@@ -136,7 +136,7 @@ def test_the_blocks_of_a_target_that_is_given_up_end_before_its_items_begin_else
     go = tmp_path / "go"  # However late a target's block comes, there are items left for it.
     wait = ("sh", "-c", 'while [ ! -e "$0" ]; do sleep 0.2; done', str(go))
     with open_pool(targets, parallel=2, folder=tmp_path, poll_s=2.0) as pool:
-        book, lane = pool._book, pool.lanes["cpu"]
+        book, lane = pool.book, pool.lanes["cpu"]
         items = [pool.run(subprocess.run, wait) for _ in range(4)]
         until(lambda: lane.bound and pool.lanes["gpu"].bound, 240, "no items on one of the targets")
         mine = [one for one, label in book._labels.items() if label == "cpu"]
