@@ -139,7 +139,9 @@ class _Driver:
             self.ended = self.budget.over(nodes_of(self.submit))
             if self.ended is None:
                 self._fill(stack, workers)
-            if self.ended is not None or (not self.flights and not self._go_on()):
+            if self.ended is not None or self.interruption.signal:
+                break  # A driver that is told to end has not run out of trials: those at a rung stay there.
+            if not self.flights and not self._go_on():
                 break
             if self.flights:
                 self._pass_on(stack, workers)

@@ -1,5 +1,8 @@
 """Successive halving: trials pause at rungs, and those worth it go on from where they stopped."""
 
+import signal
+from pathlib import Path
+
 import pytest
 from test_driver import drive
 from toy_trials import toy_job, toy_trial
@@ -116,3 +119,61 @@ def test_a_script_has_to_say_how_long_a_whole_trial_is():
     with pytest.raises(ConfigError, match='"halving" needs sweep'):
         job_from_values({"name": "a", "command": ["true"], "sweep": {"space": space, "pruner": "halving"}})
     assert not Halving(toy_job().sweep, None).on
+
+
+class Died(Exception):
+    pass
+
+
+def test_a_driver_that_is_told_to_end_gives_up_no_trial_at_a_rung(tmp_path):
+    """With one trial at a time nothing runs when the paused ones are found again: that is not the end."""
+
+    class Told(list):
+        def __init__(self, at, then):
+            super().__init__()
+            self.at, self.then = at, then
+
+        def append(self, event):
+            super().append(event)
+            if sum(kind == "paused" for kind, _ in self) == self.at:
+                self.then()
+
+    def die():
+        raise Died
+
+    job = toy_job(trials=9, parallel=1, **RUNGS)
+    whole, _ = drive(job, tmp_path / "whole")
+    with pytest.raises(Died):
+        drive(job, tmp_path / "cut", events=Told(2, die))
+    told, started = drive(job, tmp_path / "cut", events=Told(1, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert (told.signal, told.counts["pruned"], started) == (signal.SIGTERM, 0, [])
+    cut, _ = drive(job, tmp_path / "cut")
+    assert (cut.best.number, cut.counts) == (whole.best.number, whole.counts)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_driver_that_dies_while_a_trial_goes_on_from_its_rung_loses_it_not(tmp_path, monkeypatch, last):
+    """Between the two writes by which a pause ends: its goal is a further one, its word still there."""
+    pause, unlink = RunFolder.pause, Path.unlink
+
+    def dies(file, **more):
+        if file.name == "stop":
+            raise Died
+        unlink(file, **more)
+
+    def cut(run, evaluations, reason=""):
+        with monkeypatch.context() as patch:
+            if (evaluations is None) == last:
+                patch.setattr(Path, "unlink", dies)
+            pause(run, evaluations, reason)
+
+    job = toy_job(trials=9, parallel=1, **RUNGS)
+    whole, _ = drive(job, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(RunFolder, "pause", cut)
+        drive(job, tmp_path / "cut")
+    result, _ = drive(job, tmp_path / "cut")
+    assert (result.best.number, result.counts) == (whole.best.number, whole.counts)
+    for spec, _ in read_trials(tmp_path / "cut"):
+        assert steps(spec) == list(range(1, len(steps(spec)) + 1))
+        assert len(steps(spec)) in (1, 3, 9)

@@ -89,6 +89,19 @@ def test_a_trial_whose_folder_was_removed_is_missed(tmp_path):
             opens()
 
 
+def test_a_log_stays_where_it_is_when_the_folders_are_at_fault(tmp_path):
+    drive(toy_job(trials=4), tmp_path / "study")
+    before = study_trials(tmp_path / "study").pairs()
+    shutil.move(tmp_path / "study/trials/000001", tmp_path / "away")
+    for _ in range(2):  # also when it is tried again
+        with pytest.raises(CorruptError, match="trial 1 is missing"):
+            drive(toy_job(trials=4), tmp_path / "study")
+    assert not list((tmp_path / "study").glob("log.damaged-*"))
+    shutil.move(tmp_path / "away", tmp_path / "study/trials/000001")
+    drive(toy_job(trials=4), tmp_path / "study")
+    assert study_trials(tmp_path / "study").pairs() == before
+
+
 def test_snapshots_come_while_the_driver_runs_and_say_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(log_module, "_LEAST", 3)
     monkeypatch.setattr("hpcmass.sweep.trials.CHUNK", 2)
