@@ -154,10 +154,11 @@ def test_a_driver_that_is_told_to_end_gives_up_no_trial_at_a_rung(tmp_path):
 @pytest.mark.parametrize("last", [False, True])
 def test_a_driver_that_dies_while_a_trial_goes_on_from_its_rung_loses_it_not(tmp_path, monkeypatch, last):
     """Between the two writes by which a pause ends: its goal is a further one, its word still there."""
-    pause, unlink = RunFolder.pause, Path.unlink
+    pause, unlink, cut_off = RunFolder.pause, Path.unlink, []
 
     def dies(file, **more):
         if file.name == "stop":
+            cut_off.append(RunFolder(file.parent))
             raise Died
         unlink(file, **more)
 
@@ -177,3 +178,4 @@ def test_a_driver_that_dies_while_a_trial_goes_on_from_its_rung_loses_it_not(tmp
     for spec, _ in read_trials(tmp_path / "cut"):
         assert steps(spec) == list(range(1, len(steps(spec)) + 1))
         assert len(steps(spec)) in (1, 3, 9)
+    assert len(list(cut_off[0].records("report"))) == (9 if last else 3)
