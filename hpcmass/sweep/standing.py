@@ -268,7 +268,7 @@ class StudyWatch:
                 target = str(record.get("target") or HERE)
                 self._ended_on[target] = self._ended_on.get(target, 0) + 1
                 cause = str(record.get("cause") or "")
-                if cause and cause not in ("COMPLETED", "PRUNED"):
+                if cause and cause not in ("COMPLETED", "PRUNED", "PAUSED"):
                     self._causes[cause] = self._causes.get(cause, 0) + 1
 
     def _by_target(self, running: Iterable[Running]) -> dict[str, list[int]]:
