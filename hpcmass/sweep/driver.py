@@ -413,7 +413,7 @@ class _Driver:
         self.on_event(Event(kind, number, len(self.outcomes), self._planned(), params=params, **more))
 
     def _planned(self) -> int:
-        return min(self.sweep.trials, self.study.grid_size or self.sweep.trials)
+        return self.sweep.trials if self.study.grid_size is None else self.study.grid_size
 
     def _result(self) -> StudyResult:
         counts, trials = self.log.trials.counts(), self.log.trials.pairs()

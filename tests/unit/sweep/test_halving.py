@@ -1,5 +1,6 @@
 """Successive halving: trials pause at rungs, and those worth it go on from where they stopped."""
 
+import random
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hpcmass.errors import ConfigError
 from hpcmass.files import read_records
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.halving import Halving, rungs_of
-from hpcmass.sweep.records import read_trials
+from hpcmass.sweep.records import TrialSpec, read_trials
 
 RUNGS = {
     "pruner": "halving",
@@ -170,12 +171,61 @@ def test_a_driver_that_dies_while_a_trial_goes_on_from_its_rung_loses_it_not(tmp
 
     job = toy_job(trials=9, parallel=1, **RUNGS)
     whole, _ = drive(job, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Died):
+    with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "pause", cut)
-        drive(job, tmp_path / "cut")
+        with pytest.raises(Died):
+            drive(job, tmp_path / "cut")
     result, _ = drive(job, tmp_path / "cut")
     assert (result.best.number, result.counts) == (whole.best.number, whole.counts)
     for spec, _ in read_trials(tmp_path / "cut"):
         assert steps(spec) == list(range(1, len(steps(spec)) + 1))
         assert len(steps(spec)) in (1, 3, 9)
     assert len(list(cut_off[0].records("report"))) == (9 if last else 3)
+
+
+def test_who_goes_on_is_who_is_among_the_best_third_of_all_that_came_to_a_rung(tmp_path):
+    """Against the same said plainly: sort all, take a third, the first of them that waits there goes on."""
+    draw = random.Random(3)
+    halving = Halving(toy_job(**RUNGS).sweep, 9)
+    halving.send = lambda spec: halving._passed.setdefault(spec.number, 0)  # without run folders
+    came, waits = [{}, {}], [set(), set()]
+    specs = {n: TrialSpec(n, {}, {}, 0, tmp_path / str(n)) for n in range(300)}
+    values, promoted, new = (
+        {n: [[s, draw.choice([draw.random(), 0.5])] for s in (1, 2, 3)] for n in specs},
+        [],
+        iter(specs),
+    )
+
+    def expected(drained):
+        for rung in (1, 0):
+            best = sorted(came[rung], key=lambda n: (came[rung][n], n))
+            for number in best[: max(1 if drained else 0, len(best) // 3)]:
+                if number in waits[rung]:
+                    waits[rung].discard(number)
+                    return number
+        return None
+
+    def paused(number, rung):
+        cut = values[number][: (1, 3)[rung]] if draw.random() > 0.05 else []  # some diverged
+        halving.pause(specs[number], cut)
+        came[rung][number] = cut[-1][1] if cut else float("inf")
+        if cut:
+            waits[rung].add(number)
+
+    on_the_way = []
+    for turn in range(2000):
+        drained = turn >= 1500
+        spec = halving.promote(drained=drained)
+        assert (spec and spec.number) == expected(drained)
+        if spec is not None:
+            promoted.append(spec.number)
+            on_the_way.append(spec.number)
+        elif not drained and (number := next(new, None)) is not None:
+            halving.send(specs[number])
+            on_the_way.append(number)
+        while on_the_way and (drained or draw.random() < 0.6):
+            number = on_the_way.pop(draw.randrange(len(on_the_way)))
+            if halving._passed[number] < 2:
+                paused(number, halving._passed[number])
+    assert len(promoted) > 100
+    assert len({*promoted}) < len(promoted)  # some went on twice
