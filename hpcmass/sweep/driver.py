@@ -121,7 +121,7 @@ class _Driver:
         self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
-        self.failures = _alike(trials)
+        self.failures: list[str] | None = _alike(trials)  # None once they are not alike
         self.budget = Budget(folder, job.sweep)
         self.halving = Halving(job.sweep, job.evaluations)
         self._recall(trials)
@@ -394,10 +394,19 @@ class _Driver:
             message=outcome.reason or "",
             attempt={} if settled is None else settled.fields,
         )
-        self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
-        if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
+        self._compare(flight, outcome)
+
+    def _compare(self, flight: Flight, outcome: Outcome) -> None:
+        """Stop early while all that was counted failed, and alike."""
+        if self.failures is None:
+            return
+        reason = outcome.reason if outcome.state == "failed" else None
+        self.failures.append(reason or "")
+        if not reason or reason != self.failures[0]:
+            self.failures = None
+        elif len(self.failures) >= _SAME_FAILURES:
             raise SweepError(
-                f"the first {len(self.failures)} trials failed the same way: {outcome.reason}",
+                f"the first {len(self.failures)} trials failed the same way: {reason}",
                 where=flight.spec.path,
                 hint=f"see: hpcmass why {flight.spec.path}",
             )
