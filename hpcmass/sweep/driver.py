@@ -141,7 +141,7 @@ class _Driver:
                 self._fill(stack, workers)
             if self.ended is not None or self.interruption.signal:
                 break  # A driver that is told to end has not run out of trials: those at a rung stay there.
-            if not self.flights and not self._go_on():
+            if not self.flights and not self.budget.over(nodes_of(self.submit)) and not self._go_on():
                 break
             if self.flights:
                 self._pass_on(stack, workers)
@@ -190,6 +190,8 @@ class _Driver:
             verdict = self._standing(flight)
             if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
                 self._settle(flight, verdict)
+                if self.budget.over(nodes_of(self.submit)):
+                    return
                 continue
             if is_running(spec.run):
                 self._say("attached", flight)
