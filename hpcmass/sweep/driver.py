@@ -295,12 +295,15 @@ class _Driver:
 
     def _check_lease(self) -> None:
         if self.lease.lost:
-            raise LeaseHeld(
-                "another process has taken this study over",
-                where=self.folder,
-                hint="this one was stopped for longer than its lease lasts; it has written nothing since",
-                transient=True,
-            )
+            raise self._taken_over()
+
+    def _taken_over(self) -> LeaseHeld:
+        return LeaseHeld(
+            "another process has taken this study over",
+            where=self.folder,
+            hint="this one was stopped for longer than its lease lasts; it has written nothing since",
+            transient=True,
+        )
 
     # -- one trial ------------------------------------------------------------------------------------
     def _report(self, flight: Flight) -> None:
@@ -378,7 +381,8 @@ class _Driver:
             measured={} if verdict.kind == "failed" else flight.values.measured(),
             cause=None if settled is None else settled.cause,
         )
-        outcome.publish(flight.spec.path)
+        if not outcome.publish(flight.spec.path):
+            raise self._taken_over()  # It was counted meanwhile, and that is what counts.
         self.log.ended(number, outcome)
         self._note_value(number, outcome)
         self.ran += 1
