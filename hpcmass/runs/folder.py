@@ -320,6 +320,14 @@ class RunFolder:
         if (self.asked_to_stop() or "").startswith(PAUSED):
             self.stop_file.unlink(missing_ok=True)
 
+    def paused(self) -> bool:
+        """Whether the pause that stands has asked it to end, and no earlier one, ended only by half."""
+        try:
+            reason = str(read_json(self._pause_file).get("reason", ""))
+        except NotFound:
+            return False
+        return self.asked_to_stop() == f"{PAUSED}{reason}".strip()
+
     # -- stop -----------------------------------------------------------------------------------------
     def ask_to_stop(self, reason: str) -> None:
         """Ask the run to end at its next evaluation."""

@@ -60,6 +60,7 @@ class History:
         avoid: Nodes that it was lost on.
         counted: Attempts that cost it a retry.
         again: Whether the last one ended, and is to be followed by another.
+        started: When the last one began that had a worker.
     """
 
     submitted: int = 0
@@ -68,6 +69,7 @@ class History:
     avoid: tuple[str, ...] = ()
     counted: int = 0
     again: bool = False
+    started: float | None = None
 
 
 class AttemptLog:
@@ -134,7 +136,15 @@ def histories(study: Path, trials: set[int]) -> dict[int, History]:
     for record in read_attempts(study, trials):
         mine = found.setdefault(
             record["trial"],
-            {"submitted": 0, "causes": (), "changes": {}, "avoid": (), "counted": 0, "again": False},
+            {
+                "submitted": 0,
+                "causes": (),
+                "changes": {},
+                "avoid": (),
+                "counted": 0,
+                "again": False,
+                "started": None,
+            },
         )
         if record.get("kind") == "submit":
             mine["submitted"] += 1
@@ -144,6 +154,7 @@ def histories(study: Path, trials: set[int]) -> dict[int, History]:
         elif record.get("kind") == "end":
             mine["causes"] = (*mine["causes"], str(record.get("cause")))
             mine["again"] = record.get("next") == "again"
+            mine["started"] = record.get("started") or mine["started"]
             mine["counted"] += mine["again"] and not record.get("free", False)
             mine["changes"] = dict(record.get("changes", mine["changes"]))
             mine["avoid"] = tuple(record.get("avoid", mine["avoid"]))
@@ -176,6 +187,13 @@ def place_of(run: RunFolder) -> Place:
         started=begin.get("time"),
         ended=ended,
     )
+
+
+# What an attempt's `end` record says that never had a worker.
+NOWHERE: Mapping[str, Any] = {
+    **dict.fromkeys(("target", "node", "job_id"), ""),
+    **dict.fromkeys(("started", "ended", "node_s")),
+}
 
 
 def end_fields(run: RunFolder, *, ranks: int, step: int) -> dict[str, Any]:
@@ -211,6 +229,7 @@ def end_fields(run: RunFolder, *, ranks: int, step: int) -> dict[str, Any]:
 
 __all__ = [
     "FILE",
+    "NOWHERE",
     "SLOTS",
     "AttemptLog",
     "History",

@@ -121,7 +121,7 @@ class _Driver:
         self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
-        self.failures = _alike(trials)
+        self.failures: list[str] | None = _alike(trials)  # None once they are not alike
         self.budget = Budget(folder, job.sweep)
         self.halving = Halving(job.sweep, job.evaluations)
         self._recall(trials)
@@ -139,7 +139,9 @@ class _Driver:
             self.ended = self.budget.over(nodes_of(self.submit))
             if self.ended is None:
                 self._fill(stack, workers)
-            if self.ended is not None or (not self.flights and not self._go_on()):
+            if self.ended is not None or self.interruption.signal:
+                break  # A driver that is told to end has not run out of trials: those at a rung stay there.
+            if not self.flights and not self.budget.over(nodes_of(self.submit)) and not self._go_on():
                 break
             if self.flights:
                 self._pass_on(stack, workers)
@@ -188,6 +190,8 @@ class _Driver:
             verdict = self._standing(flight)
             if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
                 self._settle(flight, verdict)
+                if self.budget.over(nodes_of(self.submit)):
+                    return
                 continue
             if is_running(spec.run):
                 self._say("attached", flight)
@@ -291,12 +295,15 @@ class _Driver:
 
     def _check_lease(self) -> None:
         if self.lease.lost:
-            raise LeaseHeld(
-                "another process has taken this study over",
-                where=self.folder,
-                hint="this one was stopped for longer than its lease lasts; it has written nothing since",
-                transient=True,
-            )
+            raise self._taken_over()
+
+    def _taken_over(self) -> LeaseHeld:
+        return LeaseHeld(
+            "another process has taken this study over",
+            where=self.folder,
+            hint="this one was stopped for longer than its lease lasts; it has written nothing since",
+            transient=True,
+        )
 
     # -- one trial ------------------------------------------------------------------------------------
     def _report(self, flight: Flight) -> None:
@@ -374,7 +381,8 @@ class _Driver:
             measured={} if verdict.kind == "failed" else flight.values.measured(),
             cause=None if settled is None else settled.cause,
         )
-        outcome.publish(flight.spec.path)
+        if not outcome.publish(flight.spec.path):
+            raise self._taken_over()  # It was counted meanwhile, and that is what counts.
         self.log.ended(number, outcome)
         self._note_value(number, outcome)
         self.ran += 1
@@ -392,10 +400,19 @@ class _Driver:
             message=outcome.reason or "",
             attempt={} if settled is None else settled.fields,
         )
-        self.failures.append(outcome.reason or "" if outcome.state == "failed" else "")
-        if len(self.failures) >= _SAME_FAILURES and outcome.reason and set(self.failures) == {outcome.reason}:
+        self._compare(flight, outcome)
+
+    def _compare(self, flight: Flight, outcome: Outcome) -> None:
+        """Stop early while all that was counted failed, and alike."""
+        if self.failures is None:
+            return
+        reason = outcome.reason if outcome.state == "failed" else None
+        self.failures.append(reason or "")
+        if not reason or reason != self.failures[0]:
+            self.failures = None
+        elif len(self.failures) >= _SAME_FAILURES:
             raise SweepError(
-                f"the first {len(self.failures)} trials failed the same way: {outcome.reason}",
+                f"the first {len(self.failures)} trials failed the same way: {reason}",
                 where=flight.spec.path,
                 hint=f"see: hpcmass why {flight.spec.path}",
             )
@@ -411,7 +428,7 @@ class _Driver:
         self.on_event(Event(kind, number, len(self.outcomes), self._planned(), params=params, **more))
 
     def _planned(self) -> int:
-        return min(self.sweep.trials, self.study.grid_size or self.sweep.trials)
+        return self.sweep.trials if self.study.grid_size is None else self.study.grid_size
 
     def _result(self) -> StudyResult:
         counts, trials = self.log.trials.counts(), self.log.trials.pairs()

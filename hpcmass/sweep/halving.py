@@ -7,7 +7,9 @@ the trials' folders again, so a driver that is killed forgets nothing.
 
 from __future__ import annotations
 
+import heapq
 import math
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 
 from hpcmass.config import SweepTable
@@ -39,6 +41,8 @@ class Halving:
         self._metric = table.objectives[0].name
         self._rungs = rungs_of(table.min_evaluations, evaluations or table.min_evaluations) if self.on else []
         self._losses: list[dict[int, float]] = [{} for _ in self._rungs]
+        self._ranked: list[list[tuple[float, int]]] = [[] for _ in self._rungs]  # the same, best first
+        self._heaps: list[list[tuple[float, int]]] = [[] for _ in self._rungs]  # those that came to wait there
         self._passed: dict[int, int] = {}  # by trial, the rung that it is on its way to
         self._waiting: dict[int, TrialSpec] = {}
 
@@ -67,7 +71,11 @@ class Halving:
 
     def _enter(self, number: int, rung: int, values: list[list[float]]) -> None:
         at = self._rungs[rung]
-        self._losses[rung][number] = self._sign * values[at - 1][1] if len(values) >= at else math.inf
+        losses, ranked = self._losses[rung], self._ranked[rung]
+        if number in losses:
+            del ranked[bisect_left(ranked, (losses[number], number))]
+        losses[number] = self._sign * values[at - 1][1] if len(values) >= at else math.inf
+        insort(ranked, (losses[number], number))
 
     def send(self, spec: TrialSpec) -> None:
         """Tell a trial that is about to run at which evaluation to pause."""
@@ -81,6 +89,8 @@ class Halving:
         rung = min(self._passed.setdefault(spec.number, 0), len(self._rungs) - 1)
         self._enter(spec.number, rung, values)
         self._waiting[spec.number] = spec
+        if self._passed[spec.number] == rung:
+            heapq.heappush(self._heaps[rung], (self._losses[rung][spec.number], spec.number))
 
     def promote(self, *, drained: bool) -> TrialSpec | None:
         """The trial that goes on next, with its way to the next rung free; of the highest rung that has one.
@@ -90,21 +100,21 @@ class Halving:
                 came there.
         """
         for rung in reversed(range(len(self._rungs))):
-            losses = self._losses[rung]
-            most = max(1 if drained else 0, len(losses) // REDUCTION)
-            best = sorted(losses, key=lambda number: (losses[number], number))[:most]
-            for number in best:
-                here = number in self._waiting and self._passed.get(number) == rung
-                if here and losses[number] < math.inf:
-                    self._passed[number] = rung + 1
-                    spec = self._waiting.pop(number)
-                    self.send(spec)
-                    return spec
+            ranked, heap = self._ranked[rung], self._heaps[rung]
+            most = max(1 if drained else 0, len(ranked) // REDUCTION)
+            # If the best of those that wait is not among the best, none of them is.
+            if heap and heap[0][0] < math.inf and bisect_left(ranked, heap[0]) < most:
+                number = heapq.heappop(heap)[1]
+                self._passed[number] = rung + 1
+                spec = self._waiting.pop(number)
+                self.send(spec)
+                return spec
         return None
 
     def left(self) -> Iterable[tuple[TrialSpec, str]]:
         """The trials that wait and will not go on, with the reason; they wait no longer."""
         waiting, self._waiting = self._waiting, {}
+        self._heaps = [[] for _ in self._rungs]
         for number, spec in sorted(waiting.items()):
             rung = self._passed[number]
             of = len(self._losses[rung])

@@ -60,6 +60,8 @@ class StudyLog:
         try:
             self.trials, found, anew = _read(study, reader)
         except CorruptError as error:
+            for _ in _of_folders(study):
+                pass  # Where the folders are at fault, this says so, and the log stays what and where it is.
             aside = set_log_aside(log_folder(study))
             self.note = (
                 f"the log was damaged ({error.where}: {error.message}), lies in {aside.name} now, and was "

@@ -12,8 +12,9 @@ from hpcmass.config import Job, job_to_toml, job_with, read_run_job
 from hpcmass.errors import BlockLost, HpcmassError
 from hpcmass.files import replace as replace_file
 from hpcmass.runs import MOST_FREE_LOSSES, FreeLosses, RunFolder
-from hpcmass.sweep.attempts import AttemptLog, History, end_fields, histories
+from hpcmass.sweep.attempts import NOWHERE, AttemptLog, History, end_fields, histories
 from hpcmass.sweep.causes import Cause, Ended, cause_of
+from hpcmass.sweep.flight import attempt_of
 from hpcmass.sweep.records import TrialSpec
 from hpcmass.sweep.remedy import WALL, Room, avoiding, remedy
 from hpcmass.sweep.watch import NO_NUMBER, PRUNED, Verdict
@@ -53,6 +54,7 @@ class Attempts:
         self._known = histories(study, unfinished)
         # Those whose last attempt nobody saw end.
         self._open = {n for n, one in self._known.items() if one.submitted > len(one.causes)}
+        self._not_ours = set(self._open)  # begun by an earlier driver, and at most watched by this one
         self._free = FreeLosses()
         self._best: dict[int, int] = {}
 
@@ -72,8 +74,10 @@ class Attempts:
         known = self._known.get(spec.number, History())
         if spec.number in self._open:  # Its driver ended under it, and so did what ran it.
             self._end(spec, Ended(Cause.DRIVER, "the study's driver ended"), step, "again", free=True)
+            known = self._known[spec.number]
         number = known.submitted + 1
-        self._known[spec.number] = replace(known, submitted=number)
+        self._not_ours.discard(spec.number)
+        self._known[spec.number] = replace(known, submitted=number, again=False)
         if known.changes:
             _lay_down_changes(spec.run, known.changes)
         self._log.submit(spec.number, number, known.changes, known.avoid)
@@ -129,16 +133,23 @@ class Attempts:
             return said
         if verdict.kind == "failed":
             return Ended(Cause.USER, reason)
+        if spec.number in self._not_ours and error is None and not spec.run.errors(attempt_of(spec.run)):
+            # Without a word of its own: the earlier driver's workers were ended, as they are when it is gone.
+            return Ended(Cause.DRIVER, f"{reason}; the driver that began it has ended")
         return Ended(Cause.LOST if isinstance(error, BlockLost) else Cause.MACHINE, reason)
 
     def _counted(self, spec: TrialSpec, verdict: Verdict, ended: Ended, step: int) -> Settled:
+        known = self._known.get(spec.number, History())
+        if known.submitted and spec.number not in self._open and known.causes[-1:] == (ended.cause.value,):
+            # On record already: its driver ended between that and the outcome.
+            return Settled(verdict, ended.cause.value, verdict.reason or "")
         fields = self._end(spec, ended, step, verdict.kind, free=False)
         return Settled(verdict, ended.cause.value, verdict.reason or "", fields)
 
     def _again(self, spec: TrialSpec, ended: Ended, step: int, room: Room) -> Settled:
         number, cause = spec.number, ended.cause
         known = self._known.get(number, History())
-        place = end_fields(spec.run, ranks=0, step=step)
+        place = self._place(spec, 0, step)
         got_on = step > self._best.get(number, -1)
         self._best[number] = max(step, self._best.get(number, -1))
         if cause.free:
@@ -166,6 +177,14 @@ class Attempts:
         )
         return Settled(None, cause.value, "; ".join(filter(None, (ended.reason, said.words))), fields)
 
+    def _place(self, spec: TrialSpec, ranks: int, step: int) -> dict[str, Any]:
+        """Where and how long the attempt ran that ends now."""
+        place = end_fields(spec.run, ranks=ranks, step=step)
+        if place["node"] and place["started"] == self._known.get(spec.number, History()).started:
+            # The last that a worker wrote down is an attempt that is on record: this one never had a worker.
+            return {**place, **NOWHERE}
+        return place
+
     def _job_of(self, spec: TrialSpec) -> Job:
         with contextlib.suppress(HpcmassError):
             return read_run_job(spec.run.job_file)
@@ -176,8 +195,9 @@ class Attempts:
     ) -> dict[str, Any]:
         known = self._known.get(spec.number, History())
         ranks = int(spec.overrides.get("resources.ranks", self._ranks))
+        place = self._place(spec, ranks, step)
         fields = {
-            **end_fields(spec.run, ranks=ranks, step=step),
+            **place,
             "cause": ended.cause.value,
             "reason": ended.reason,
             "free": free,
@@ -185,7 +205,10 @@ class Attempts:
             **{name: value for name, value in more.items() if value},
         }
         self._known[spec.number] = replace(
-            known, causes=(*known.causes, ended.cause.value), again=following == "again"
+            known,
+            causes=(*known.causes, ended.cause.value),
+            again=following == "again",
+            started=place["started"] or known.started,
         )
         self._open.discard(spec.number)
         self._log.end(spec.number, known.submitted, fields)

@@ -21,6 +21,7 @@ from hpcmass.sweep.records import (
     objective_values,
     violations,
 )
+from hpcmass.sweep.space import planned
 from hpcmass.sweep.watch import Values
 
 
@@ -62,7 +63,7 @@ class StudySummary:
     Attributes:
         metric: The (first) objective.
         counts: Trials by state.
-        planned: Trials that the job asks for.
+        planned: Trials that it is to have (`space.planned`).
         best: The best trial, of one objective.
         driver: Who drives it now, or None.
         objectives: `[name, direction]` of each.
@@ -125,7 +126,7 @@ def study_summary(folder: Path) -> StudySummary:
         first.name,
         first.direction,
         counts,
-        job.sweep.trials,
+        planned(job.sweep),
         front[0] if front and not others else None,
         Lease(folder / "lease").owner(),
         [[one.name, one.direction] for one in job.sweep.objectives],

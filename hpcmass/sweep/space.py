@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
-from hpcmass.config.sweep import CategoricalDimension, Dimension, FloatDimension, IntDimension
+from hpcmass.config.sweep import CategoricalDimension, Dimension, FloatDimension, IntDimension, SweepTable
 from hpcmass.config.table import Scalar
 from hpcmass.errors import ConfigError
 
@@ -57,6 +58,16 @@ class Space:
         return overrides_of(params)
 
 
+def planned(table: SweepTable) -> int:
+    """Trials that a study has in the end: no more than `trials`, and no more than its grid has points.
+
+    Raises:
+        ConfigError: A grid over a float dimension without `step`.
+    """
+    grid = Space(table.space).grid() if table.sampler == "grid" else None
+    return table.trials if grid is None else sum(1 for _ in islice(grid, table.trials))
+
+
 def overrides_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """As `Space.overrides`, which is the same in every space."""
     return {name if "." in name else f"params.{name}": value for name, value in params.items()}
@@ -94,4 +105,4 @@ def _grid_values(name: str, dimension: Dimension) -> list[Scalar]:
     return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
 
 
-__all__ = ["FloatDimension", "IntDimension", "Params", "Space"]
+__all__ = ["FloatDimension", "IntDimension", "Params", "Space", "planned"]

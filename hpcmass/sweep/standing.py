@@ -17,6 +17,7 @@ from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.front import pareto_front
 from hpcmass.sweep.records import Outcome, objective_values, read_outcome, violations
 from hpcmass.sweep.show import study_job
+from hpcmass.sweep.space import planned
 from hpcmass.sweep.watch import Values, is_number
 
 LATELY_S = 600.0  # what throughput and workers are judged by
@@ -127,6 +128,8 @@ class StudyWatch:
         """
         self.folder = folder
         self.job: Job = study_job(folder)
+        assert self.job.sweep is not None
+        self._planned = planned(self.job.sweep)
         self._open: dict[int, _Open] = {}
         self._known: set[str] = set()
         self._counted = _Counted()
@@ -164,7 +167,7 @@ class StudyWatch:
             name=self.folder.resolve().name,
             now=now,
             objectives=[(one.name, one.direction) for one in self.job.sweep.objectives],
-            planned=self.job.sweep.trials,
+            planned=self._planned,
             counts=dict(self._counted.counts),
             running=running,
             waiting=waiting,
@@ -268,7 +271,7 @@ class StudyWatch:
                 target = str(record.get("target") or HERE)
                 self._ended_on[target] = self._ended_on.get(target, 0) + 1
                 cause = str(record.get("cause") or "")
-                if cause and cause not in ("COMPLETED", "PRUNED"):
+                if cause and cause not in ("COMPLETED", "PRUNED", "PAUSED"):
                     self._causes[cause] = self._causes.get(cause, 0) + 1
 
     def _by_target(self, running: Iterable[Running]) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from hpcmass.sweep.evolve import Evolution, Member
 from hpcmass.sweep.history import History, OutcomeState, Record, RecordHistory
 from hpcmass.sweep.points import keyer, random_point, seed_of
 from hpcmass.sweep.prune import Ended, make_pruner
-from hpcmass.sweep.space import Params, Space
+from hpcmass.sweep.space import Params, Space, planned
 
 REDRAWS = 20  # of a point that there is already, before it is allowed
 # How often the sampler itself is asked before a redraw is a random point. The maximum of a Gaussian process
@@ -68,8 +68,7 @@ class Study:
         self._table = table
         self._signs = [one.sign for one in table.objectives]
         self.space = Space(table.space)
-        grid = table.sampler == "grid"
-        self.grid_size = sum(1 for _ in islice(self.space.grid(), table.trials)) if grid else None
+        self.grid_size = planned(table) if table.sampler == "grid" else None
         self._grid: Iterator[Params] = iter(())  # its points from `_grid_next` on
         self._grid_next = sys.maxsize
         self._key = keyer(self.space)

@@ -126,7 +126,7 @@ def judge(run: RunFolder, values: Values) -> Verdict:
         return verdict if missing is None else Verdict("failed", missing)
     if stopped.startswith(PAUSED):
         # Where it was cut off on its way there, it goes on.
-        return Verdict("paused", stopped) if run.status().state is State.STOPPED else verdict
+        return Verdict("paused", stopped) if run.status().state is State.STOPPED and run.paused() else verdict
     if stopped.startswith(PRUNED):
         return Verdict("pruned", stopped)
     if stopped and run.status().state is State.STOPPED:

@@ -330,11 +330,15 @@ class Pool:
             self._bind()
 
     def spent(self) -> bool:
-        """Whether no block is there, and the budget has room for none."""
+        """Whether no block is there, and the budget has room for none that anything waits for."""
         lanes = [lane for lane in list(self.lanes.values()) if lane.shape is not None and lane.broken is None]
-        if self.book is None or any(lane.executor.live_blocks() for lane in lanes):
+        if self.book is None or self._opening or any(lane.executor.live_blocks() for lane in lanes):
             return False
-        return not any(self.book.ledger.grant(lane.executor.shape.nodes, LEAST_S) for lane in lanes)
+        if self.book.ledger.settling(self.book.driver):
+            return False  # What a block that has just ended had reserved may pay for another one.
+        # A block that could be paid, and that none of those that wait fits, would be waited for in vain.
+        wanted = [lane for lane in lanes if lane.bound or self._waiting_for(lane)] or lanes
+        return not any(self.book.ledger.grant(lane.executor.shape.nodes, LEAST_S) for lane in wanted)
 
     # -- the end --------------------------------------------------------------------------------------
     def close(self, grace_s: float) -> bool:

@@ -94,6 +94,11 @@ class Ledger:
         with self._lock:
             return [block.job_id for block in self._open.values() if block.job_id]
 
+    def settling(self, driver: str) -> bool:
+        """Whether a driver has blocks of which it is not known what they used, and will be."""
+        with self._lock:
+            return any(block.job_id and key[0] == driver for key, block in self._open.items())
+
     def look(self, infos: Mapping[str, JobInfo], *, patient: bool = False) -> None:
         """Take in what Slurm says of jobs: settle those that have ended.
 

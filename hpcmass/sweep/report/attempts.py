@@ -8,7 +8,7 @@ from typing import Any
 from hpcmass.files import read_records
 from hpcmass.sweep.watch import is_number
 
-_GOOD = {"COMPLETED", "PRUNED"}
+_GOOD = {"COMPLETED", "PRUNED", "PAUSED"}
 
 
 def attempts(study: Path) -> dict[str, Any]:

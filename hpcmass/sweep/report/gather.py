@@ -20,6 +20,7 @@ from hpcmass.sweep.report.failures import failures
 from hpcmass.sweep.report.timeline import cost, timeline
 from hpcmass.sweep.report.trials import Told, told
 from hpcmass.sweep.show import study_job
+from hpcmass.sweep.space import planned
 
 LEAST_FOR_IMPORTANCES = 10
 _MOST_FOR_IMPORTANCES = 5000
@@ -75,7 +76,7 @@ def _study(folder: Path, job: Job, now: float) -> dict[str, Any]:
         "sampler": table.sampler,
         "pruner": table.pruner,
         "seed": table.seed,
-        "planned": table.trials,
+        "planned": planned(table),
         "parallel": table.parallel,
         "budget": table.budget.model_dump() if hasattr(table, "budget") else {},
         "driver": f"process {driver.pid} on {driver.host}" if driver else None,

@@ -2,11 +2,12 @@
 
 import pytest
 from test_driver import Threads, drive
-from toy_trials import toy_job
+from toy_trials import toy_job, toy_trial
 
 from hpcmass.config import job_from_values, job_to_toml, load_job
 from hpcmass.errors import ConfigError
 from hpcmass.sweep.budget import Nodes, read_used
+from hpcmass.sweep.records import read_trials
 from hpcmass.sweep.show import study_summary
 
 
@@ -62,3 +63,13 @@ def test_a_budget_that_makes_no_sense_is_refused():
         job_from_values(
             {"name": "a", "command": ["true"], "sweep": {"space": space, "budget": {"node_hours": -1}}}
         )
+
+
+def test_a_value_that_an_earlier_driver_did_not_count_begins_nothing_more(tmp_path):
+    job = toy_job(trials=10, parallel=3, budget={"value": 100.0})
+    with pytest.raises(ZeroDivisionError):
+        drive(job, tmp_path, dies=True)
+    toy_trial(str(read_trials(tmp_path)[0][0].path))
+    result, started = drive(job, tmp_path)
+    assert (started, result.counts["complete"], result.best.number) == ([], 1, 0)
+    assert "trial 0 reached loss" in result.ended

@@ -10,11 +10,19 @@ import pytest
 from test_driver import drive
 from toy_trials import toy_job, toy_trial
 
-from hpcmass.errors import AlreadyExists, ConfigError, CorruptError, NotFound, StorageError, SweepError
+from hpcmass.errors import (
+    AlreadyExists,
+    ConfigError,
+    CorruptError,
+    LeaseHeld,
+    NotFound,
+    StorageError,
+    SweepError,
+)
 from hpcmass.sweep import log as log_module
 from hpcmass.sweep.history import RecordHistory, TrialHistory, record_of
 from hpcmass.sweep.log import StudyLog, study_trials
-from hpcmass.sweep.records import read_trials
+from hpcmass.sweep.records import Outcome, read_outcome, read_trials
 from hpcmass.sweep.storage import StudyStorage, export_study
 
 SPACE = {
@@ -87,6 +95,34 @@ def test_a_trial_whose_folder_was_removed_is_missed(tmp_path):
     for opens in (lambda: study_trials(tmp_path), lambda: StudyLog(tmp_path, job.name, job.sweep)):
         with pytest.raises(CorruptError, match="trial 3 is missing"):
             opens()
+
+
+def test_what_another_driver_counted_stays_in_the_log_too(tmp_path, monkeypatch):
+    publish = Outcome.publish
+
+    def second(outcome, folder):
+        publish(Outcome("failed", None, [], 1, 0, reason="so said the other one"), folder)
+        return publish(outcome, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "publish", second)
+        with pytest.raises(LeaseHeld, match="has taken this study over"):
+            drive(toy_job(trials=1), tmp_path)
+    drive(toy_job(trials=1), tmp_path)
+    assert study_trials(tmp_path).outcome(0) == read_outcome(tmp_path / "trials/000000")
+
+
+def test_a_log_stays_where_it_is_when_the_folders_are_at_fault(tmp_path):
+    drive(toy_job(trials=4), tmp_path / "study")
+    before = study_trials(tmp_path / "study").pairs()
+    shutil.move(tmp_path / "study/trials/000001", tmp_path / "away")
+    for _ in range(2):  # also when it is tried again
+        with pytest.raises(CorruptError, match="trial 1 is missing"):
+            drive(toy_job(trials=4), tmp_path / "study")
+    assert not list((tmp_path / "study").glob("log.damaged-*"))
+    shutil.move(tmp_path / "away", tmp_path / "study/trials/000001")
+    drive(toy_job(trials=4), tmp_path / "study")
+    assert study_trials(tmp_path / "study").pairs() == before
 
 
 def test_snapshots_come_while_the_driver_runs_and_say_the_same(tmp_path, monkeypatch):

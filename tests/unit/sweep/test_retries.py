@@ -1,6 +1,8 @@
 """What follows from an attempt's end, by its cause: a real driver, trials that end as told."""
 
 import json
+import threading
+import time
 
 import pytest
 from test_driver import Threads, drive
@@ -10,9 +12,11 @@ from hpcmass.config import job_from_values, read_run_job
 from hpcmass.errors import BlockLost, TrainError
 from hpcmass.files import read_records
 from hpcmass.runs import RunFolder, State
+from hpcmass.sweep.attempts import AttemptLog
 from hpcmass.sweep.causes import Cause
-from hpcmass.sweep.records import read_outcome, read_trials
+from hpcmass.sweep.records import Outcome, read_outcome, read_trials
 from hpcmass.sweep.remedy import Room, remedy
+from hpcmass.workflow.slots import Slot
 
 
 def ends_with(error):
@@ -105,7 +109,8 @@ def test_nodes_that_fail_cost_nothing_and_are_avoided_and_slurm_says_why(tmp_pat
         count.append(path)
         if len(count) > 4:
             return toy_trial(path)
-        place = {"kind": "begin", "attempt": len(count), "node": f"cn{len(count)}", "time": 5.0}
+        name = f"cn{len(count)}"
+        place = {"kind": "begin", "attempt": len(count), "node": name, "time": 5.0 + len(count)}
         with open(RunFolder(path).path / "slots.jsonl", "a") as file:
             file.write(json.dumps(place) + "\n")
         raise BlockLost("the workers are gone", transient=True)
@@ -181,3 +186,73 @@ def test_a_worker_that_was_told_to_end_asks_slurm_by_whom(tmp_path, monkeypatch,
     result, _ = drive(toy_job(trials=1, retries=1), tmp_path, told)
     assert result.counts["complete"] == 1
     assert [(r["cause"], r["free"]) for r in records(tmp_path)] == [(cause, free), ("COMPLETED", False)]
+
+
+def test_a_trial_that_ends_with_the_driver_that_began_it_loses_no_retry(tmp_path):
+    """The next driver has attached to it when the earlier one's workers are told to end."""
+    job, events = toy_job(trials=1, retries=0), []
+    with pytest.raises(ZeroDivisionError):
+        drive(job, tmp_path, dies=True)
+    run = read_trials(tmp_path)[0][0].run
+    AttemptLog(tmp_path).submit(0, 1, {}, ())
+    runs = threading.Event()
+
+    def told_to_end():
+        with run.lease():
+            run.update(state=State.RUNNING, attempt=1, started=time.time())
+            runs.set()
+            until = time.monotonic() + 240
+            while ("attached", 0) not in events and time.monotonic() < until:
+                time.sleep(0.01)
+            run.update(state=State.STOPPED, reason="stopped by SIGTERM", ended=time.time())
+
+    thread = threading.Thread(target=told_to_end)
+    thread.start()
+    assert runs.wait(240)
+    result, started = drive(job, tmp_path, events=events)
+    thread.join()
+    assert ("attached", 0) in events
+    assert (result.counts["complete"], started) == (1, [0])
+    assert [(r["cause"], r["free"]) for r in records(tmp_path)] == [("DRIVER", True), ("COMPLETED", False)]
+
+
+def test_an_attempt_that_never_had_a_worker_took_no_node_seconds(tmp_path):
+    class Died(Exception):
+        pass
+
+    class Events(list):
+        def append(self, event):
+            super().append(event)
+            if self.count(("started", 0)) == 2:  # The second attempt waits for a worker.
+                raise Died
+
+    lost = []
+
+    def trial(path):
+        if lost:
+            raise BlockLost("its block was gone before it began", transient=True)
+        lost.append(path)
+        with Slot.here().held(RunFolder(path), 1):
+            time.sleep(0.05)
+        raise BlockLost("its block is gone", transient=True)
+
+    with pytest.raises(Died):
+        drive(toy_job(trials=1), tmp_path, trial, events=Events())
+    drive(toy_job(trials=1), tmp_path)
+    first, second, *_ = records(tmp_path)
+    assert (first["cause"], second["cause"], second["attempt"]) == ("LOST", "DRIVER", 2)
+    assert first["node_s"] >= 0.05
+    assert (second["node_s"], second["node"], second["started"]) == (None, "", None)
+
+
+def test_a_driver_that_dies_between_an_attempts_end_and_the_outcome_has_one_on_record(tmp_path, monkeypatch):
+    def dies(outcome, folder):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outcome, "publish", dies)
+        with pytest.raises(ZeroDivisionError):
+            drive(toy_job(trials=1), tmp_path)
+    result, started = drive(toy_job(trials=1), tmp_path)
+    assert (result.counts["complete"], started) == (1, [])
+    assert [(r["attempt"], r["cause"]) for r in records(tmp_path)] == [(1, "COMPLETED")]

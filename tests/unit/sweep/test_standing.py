@@ -17,6 +17,7 @@ from hpcmass.errors import NotFound
 from hpcmass.files import Lease, append_record, replace_json
 from hpcmass.runs import State
 from hpcmass.sweep.records import TrialSpec, trial_path
+from hpcmass.sweep.report.attempts import attempts
 from hpcmass.sweep.show import study_summary
 from hpcmass.sweep.standing import StudyWatch
 
@@ -140,3 +141,17 @@ def test_a_study_that_is_not_there_or_damaged(tmp_path, study):
     (study / "trials/000001").mkdir()  # laid down, not drawn yet
     assert StudyWatch(study).look().waiting == 1
     assert json.loads((spec.path / "trial.json").read_text())["number"] == 0
+
+
+def test_a_grid_is_done_when_its_points_are_and_a_trial_that_pauses_is_no_loss(tmp_path):
+    space = {"x": {"type": "categorical", "choices": [0.0, 0.25, 0.5, 0.75]}}
+    job = toy_job(
+        trials=50, sampler="grid", space=space, pruner="halving", min_evaluations=1, max_evaluations=3,
+    )  # fmt: skip
+    (tmp_path / "job.toml").write_text(job_to_toml(job))
+    drive(job, tmp_path)
+    one = StudyWatch(tmp_path).look()
+    assert (one.done, one.planned, study_summary(tmp_path).planned) == (4, 4, 4)
+    assert one.counts["pruned"] > 0
+    assert (one.causes, attempts(tmp_path)["causes"]) == ({}, [])
+    assert attempts(tmp_path)["ended"] > 4

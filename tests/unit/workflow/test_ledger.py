@@ -1,12 +1,16 @@
 """Node-seconds of blocks: reserved before sbatch, settled by what Slurm says."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from hpcmass.config import Resources
 from hpcmass.files import append_record
 from hpcmass.slurm.jobs import JobInfo, JobState
 from hpcmass.workflow.blocks import JOURNAL
+from hpcmass.workflow.feeding import Pool
+from hpcmass.workflow.lanes import Ask, Lane
 from hpcmass.workflow.ledger import Ledger
 
 
@@ -38,3 +42,40 @@ def test_what_a_block_reserves_is_given_back_when_slurm_accounts_less(tmp_path):
     other.forget("d")
     assert (other.used_s(), other.reserved_s()) == (180 + 1200, 0)
     assert Ledger(journal).grant(5, 10**9) == 10**9
+
+
+def pool_with(ledger, **nodes):
+    """A pool whose lanes have blocks of so many nodes, and none of them there."""
+    pool = Pool(SimpleNamespace(executors={}), "d", book=SimpleNamespace(ledger=ledger, driver="d"))
+    for label, count in nodes.items():
+        shape = SimpleNamespace(nodes=count, target=label)
+        lane = Lane(label, SimpleNamespace(shape=shape, live_blocks=list), shape, room=0)
+        pool.lanes[label] = lane
+        pool._ways[Ask(Resources(ranks=count))] = [lane]
+    return pool
+
+
+def test_a_budget_that_pays_only_for_blocks_that_nothing_waits_for_is_spent(tmp_path):
+    pool = pool_with(Ledger(tmp_path / JOURNAL, 100.0), small=1, large=4)
+    assert not pool.spent()
+    pool.run_as(Ask(Resources(ranks=4)), print)
+    assert pool.spent()  # else it would be waited for in vain
+    pool.run_as(Ask(Resources(ranks=1)), print)
+    assert not pool.spent()
+
+
+def test_a_budget_is_not_spent_before_the_last_block_is_settled(tmp_path):
+    ledger = Ledger(tmp_path / JOURNAL, 660.0)
+    pool = pool_with(ledger, cpu=1)
+    ledger.reserve("d", "cpu-0.sbatch", 1, 620)
+    ledger.submitted("d", "cpu-0.sbatch", "7")
+    ended = {"7": JobInfo("7", JobState.NODE_FAIL, started=time.time() - 10, source="squeue")}
+    ledger.look(ended, patient=True)  # Accounting is late.
+    assert ledger.grant(1, 60) == 0
+    assert not pool.spent()
+    ledger.look(ended)
+    assert ledger.grant(1, 60) == 60
+    assert not pool.spent()
+    ledger.reserve("another", "cpu-0.sbatch", 1, 640)  # Whoever has that settles it.
+    ledger.submitted("another", "cpu-0.sbatch", "8")
+    assert pool.spent()
