@@ -1,0 +1,69 @@
+"""Where parts of the catalogue meet: what one of them changes, the others see."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from hpcmass.catalogue import Catalogue, Registration
+from hpcmass.catalogue import gc as gc_module
+from hpcmass.catalogue.fsck import scan
+from hpcmass.catalogue.gc import collect
+from hpcmass.catalogue.retention import Rules
+from hpcmass.catalogue.survey import Content
+from hpcmass.errors import NotFound
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def folder(tmp_path: Path, number: int, size: int = 2000) -> Path:
+    made = tmp_path / "models" / f"{number}-{size}"
+    if not made.exists():
+        made.mkdir(parents=True)
+        (made / "w").write_bytes(random.Random(number).randbytes(size))
+    return made
+
+
+def many(catalogue: Catalogue, tmp_path: Path, count: int, size: int = 2000) -> None:
+    catalogue.register_many(Registration("m", folder(tmp_path, one, size)) for one in range(count))
+
+
+def single(catalogue: Catalogue, tmp_path: Path, count: int) -> None:
+    for one in range(count):
+        catalogue.register("m", folder(tmp_path, one), metrics={"a": one}, lineage={})
+
+
+def test_what_gc_took_out_of_a_claim_is_gone_for_a_catalogue_that_was_open(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    many(catalogue, tmp_path, 5)
+    assert catalogue.get("m@2").version == 2
+    collect(catalogue.path, Rules(keep_last=1))
+    with pytest.raises(NotFound, match="no version 2"):
+        catalogue.get("m@2")
+    assert [version.ref for version in catalogue.list()] == ["m@5"]
+
+
+@pytest.mark.parametrize("size", [2000, 300_000])
+def test_an_alias_that_comes_while_gc_takes_content_keeps_that_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    path = tmp_path / "catalogue"
+    many(Catalogue(path), tmp_path, 3, size)
+    mover = Catalogue(path)
+    version = mover.get("m@2")
+    # The mover has looked at the version, and is slow from there on.
+    monkeypatch.setattr(mover, "get", lambda ref: version)
+    take = gc_module._Run._set_aside
+
+    def late(self: gc_module._Run, content: Content, used: Content) -> None:
+        mover.alias("m", "production", 2, why="meanwhile")
+        take(self, content, used)
+
+    monkeypatch.setattr(gc_module._Run, "_set_aside", late)
+    collect(path, Rules(keep_last=1), grace_s=0)
+    assert Catalogue(path).get("m@production").version == 2
+    assert not [one for one in scan(path).findings if one.is_damage]
+    assert Catalogue(path).verify("m@production").ok
