@@ -67,6 +67,7 @@ class _Mender:
         self.aside = Aside(root, QUARANTINE)
         self.done: list[str] = []
         self.gone: list[str] = []  # versions set aside
+        self.lost: list[str] = []  # aliases of which no move is left, whose moves count from 1 again
 
     def all(self, findings: list[Finding]) -> None:
         by_kind: dict[str, list[Finding]] = {}
@@ -92,6 +93,8 @@ class _Mender:
             self._contents([one.entry for one in by_kind["content"] if one.entry is not None])
         self._bring_back()
         self.aside.settle()
+        if self.lost:
+            log_removal(self.root, {"why": self.why, "run": self.aside.run, "aliases": self.lost})
         if self.gone:
             self.aside.begin({"why": self.why, "versions": self.gone})
             log_removal(self.root, {"why": self.why, "run": self.aside.run, "versions": self.gone})
@@ -118,9 +121,12 @@ class _Mender:
             folder, number = one.where.parent, int(one.where.stem)
             if not one.where.exists():
                 continue
+            before = None
             if number == numbers(folder)[-1]:
                 before = self._before(folder, number)
-                if before is not None:
+                if before is None:
+                    self.lost += one.refs
+                else:
                     why = f"{self.why}: its move {number} is damaged, this is where it was before"
                     move = AliasMove(number + 1, before.version, before.version, who(), time.time(), why)
                     pointer = Pointer(folder.parent.parent.name, move.number, folder.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -194,7 +195,7 @@ def stream(
     node = parse(expression, resolve, names.all()) if expression is not None else None
     where = sql.condition(node) if node is not None else "1"
     order = [_sorted_by(one, resolve, names) for one in sort]
-    wanted = -1 if limit is None else max(0, limit)
+    wanted = -1 if limit is None else min(max(0, limit), sys.maxsize)
     last = ["v.name", "v.version"]
     ids = None
     if len(order) == 1 and wanted >= 0 and names.keys.get(order[0][0].name) is not None:

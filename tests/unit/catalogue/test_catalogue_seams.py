@@ -9,6 +9,7 @@ from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import gc as gc_module
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
+from hpcmass.catalogue.mending import repair
 from hpcmass.catalogue.retention import Rules
 from hpcmass.catalogue.survey import Content
 from hpcmass.errors import NotFound
@@ -67,3 +68,24 @@ def test_an_alias_that_comes_while_gc_takes_content_keeps_that_content(
     assert Catalogue(path).get("m@production").version == 2
     assert not [one for one in scan(path).findings if one.is_damage]
     assert Catalogue(path).verify("m@production").ok
+
+
+def test_searches_forget_an_alias_whose_only_move_was_damaged(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    single(catalogue, tmp_path, 2)
+    catalogue.alias("m", "production", 1, why="")
+    assert [one.ref for one in catalogue.search("alias == 'production'")] == ["m@1"]
+    path = catalogue.path / "models/m/aliases/production/000001.json"
+    path.chmod(0o644)
+    path.write_text("{")
+    repair(catalogue.path)
+    assert not len(catalogue.search("alias == 'production'"))
+    # Its moves count from 1 again, so by its number the index would take the next one for a known one.
+    catalogue.alias("m", "production", 2, why="")
+    assert [one.ref for one in catalogue.search("alias == 'production'")] == ["m@2"]
+
+
+def test_a_limit_beyond_all_numbers_is_no_limit(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    single(catalogue, tmp_path, 2)
+    assert len(catalogue.search(limit=10**30, sort=["-a"])) == 2
