@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from hpcmass.catalogue import Catalogue, Registration
+from hpcmass.catalogue import Catalogue, Evaluations, Registration
+from hpcmass.catalogue import evaluations as evaluations_module
 from hpcmass.catalogue import gc as gc_module
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.mending import repair
+from hpcmass.catalogue.removing import revive
 from hpcmass.catalogue.retention import Rules
 from hpcmass.catalogue.survey import Content
-from hpcmass.errors import NotFound
+from hpcmass.errors import CatalogueError, NotFound
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +91,48 @@ def test_a_limit_beyond_all_numbers_is_no_limit(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "catalogue")
     single(catalogue, tmp_path, 2)
     assert len(catalogue.search(limit=10**30, sort=["-a"])) == 2
+
+
+def test_what_is_measured_of_a_version_that_was_removed_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    single(catalogue, tmp_path, 3)
+    version, evaluations = catalogue.get("m@1"), Evaluations(catalogue.path)
+    evaluations.add(version, {"n": 1}, dataset="d", data="test")
+    claim = evaluations_module.claim_json
+
+    def slowly(path: Path, value: dict[str, object]) -> bool:
+        claimed = claim(path, value)
+        collect(catalogue.path, Rules(keep_last=1))
+        return claimed
+
+    monkeypatch.setattr(evaluations_module, "claim_json", slowly)
+    with pytest.raises(CatalogueError, match="m@1 was removed"):
+        evaluations.add(version, {"n": 2}, dataset="d", data="test")
+    monkeypatch.undo()
+    with pytest.raises(CatalogueError, match="m@1 was removed"):
+        evaluations.add(version, {"n": 3}, dataset="d", data="test")
+    # What was measured before is there when the version is, and under its own number.
+    assert revive(catalogue.path, "m", 1)
+    assert evaluations.of(version)[0].n == 1
+
+
+def test_fsck_names_and_sets_aside_an_evaluation_that_cannot_be_read(tmp_path: Path) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    single(catalogue, tmp_path, 1)
+    version, evaluations = catalogue.get("m@1"), Evaluations(catalogue.path)
+    for number in (1, 2):
+        evaluations.add(version, {"n": number}, dataset="d", data="test")
+    assert scan(catalogue.path).ok
+    path = evaluations.path(version, 2)
+    path.chmod(0o644)
+    path.write_text('{"format": 1')
+    report = scan(catalogue.path)
+    assert not report.ok
+    assert [(one.kind, one.refs) for one in report.findings] == [("evaluation", ("m@1/2",))]
+    assert repair(catalogue.path).ok
+    assert [one.n for one in evaluations.of(version)] == [1]
+    # The history of an alias may name it: its number is not given again.
+    assert evaluations.add(version, {"n": 3}, dataset="d", data="test").number == 3
+    assert not scan(catalogue.path).findings
