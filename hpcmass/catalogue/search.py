@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from hpcmass.catalogue.frame import frame
+from hpcmass.catalogue.index_file import keep_open
 from hpcmass.catalogue.query import Field, nearest, parse
 from hpcmass.catalogue.query_sql import Names, Sql
 from hpcmass.catalogue.rows import FIXED
@@ -133,6 +134,9 @@ class Stream:
     _connection: sqlite3.Connection
     _names: Names
     _ids: list[int]
+
+    def __post_init__(self) -> None:
+        keep_open(self._connection, self)
 
     def __iter__(self) -> Iterator[Found]:
         for first in range(0, len(self._ids), _AT_ONCE):

@@ -1,11 +1,12 @@
 """Where parts of the catalogue meet: what one of them changes, the others see."""
 
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from hpcmass.catalogue import Catalogue, Evaluations, Registration
+from hpcmass.catalogue import Catalogue, Evaluations, Registration, index_file
 from hpcmass.catalogue import evaluations as evaluations_module
 from hpcmass.catalogue import gc as gc_module
 from hpcmass.catalogue.fsck import scan
@@ -136,3 +137,23 @@ def test_fsck_names_and_sets_aside_an_evaluation_that_cannot_be_read(tmp_path: P
     # The history of an alias may name it: its number is not given again.
     assert evaluations.add(version, {"n": 3}, dataset="d", data="test").number == 3
     assert not scan(catalogue.path).findings
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_what_a_search_found_is_read_to_its_end_though_the_index_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    monkeypatch.setattr(index_file, "is_local", lambda path: local)
+    catalogue = Catalogue(tmp_path / "catalogue")
+    catalogue.register_many(Registration("m", folder(tmp_path, one % 3)) for one in range(700))
+    stream = catalogue.stream("version > 0")
+    found = iter(stream)
+    assert next(found).version == 1
+    collect(catalogue.path, Rules(keep_last=600))
+    single(catalogue, tmp_path, 1)
+    assert len(catalogue.search("version > 0")) == 601
+    assert [one.version for one in found] == list(range(2, 701))
+    connection = stream._connection
+    del found, stream
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
