@@ -223,7 +223,7 @@ class LiveIndex(IndexFile):
     def path(self) -> Path:
         """The file that counts now; where none does, one that does not exist."""
         try:
-            name = self._pointer.read_text(encoding="ascii")
+            name = self._pointer.read_text(encoding="utf-8")
         except (OSError, ValueError):
             name = ""
         good = re.fullmatch(re.escape(self.stem) + r"-[0-9a-f]{16}\.sqlite", name)
@@ -298,7 +298,7 @@ class LiveIndex(IndexFile):
     def _point_to(self, path: Path) -> None:
         temporary = temporary_beside(self._pointer)
         try:
-            temporary.write_text(path.name, encoding="ascii")
+            temporary.write_text(path.name, encoding="utf-8")
             os.replace(temporary, self._pointer)
         finally:
             with contextlib.suppress(OSError):
