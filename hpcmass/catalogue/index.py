@@ -207,9 +207,12 @@ class Index:
             if move is not None:
                 rows.move_alias(pointer.model, pointer.alias, move.number, move.version)
             return move is not None
+        there = self._exists(
+            pointer
+        )  # before it is read: a claim that comes between the two is looked at again
         versions = VersionClaims(path.parent, pointer.model, {}, wait_s=0).versions(pointer.number)
         rows.add(versions)
-        return bool(versions) or self._exists(pointer)  # there may be nothing but what was removed
+        return bool(versions) or there  # there may be nothing but what was removed
 
     def _removed(self, pointer: Pointer, last: dict[Path, int]) -> bool:
         """Whether a claim that is not there will not come: numbers behind it are taken."""

@@ -11,10 +11,13 @@ from hpcmass.catalogue import evaluations as evaluations_module
 from hpcmass.catalogue import gc as gc_module
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
+from hpcmass.catalogue.journal import Pointer, append
 from hpcmass.catalogue.mending import repair
+from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.removing import revive
 from hpcmass.catalogue.retention import Rules
 from hpcmass.catalogue.survey import Content
+from hpcmass.catalogue.version import Version
 from hpcmass.errors import CatalogueError, NotFound
 
 
@@ -157,3 +160,24 @@ def test_what_a_search_found_is_read_to_its_end_though_the_index_is_made_anew(
     del found, stream
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         connection.execute("SELECT 1")
+
+
+def test_a_claim_that_comes_just_after_it_was_looked_for_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    single(catalogue, tmp_path, 1)
+    assert len(catalogue.search()) == 1
+    append(catalogue.path / "journals", [Pointer("m", 2)])
+    versions = VersionClaims.versions
+
+    def early(self: VersionClaims, start: int) -> list[Version]:
+        found = versions(self, start)
+        if not found:
+            single(Catalogue(catalogue.path), tmp_path, 1)
+        return found
+
+    monkeypatch.setattr(VersionClaims, "versions", early)
+    catalogue.search()
+    monkeypatch.undo()
+    assert [one.version for one in catalogue.search()] == [1, 2]
