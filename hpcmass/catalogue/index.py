@@ -207,9 +207,7 @@ class Index:
             if move is not None:
                 rows.move_alias(pointer.model, pointer.alias, move.number, move.version)
             return move is not None
-        there = self._exists(
-            pointer
-        )  # before it is read: a claim that comes between the two is looked at again
+        there = self._exists(pointer)  # before it is read: what comes in between is looked at again
         versions = VersionClaims(path.parent, pointer.model, {}, wait_s=0).versions(pointer.number)
         rows.add(versions)
         return bool(versions) or there  # there may be nothing but what was removed

@@ -11,7 +11,6 @@ from hpcmass.catalogue import evaluations as evaluations_module
 from hpcmass.catalogue import gc as gc_module
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
-from hpcmass.catalogue.journal import Pointer, append
 from hpcmass.catalogue.mending import repair
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.removing import revive
@@ -168,13 +167,15 @@ def test_a_claim_that_comes_just_after_it_was_looked_for_is_found(
     catalogue = Catalogue(tmp_path / "catalogue")
     single(catalogue, tmp_path, 1)
     assert len(catalogue.search()) == 1
-    append(catalogue.path / "journals", [Pointer("m", 2)])
+    single(catalogue, tmp_path, 1)
+    claim, late = catalogue.path / "models/m/versions/000002.json", tmp_path / "late"
+    claim.rename(late)  # announced, and not there yet
     versions = VersionClaims.versions
 
     def early(self: VersionClaims, start: int) -> list[Version]:
         found = versions(self, start)
         if not found:
-            single(Catalogue(catalogue.path), tmp_path, 1)
+            late.rename(claim)
         return found
 
     monkeypatch.setattr(VersionClaims, "versions", early)
