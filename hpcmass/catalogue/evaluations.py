@@ -7,17 +7,19 @@ comparisons and cards ask of it is read, and nothing in it is believed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue.blobs import make_durable_dir
 from hpcmass.catalogue.claims import claim_json, numbered, numbers, read_claim
+from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.version import Version, check_format, plain, who
-from hpcmass.errors import CorruptError
+from hpcmass.errors import CatalogueError, CorruptError
 from hpcmass.files import check_name
 
 FORMAT = 1
@@ -142,18 +144,27 @@ class Evaluations:
             why: What it was for.
 
         Raises:
-            CatalogueError: The result is no JSON.
+            CatalogueError: The result is no JSON; or the version was removed, maybe meanwhile.
             StorageError: The file system refused.
         """
         folder = self._folder(version.name, version.version)
         made: dict[str, Any] = plain(result, "evaluation")
         words = str(dataset), str(data), str(why)
+        self._need(version)
         make_durable_dir(folder)
         while True:
             number = max(numbers(folder), default=0) + 1
             now, by = time.time(), who()
             record = EvaluationRecord(version.name, version.version, number, now, by, *words, made)
             if claim_json(numbered(folder, number), record.to_json()):
+                # `gc` takes the version first, then what was measured of it: the later one finds the other.
+                try:
+                    self._need(version)
+                except CatalogueError:
+                    with contextlib.suppress(OSError):
+                        numbered(folder, number).unlink()
+                        folder.rmdir()
+                    raise
                 return record
 
     def of(self, version: Version) -> list[EvaluationRecord]:
@@ -162,22 +173,41 @@ class Evaluations:
         Raises:
             CorruptError: One of them is damaged.
         """
-        return list(self._each(version.name, version.version))
+        found = (self.read(version, number) for number in self.numbers(version))
+        return [record for record in found if record is not None]
+
+    def numbers(self, version: Version) -> list[int]:
+        """The numbers of a version's evaluations, ascending."""
+        return numbers(self._folder(version.name, version.version))
+
+    def path(self, version: Version, number: int) -> Path:
+        """The file of an evaluation."""
+        return numbered(self._folder(version.name, version.version), number)
+
+    def read(self, version: Version, number: int) -> EvaluationRecord | None:
+        """An evaluation of a version; None where it has no content, or there is none.
+
+        Raises:
+            CorruptError: It is damaged.
+        """
+        path = self.path(version, number)
+        raw = read_claim(path, 0.0)
+        return None if raw is None else _parse(raw, version.name, version.version, number, path)
 
     def latest(self, version: Version) -> dict[str, EvaluationRecord]:
         """The newest evaluation of a version on each data set, by the data set's id."""
         return {record.dataset: record for record in self.of(version)}
 
+    def _need(self, version: Version) -> None:
+        """Refuse a version that is not there: a record would take the number of one that went with it."""
+        claims = VersionClaims(self._models / version.name / "versions", version.name, {}, wait_s=0)
+        if claims.read(version.version) is None:
+            raise CatalogueError(
+                f"{version.ref} was removed, so what was measured of it is not kept", where=self._models.parent
+            )
+
     def _folder(self, name: str, version: int) -> Path:
         return self._models / check_name(name, "model name") / "evaluations" / f"{version:06d}"
-
-    def _each(self, name: str, version: int) -> Iterator[EvaluationRecord]:
-        folder = self._folder(name, version)
-        for number in numbers(folder):
-            path = numbered(folder, number)
-            raw = read_claim(path, 0.0)
-            if raw is not None:
-                yield _parse(raw, name, version, number, path)
 
 
 def metric_of(value: Any) -> Measured | None:

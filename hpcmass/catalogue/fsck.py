@@ -15,6 +15,7 @@ from pathlib import Path
 from hpcmass.catalogue.aside import DONE, TRASH, runs
 from hpcmass.catalogue.blobs import BlobStore
 from hpcmass.catalogue.claims import listdir, numbered, numbers
+from hpcmass.catalogue.evaluations import Evaluations
 from hpcmass.catalogue.journal import Pointer, Position, journals, named, read_new
 from hpcmass.catalogue.leftovers import file_system_now, left_behind, temporaries
 from hpcmass.catalogue.modes import WrongMode, wrong_modes
@@ -23,7 +24,7 @@ from hpcmass.catalogue.survey import Survey, survey
 from hpcmass.catalogue.version import FileEntry
 from hpcmass.errors import CatalogueError, CorruptError, HpcmassError, NotFound, StorageError
 
-DAMAGE = {"claim", "move", "overlap", "content", "moved", "nowhere", "mode", "unreadable"}
+DAMAGE = {"claim", "move", "evaluation", "overlap", "content", "moved", "nowhere", "mode", "unreadable"}
 """Kinds of findings that are faults; the others are what killed writers leave, which hurts nobody."""
 
 
@@ -32,10 +33,10 @@ class Finding:
     """One thing that is wrong, or left over.
 
     Attributes:
-        kind: `claim` or `move` (cannot be read), `overlap`, `content` (missing or corrupt), `moved`, `nowhere`
-            (an alias), `mode`, `unreadable` (no permission, or of a newer hpcmass), `empty` (a number without
-            content), `temporary`, `unlisted` (in no journal), `torn` (lines of a journal), `unfinished` (a gc
-            that was killed).
+        kind: `claim`, `move` or `evaluation` (cannot be read), `overlap`, `content` (missing or corrupt),
+            `moved`, `nowhere` (an alias), `mode`, `unreadable` (no permission, or of a newer hpcmass), `empty`
+            (a number without content), `temporary`, `unlisted` (in no journal), `torn` (lines of a journal),
+            `unfinished` (a gc that was killed).
         where: The file concerned.
         message: What is wrong with it.
         refs: References that are hit by it.
@@ -108,6 +109,7 @@ def scan(root: Path, *, quick: bool = False) -> FsckReport:
     found = report.findings
     found += [_damaged(path, error) for path, error in tree.damaged.items()]
     found += _claims(tree)
+    found += _evaluations(tree)
     found += _moved(root)
     found += _still_there(root, list(_contents(tree, report, quick)))
     found += _aliases(tree)
@@ -144,6 +146,24 @@ def _claims(tree: Survey) -> Iterator[Finding]:
         for alias in listdir(aliases):
             for number in numbers(aliases / alias):
                 yield from _empty(numbered(aliases / alias, number))
+
+
+def _evaluations(tree: Survey) -> Iterator[Finding]:
+    """Evaluations that cannot be read, of versions that there are."""
+    records = Evaluations(tree.root)
+    known = {(version.name, f"{version.version:06d}"): version for version in tree.versions}
+    for name in listdir(tree.root / "models"):
+        for part in listdir(tree.root / "models" / name / "evaluations"):
+            version = known.get((name, part))
+            if version is None:
+                continue
+            for number in records.numbers(version):
+                try:
+                    records.read(version, number)
+                except HpcmassError as error:
+                    kind = "evaluation" if isinstance(error, CorruptError) else "unreadable"
+                    path, ref = records.path(version, number), f"{version.ref}/{number}"
+                    yield Finding(kind, path, f"corrupt: {error.message}", (ref,))
 
 
 def _empty(path: Path) -> Iterator[Finding]:

@@ -192,7 +192,7 @@ class _Run:
         self._set_aside(content_of(self.root, tree.versions), used)
         self._pack_anew(content_of(self.root, tree.versions))
         self.aside.settle()
-        self._purge(tree)
+        self._purge()
         report.refused.update(self.aside.refused)
         report.nowhere = [f"{name}@{alias}" for name, alias, _ in survey(self.root).nowhere()]
         return report
@@ -280,10 +280,10 @@ class _Run:
                 write_moved(self.store.folder, pack, {entry.sha256: where[entry.sha256] for entry in live})
                 self.report.rewritten += self.aside.take(self.store.pack_path(pack))
 
-    def _purge(self, tree: Survey) -> None:
+    def _purge(self) -> None:
         """Look at the claims again, bring back what came to be used, delete what lies there for long enough."""
         waiting = pending(self.root)
-        tree.more()
+        tree = survey(self.root)  # all of it: a version may have come back into a claim that was read before
         if tree.damaged:
             self.report.waiting.append("a claim that came meanwhile cannot be read: nothing is deleted")
             return

@@ -15,7 +15,9 @@ import re
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,44 @@ _LEFT_S = 600.0  # since its last change, before an index that was made anew is 
 
 _inherited: list[sqlite3.Connection] = []
 """Connections of a parent process: neither used nor closed here, since its locks hang on them."""
+
+
+_readers: dict[int, int] = {}
+"""Who goes through what a search found, by connection."""
+
+_left: set[int] = set()
+"""Connections that nobody but those needs any more."""
+
+_readers_lock = threading.RLock()  # an object may be let go of anywhere, in here too
+
+
+def keep_open(connection: sqlite3.Connection, reader: object) -> None:
+    """See that a connection is not closed while a reader lives, though its index is made anew meanwhile."""
+    with _readers_lock:
+        _readers[id(connection)] = _readers.get(id(connection), 0) + 1
+    weakref.finalize(reader, _let_go, connection, os.getpid()).atexit = False
+
+
+def _let_go(connection: sqlite3.Connection, owner: int) -> None:
+    with _readers_lock:
+        _readers[id(connection)] -= 1
+        if _readers[id(connection)]:
+            return
+        del _readers[id(connection)]
+        left = id(connection) in _left
+        _left.discard(id(connection))
+    if left and owner == os.getpid():
+        connection.close()
+    elif left:
+        _inherited.append(connection)
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    with _readers_lock:
+        if id(connection) in _readers:
+            _left.add(id(connection))
+            return
+    connection.close()
 
 
 class IndexFile:
@@ -79,7 +119,7 @@ class IndexFile:
         (*_, owner), connection = self._open
         self._open = None
         if owner == os.getpid():
-            connection.close()
+            _close(connection)
         else:
             _inherited.append(connection)
 

@@ -26,7 +26,7 @@ from hpcmass.catalogue.reserve import with_room
 from hpcmass.catalogue.survey import Survey, survey
 from hpcmass.catalogue.version import FileEntry, Version, parse_version, who
 from hpcmass.errors import AlreadyExists, HpcmassError
-from hpcmass.files import cache_folder, publishing, read_json, settle, sha256_file
+from hpcmass.files import cache_folder, claim, publishing, read_json, settle, sha256_file
 
 
 def repair(root: Path, *, quick: bool = False, why: str = "fsck --repair") -> FsckReport:
@@ -67,6 +67,7 @@ class _Mender:
         self.aside = Aside(root, QUARANTINE)
         self.done: list[str] = []
         self.gone: list[str] = []  # versions set aside
+        self.lost: list[str] = []  # aliases of which no move is left, whose moves count from 1 again
 
     def all(self, findings: list[Finding]) -> None:
         by_kind: dict[str, list[Finding]] = {}
@@ -78,6 +79,7 @@ class _Mender:
             ("claim", self._claims),
             ("move", self._moves),
             ("empty", self._empty),
+            ("evaluation", self._evaluations),
             ("moved", self._set_aside),
             ("temporary", self._set_aside),
             ("unlisted", self._unlisted),
@@ -92,6 +94,8 @@ class _Mender:
             self._contents([one.entry for one in by_kind["content"] if one.entry is not None])
         self._bring_back()
         self.aside.settle()
+        if self.lost:
+            log_removal(self.root, {"why": self.why, "run": self.aside.run, "aliases": self.lost})
         if self.gone:
             self.aside.begin({"why": self.why, "versions": self.gone})
             log_removal(self.root, {"why": self.why, "run": self.aside.run, "versions": self.gone})
@@ -118,9 +122,12 @@ class _Mender:
             folder, number = one.where.parent, int(one.where.stem)
             if not one.where.exists():
                 continue
+            before = None
             if number == numbers(folder)[-1]:
                 before = self._before(folder, number)
-                if before is not None:
+                if before is None:
+                    self.lost += one.refs
+                else:
                     why = f"{self.why}: its move {number} is damaged, this is where it was before"
                     move = AliasMove(number + 1, before.version, before.version, who(), time.time(), why)
                     pointer = Pointer(folder.parent.parent.name, move.number, folder.name)
@@ -147,6 +154,15 @@ class _Mender:
         for one in found:
             if self.aside.take(one.where):
                 self.done.append(f"set aside {one.where}")
+
+    def _evaluations(self, found: list[Finding]) -> None:
+        """Set aside evaluations; a newest number stays taken, for the history of an alias may name it."""
+        for one in found:
+            newest = int(one.where.stem) == numbers(one.where.parent)[-1]
+            if self.aside.take(one.where):
+                if newest:
+                    claim(one.where)
+                self.done.append(f"set aside the damaged evaluation {one.where}")
 
     def _unlisted(self, found: list[Finding]) -> None:
         pointers = [one.pointer for one in found if one.pointer is not None]
@@ -233,12 +249,12 @@ class _Mender:
         """Set aside versions of which something is lost, but for those that an alias has."""
         in_use = tree.now()
         stones: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
-        for claim, versions in tree.claims.items():
+        for where, versions in tree.claims.items():
             for version in versions:
                 if version.ref in hit and version.ref not in in_use:
                     why = f"{self.why}: some of its content is lost"
                     stone = gravestone(version.name, version.version, who(), time.time(), why)
-                    stones.setdefault(claim, {})[version.version] = stone
+                    stones.setdefault(where, {})[version.version] = stone
         for (name, start), mine in sorted(stones.items()):
             if take_out(self.aside, name, start, mine):
                 gone = [f"{name}@{number}" for number in mine]

@@ -25,7 +25,8 @@ class VersionClaims:
     Args:
         folder: `models/NAME/versions`.
         name: The model.
-        kept: Contents of claims of several versions by path, kept between calls; claims do not change.
+        kept: Contents of claims of several versions by path, kept between calls for as long as the file is the
+            same one: `gc` puts another in its place.
         wait_s: How long to wait for the content of a claim that has none, see `read_claim`.
     """
 
@@ -150,8 +151,12 @@ class VersionClaims:
 
     def _raw(self, number: int) -> Any:
         path = numbered(self.folder, number)
+        seen = _which(path)  # before it is read: a newer content under an older key is read once more
         if path in self._kept:
-            return self._kept[path]
+            known, raw = self._kept[path]
+            if known == seen:
+                return raw
+            del self._kept[path]
         raw = read_claim(path, self._wait_s)
         if raw is None:
             return None
@@ -167,8 +172,17 @@ class VersionClaims:
             raise CorruptError(f"is not of {self.name!r} from {number} on", where=path)
         while len(self._kept) >= _KEPT:
             self._kept.pop(next(iter(self._kept)))
-        self._kept[path] = raw
+        self._kept[path] = seen, raw
         return raw
+
+
+def _which(path: Path) -> tuple[int, int, int] | None:
+    """By what a file that took another's place is told from it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def removed(raw: Any) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from hpcmass.catalogue.frame import frame
+from hpcmass.catalogue.index_file import keep_open
 from hpcmass.catalogue.query import Field, nearest, parse
 from hpcmass.catalogue.query_sql import Names, Sql
 from hpcmass.catalogue.rows import FIXED
@@ -133,6 +135,9 @@ class Stream:
     _names: Names
     _ids: list[int]
 
+    def __post_init__(self) -> None:
+        keep_open(self._connection, self)
+
     def __iter__(self) -> Iterator[Found]:
         for first in range(0, len(self._ids), _AT_ONCE):
             yield from _rows(self._connection, self._names, self._ids[first : first + _AT_ONCE])
@@ -194,7 +199,7 @@ def stream(
     node = parse(expression, resolve, names.all()) if expression is not None else None
     where = sql.condition(node) if node is not None else "1"
     order = [_sorted_by(one, resolve, names) for one in sort]
-    wanted = -1 if limit is None else max(0, limit)
+    wanted = -1 if limit is None else min(max(0, limit), sys.maxsize)
     last = ["v.name", "v.version"]
     ids = None
     if len(order) == 1 and wanted >= 0 and names.keys.get(order[0][0].name) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hpcmass.cli.console import dump, size, table
+from hpcmass.cli.console import dump, size, table, visible
 from hpcmass.cli.options import project_option
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -127,11 +127,11 @@ def fsck(context: click.Context, repair: bool, quick: bool, as_json: bool, proje
         )
     else:
         for one in report.findings:
-            click.echo(f"{'DAMAGE' if one.is_damage else 'left  '} {one.told()}")
+            click.echo(f"{'DAMAGE' if one.is_damage else 'left  '} {visible(one.told())}")
         for line in report.done:
             click.echo(f"done   {line}")
         for one in report.left if repair else []:
-            click.echo(f"STILL  {one.told()}" if one.is_damage else f"left   {one.told()}")
+            click.echo(f"{'STILL  ' if one.is_damage else 'left   '}{visible(one.told())}")
         if report.aside:
             click.echo(f"set aside in {report.aside}; look at it, and remove it when it is of no use")
         damage = sum(one.is_damage for one in report.left)

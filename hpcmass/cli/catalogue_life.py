@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hpcmass.cli.console import csv_table, day, dump, table
+from hpcmass.cli.console import csv_table, day, dump, table, visible
 from hpcmass.cli.options import project_option
 from hpcmass.files import replace
 
@@ -63,7 +63,7 @@ def promote(
         )
         return
     for gate in done.gates:
-        click.echo(f"holds: {gate.told()}")
+        click.echo(f"holds: {visible(gate.told())}")
     if done.move is None:
         click.echo(f"{done.version.name}@{to} is {done.version.ref} already")
         return
@@ -121,7 +121,7 @@ def compare(models: tuple[str, ...], everything: bool, shape: str, project_root:
             [[plain_text(one) if isinstance(one, str) else one for one in row] for row in shown], header, title
         )
     for note in found.notes:
-        click.echo(note)
+        click.echo(visible(note))
 
 
 @click.command("card")

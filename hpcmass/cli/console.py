@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+# What moves a terminal's cursor, sets its title, or turns the direction of writing; not the end of a line.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+
+
+def visible(text: str) -> str:
+    """A text without what a terminal would obey: others may have written it."""
+    return _CONTROL.sub(" ", text)
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str], title: str | None = None) -> None:
@@ -46,10 +55,10 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={text(item)}" for key, item in value.items())
+        return ", ".join(f"{visible(str(key))}={text(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(text(item) for item in value)
-    return str(value)
+    return visible(str(value))
 
 
 def dump(value: Any) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from hpcmass import __version__
+from hpcmass.cli.console import visible
 from hpcmass.errors import HpcmassError
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -119,5 +120,5 @@ def _tell(error: HpcmassError) -> int:
 
     # A rank that hpcmass started leaves its error to the command that started it, which says it once.
     if not error.data.get("told") and not leave_word(error):
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {visible(str(error))}", err=True)
     return error.exit_code

@@ -115,7 +115,8 @@ def _as_hugging_face(folder: Path, known: Card) -> None:
     model = dict(known.model)
     if model.get("kind") == "torch" and (folder / _WEIGHTS).is_file() and not (folder / _HF_WEIGHTS).exists():
         os.rename(folder / _WEIGHTS, folder / _HF_WEIGHTS)
-        files = dict(model.get("files") or {})
+        listed = model.get("files")
+        files = dict(listed) if isinstance(listed, Mapping) else {}
         size = (folder / _HF_WEIGHTS).stat().st_size
         files.pop(_WEIGHTS, None)
         files[_HF_WEIGHTS] = {"bytes": size, "sha256": sha256_file(folder / _HF_WEIGHTS)}

@@ -100,7 +100,7 @@ def promote(
     results = judged.results(asked)
     if not all(one.held for one in results):
         raise refusal(results, version.ref, to)
-    if aliases.get(to) == version.version and now == version.version:
+    if now == version.version and catalogue.aliases(version.name).get(to) == now:  # it was not moved meanwhile
         return Promotion(version, to, None, tuple(results))
     move = catalogue.alias(
         version.name,

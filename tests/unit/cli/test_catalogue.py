@@ -126,3 +126,20 @@ def test_what_no_journal_names(lab: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "3 were in no journal" in capsys.readouterr().out
     assert run(["catalogue", "verify"]) == 0
     assert "no journal" not in capsys.readouterr().out
+
+
+def test_nothing_that_others_wrote_commands_a_terminal(lab: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;title\x07\x9b2J\u202eend"
+    catalogue = Catalogue(lab / "catalogue")
+    lineage = {"commit": evil, "parent": evil, "environment": {evil: evil}, "run": evil}
+    catalogue.register("evil", lab / "model", metrics={evil: 1.0}, lineage=lineage, description=evil)
+    catalogue.register("evil", lab / "model", metrics={}, lineage={})
+    catalogue.alias("evil", "production", 1, why=evil)
+    capfd.readouterr()
+    for words in (
+        "show evil@1", "history evil", "list evil", "search name=='evil'", "compare evil@1 evil@2", "lineage evil@1",
+        "alias evil@2 production --expect 2", "card evil@1",
+    ):  # fmt: skip
+        run(["catalogue", *words.split(" ")])
+        told = capfd.readouterr()
+        assert not set(told.out + told.err) & set(evil) - set("0;title2Jend]"), words

@@ -95,6 +95,17 @@ def test_the_layout_of_hugging_face_is_a_model_to_hpcmass_too(lab: Lab) -> None:
         hpcmass.load(folder)
 
 
+def test_a_model_json_that_is_none_is_exported_as_it_is(lab: Lab) -> None:
+    made = lab.root / "odd"
+    made.mkdir()
+    (made / "model.json").write_text('{"kind": "torch", "files": [1], "signature": [], "params": 3}')
+    (made / "weights.safetensors").write_bytes(b"x")
+    lab.catalogue.register("odd", made, metrics={}, lineage={})
+    answer = lab.call("catalogue", "export", "odd", "--to", "out/odd")
+    assert answer.code == 0, answer.err
+    assert (lab.root / "out/odd/model.safetensors").read_bytes() == b"x"
+
+
 EVIL = "a\n---\nlicense: x\n# head\n```\n<script>alert(1)</script> [l](javascript:x) | ![i](http://e) **b** {{x}} \x1b[2J\u202e"
 
 

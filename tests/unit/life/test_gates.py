@@ -160,6 +160,10 @@ def test_a_move_by_somebody_else_meanwhile_is_not_undone(lab: Lab, monkeypatch: 
     with pytest.raises(CatalogueError, match=r"has version 3, not version 1.*faster"):
         promote("eyes@2", "production", lab.root, require=["accuracy >= 0.9 on test"])
     assert lab.catalogue.aliases("eyes") == {"production": 3}
+    # Nor is a version said to be there already that was there when the promotion began.
+    lab.catalogue.alias("eyes", "production", 2, why="back")
+    with pytest.raises(CatalogueError, match=r"has version 3, not version 2.*faster"):
+        promote("eyes@2", "production", lab.root, require=["accuracy >= 0.9 on test"])
 
 
 def test_a_damaged_evaluation_is_named(lab: Lab) -> None:
