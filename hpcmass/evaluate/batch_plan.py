@@ -23,7 +23,7 @@ KEY = "sample"
 """The field of a prediction that says which sample of the dataset it is of."""
 _PART_SAMPLES = 1 << 16
 _PART_BYTES = 64 << 20
-_PARTS = 64  # of a small dataset, so that several processes have something to do
+_PARTS = 16  # at least, of a dataset that is not small, so that several processes have something to do
 
 Columns = dict[str, NDArray[Any]]
 
