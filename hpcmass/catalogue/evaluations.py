@@ -23,6 +23,7 @@ from hpcmass.errors import CatalogueError, CorruptError
 from hpcmass.files import check_name
 
 FORMAT = 1
+_TIMED = ("p50_ms", "p99_ms", "samples_per_s", "peak_rss_mb")
 _SCORES = ("precision", "recall", "f1")
 
 
@@ -40,6 +41,14 @@ class Measured:
     def to_json(self) -> dict[str, float | None]:
         """As in a JSON file."""
         return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class PairedMetric:
+    """A metric minus that of another version on the same samples, and the probability of it by chance."""
+
+    difference: Measured
+    p: float
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,31 @@ class EvaluationRecord:
             )
             for one in ones
         ]
+
+    @property
+    def latency(self) -> list[tuple[str, str, int, dict[str, Measured]]]:
+        """`batch`, its size, calls, and what was timed: `p50_ms`, `p99_ms`, `samples_per_s`, `peak_rss_mb`."""
+        listed = self.result.get("latency")
+        made = []
+        for one in listed if isinstance(listed, list) else []:
+            if isinstance(one, dict) and type(one.get("batch")) is int:
+                numbers = {name: _number(one.get(name)) for name in _TIMED}
+                found = {name: Measured(value) for name, value in numbers.items() if value is not None}
+                calls = one.get("calls")
+                made.append(("batch", str(one["batch"]), calls if type(calls) is int else 0, found))
+        return made
+
+    @property
+    def paired(self) -> dict[str, PairedMetric]:
+        """The differences to another version, by metric; none where it was compared with none."""
+        whole = self.result.get("paired")
+        listed = whole.get("differences") if isinstance(whole, dict) else None
+        made = {}
+        for name, one in listed.items() if isinstance(listed, dict) else ():
+            found, p = metric_of(one), _number(one.get("p")) if isinstance(one, dict) else None
+            if found is not None and p is not None:
+                made[str(name)] = PairedMetric(found, p)
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """The content of its file."""

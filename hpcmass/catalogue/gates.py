@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import re
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmass.catalogue.evaluations import EvaluationRecord, Measured
+from hpcmass.catalogue.evaluations import EvaluationRecord, Measured, PairedMetric
 from hpcmass.catalogue.version import check_alias
 from hpcmass.errors import CatalogueError
 
@@ -20,7 +21,7 @@ _REQUIREMENT = re.compile(
     (?(end)\s*\))
     \s*(?P<op>>=|<=|>|<)\s*
     (?:(?P<number>{_NUMBER})|(?P<ref>[A-Za-z][A-Za-z0-9._-]*?)(?:\s+(?P<sign>[+-])\s*(?P<offset>[.\d]\S*))?)
-    \s+on\s+(?P<data>\S(?:.*\S)?)\s*""",
+    \s+on\s+(?P<data>\S(?:.*?\S)?)(?P<sure>\s+significantly)?\s*""",
     re.VERBOSE,
 )
 _SLICE = re.compile(r"\s*(?P<field>[A-Za-z0-9._-]+)\s*==\s*(?P<value>.*?)\s*")
@@ -32,7 +33,8 @@ _OPS: dict[str, Callable[[float, float], bool]] = {
 }
 _HINT = (
     'write METRIC >= NUMBER on DATASET, such as "accuracy >= 0.97 on test", "recall[\'cat\'] >= 0.9 on test", '
-    '"low(accuracy) > 0.95 on data/mnist/test", or "accuracy >= production - 0.005 on test"'
+    '"low(accuracy) > 0.95 on data/mnist/test", "accuracy >= production - 0.005 on test", '
+    'or "accuracy > production on test significantly"'
 )
 
 
@@ -49,6 +51,7 @@ class Requirement:
         number: The bound, or what is added to the value of `against`.
         against: The alias whose version sets the bound, or None.
         data: The data set, as written.
+        significantly: Whether the 95 % interval of the paired difference to `against` has to be beyond it.
     """
 
     text: str
@@ -59,6 +62,7 @@ class Requirement:
     number: float
     against: str | None
     data: str
+    significantly: bool = False
 
     @property
     def slice(self) -> tuple[str, str] | None:
@@ -72,10 +76,12 @@ class Requirement:
         Raises:
             CatalogueError: It does not say; the hint has what it says.
         """
+        if self.significantly:
+            return self._difference(record).difference
         metrics, where = record.metrics, ""
         if (cut := self.slice) is not None:
             where = f" of the slice {cut[0]} == {cut[1]}"
-            by_slice = {(name, value): found for name, value, _, found in record.slices}
+            by_slice = {(name, value): found for name, value, _, found in [*record.slices, *record.latency]}
             known = [value for name, value in by_slice if name == cut[0]]
             if cut not in by_slice:
                 raise self._unknown(f"there is no slice {cut[0]} == {cut[1]}", known)
@@ -91,6 +97,19 @@ class Requirement:
         if self.end and found.low is None:
             raise CatalogueError(f"{self.metric} has no interval", where=self.text, hint="require its value")
         return found
+
+    def _difference(self, record: EvaluationRecord) -> PairedMetric:
+        paired = record.paired
+        if self.metric not in paired:
+            raise self._unknown(f"{self.metric} was not compared on the same samples", list(paired))
+        return paired[self.metric]
+
+    def holds(self, found: Measured, bound: float) -> bool:
+        """Whether what was found is beyond the bound; of a difference its whole interval."""
+        if self.significantly:
+            end = found.low if self.op in (">", ">=") else found.high
+            return end is not None and _OPS[self.op](end, bound)
+        return _OPS[self.op](self.value_in(found), bound)
 
     def _unknown(self, message: str, known: list[str]) -> CatalogueError:
         some = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
@@ -127,6 +146,12 @@ class GateResult:
         one = self.requirement
         name = one.metric + (f"[{one.of}]" if one.of else "")
         line = f"{one.text}: found {name} {self.found} (n={self.record.n}, {self.record.data})"
+        if one.significantly and self.base is not None:
+            p = self.record.paired[one.metric].p
+            return (
+                f"{one.text}: found {name} to differ by {self.found} from {self.base.name}@{self.base.version} "
+                f"(p={p:.2g}, n={self.record.n}, {self.record.data})"
+            )
         if one.against is not None:
             if self.base is None:
                 line += f"; there is no {one.against} yet"
@@ -163,6 +188,11 @@ def parse_requirement(text: str) -> Requirement:
     number = _finite(match["number"] or offset or "0", text) * (-1.0 if sign == "-" else 1.0)
     if ref is not None:
         check_alias(ref)
+    if match["sure"] and (ref is None or match["end"] or match["inside"] is not None):
+        raise CatalogueError(
+            f"{text!r}: 'significantly' is said of a metric of all samples, against an alias",
+            hint='"accuracy > production on test significantly"; of a number: "low(accuracy) > 0.95 on test"',
+        )
     return Requirement(
         text=" ".join(text.split()),
         metric=match["metric"],
@@ -172,6 +202,7 @@ def parse_requirement(text: str) -> Requirement:
         number=number,
         against=ref,
         data=match["data"],
+        significantly=match["sure"] is not None,
     )
 
 
@@ -194,16 +225,17 @@ def judge(requirement: Requirement, record: EvaluationRecord, base: EvaluationRe
     Raises:
         CatalogueError: The metric was not measured, or not on the same data set.
     """
-    found = requirement.found_in(record)
     if requirement.against is not None and base is None:
+        found = dataclasses.replace(requirement, significantly=False).found_in(record)
         return GateResult(requirement, True, found, None, record)
+    found = requirement.found_in(record)
     bound = requirement.number
     if base is not None:
         if base.dataset != record.dataset:
             raise CatalogueError("the two versions were not evaluated on the same data", where=requirement.text)
-        bound += requirement.found_in(base).value
-    held = _OPS[requirement.op](requirement.value_in(found), bound)
-    return GateResult(requirement, held, found, bound, record, base)
+        if not requirement.significantly:
+            bound += requirement.found_in(base).value
+    return GateResult(requirement, requirement.holds(found, bound), found, bound, record, base)
 
 
 def refusal(results: Sequence[GateResult], ref: str, alias: str) -> CatalogueError:

@@ -12,26 +12,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcmass.evaluate.comparison import Compared, compare, compare_table
     from hpcmass.evaluate.inputs import read_inputs
-    from hpcmass.evaluate.measure import ClassScores, Evaluation, SliceScores, evaluate
+    from hpcmass.evaluate.measure import evaluate, evaluate_scored
     from hpcmass.evaluate.metrics import Metric, wilson
     from hpcmass.evaluate.models import cache_folder, resolve_bundle, resolve_model
     from hpcmass.evaluate.picture import TrialPoint, curves_of, sweep_picture, training_picture
     from hpcmass.evaluate.predictions import Predictions, predict, predict_file
+    from hpcmass.evaluate.results import ClassScores, Evaluation, SliceScores
     from hpcmass.evaluate.slices import with_slices
+    from hpcmass.evaluate.whole import Asked, evaluate_whole
 
 _WHERE = {
-    "ClassScores": "measure",
+    "Asked": "whole",
+    "ClassScores": "results",
     "Compared": "comparison",
-    "Evaluation": "measure",
+    "Evaluation": "results",
     "Metric": "metrics",
     "Predictions": "predictions",
-    "SliceScores": "measure",
+    "SliceScores": "results",
     "TrialPoint": "picture",
     "cache_folder": "models",
     "compare": "comparison",
     "compare_table": "comparison",
     "curves_of": "picture",
     "evaluate": "measure",
+    "evaluate_scored": "measure",
+    "evaluate_whole": "whole",
     "predict": "predictions",
     "predict_file": "predictions",
     "read_inputs": "inputs",
@@ -44,6 +49,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Asked",
     "ClassScores",
     "Compared",
     "Evaluation",
@@ -56,6 +62,8 @@ __all__ = [
     "compare_table",
     "curves_of",
     "evaluate",
+    "evaluate_scored",
+    "evaluate_whole",
     "predict",
     "predict_file",
     "read_inputs",

@@ -9,6 +9,8 @@ from hpcmass.evaluate.interfaces import Model
 from hpcmass.evaluate.measure import Evaluation, Row, Table, evaluate
 from hpcmass.train.interfaces import DatasetLike
 
+_SHOWN_METRICS = 3  # more do not fit a line
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -43,6 +45,7 @@ def compare_table(rows: list[Compared], title: str = "on the test split") -> Tab
     if not rows:
         return title, ["model"], []
     metrics = [name for name in rows[0].evaluation.metrics if all(name in r.evaluation.metrics for r in rows)]
+    metrics = metrics[:_SHOWN_METRICS]
     first = metrics[0]
     values = [row.evaluation.metrics[first].value for row in rows]
     best = max(values) if first == "accuracy" else min(values)

@@ -1,15 +1,16 @@
-"""Evaluate a model on a dataset, batch by batch."""
+"""Evaluate a model on a dataset, batch by batch, alone or by several ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcmass.errors import CorruptError, DataError
+from hpcmass.errors import DataError
+from hpcmass.evaluate.calibration import brier_scores, calibration_error, reliability
 from hpcmass.evaluate.interfaces import Model, for_model, take_inputs
 from hpcmass.evaluate.metrics import (
     Metric,
@@ -21,183 +22,22 @@ from hpcmass.evaluate.metrics import (
     ratio_metric,
     regression_metrics,
 )
+from hpcmass.evaluate.results import ClassScores, Evaluation, Row, SliceScores, Table
+from hpcmass.evaluate.scores import Columns, Ranks, Scores, from_root, gather, joined, my_batches, on_all
 from hpcmass.train.interfaces import DatasetLike
 
-FORMAT = 1
-_SHOWN_CLASSES = 20  # A wider confusion matrix does not fit a terminal.
-Row = tuple[str, ...]
-Table = tuple[str, list[str], list[Row]]
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """How one class did; a score is None where it is undefined (of nothing).
-
-    Attributes:
-        name: The class.
-        support: Samples that truly are of it.
-        predicted: Samples that were said to be of it.
-    """
-
-    name: str
-    support: int
-    predicted: int
-    precision: Metric | None
-    recall: Metric | None
-    f1: Metric | None
-
-
-@dataclass(frozen=True)
-class SliceScores:
-    """How the samples did that have one value of a field."""
-
-    field: str
-    value: str
-    n: int
-    metrics: dict[str, Metric]
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What was measured of a model on a dataset.
-
-    Attributes:
-        task: `classification`, `regression` or `other`.
-        n: Samples.
-        metrics: `accuracy`, `log_loss`, `macro_f1`; or `mse`, `mae`, `r2`; or those of the recipe.
-        confusion: Counts (classes, classes), row the true class; None but for a classification.
-        per_class: One entry a class; empty but for a classification.
-        classes: Names of the classes.
-        dataset: Id of the dataset.
-        slices: One entry a value of each field that was sliced by, see `hpcmass.evaluate.slices`.
-    """
-
-    task: str
-    n: int
-    metrics: dict[str, Metric]
-    confusion: NDArray[np.int64] | None = None
-    per_class: tuple[ClassScores, ...] = ()
-    classes: tuple[str, ...] = ()
-    dataset: str = ""
-    slices: tuple[SliceScores, ...] = ()
-
-    @property
-    def main(self) -> str:
-        """The metric that a headline shows: `accuracy`, or `r2`, or `mse` where R² is undefined.
-
-        Of a recipe's own metrics it is the first that is not the loss.
-        """
-        if self.task == "other":
-            return next((name for name in self.metrics if name != "loss"), "loss")
-        return next(name for name in ("accuracy", "r2", "mse") if name in self.metrics)
-
-    def headline(self, split: str = "test") -> str:
-        """One line, such as `test accuracy 0.972 [0.954, 0.983] (n=500)`."""
-        name = self.main
-        metric = self.metrics[name]
-        shown = str(metric) if name == "mse" or self.task == "other" else metric.fixed()
-        return f"{split} {name} {shown} (n={self.n})"
-
-    def tables(self) -> list[Table]:
-        """Title, header and rows of each table to print: the metrics, and for classes the scores of each."""
-        rows: list[Row] = [(name, *_cells(metric)) for name, metric in self.metrics.items()]
-        tables: list[Table] = [(f"{self.task}, n={self.n}", ["metric", "value", "95 % interval"], rows)]
-        if self.per_class:
-            header = ["class", "precision", "recall", "f1", "support"]
-            scores: list[Row] = [
-                (c.name, _short(c.precision), _short(c.recall), _short(c.f1), str(c.support))
-                for c in self.per_class
-            ]
-            tables.append(("per class", header, scores))
-        if self.slices:
-            names = list(self.metrics)
-            cut: list[Row] = [
-                (f"{s.field} == {s.value}", *(_short(s.metrics.get(name)) for name in names), str(s.n))
-                for s in self.slices
-            ]
-            tables.append(("per slice", ["slice", *names, "n"], cut))
-        if self.confusion is not None and len(self.classes) <= _SHOWN_CLASSES:
-            counts: list[Row] = [
-                (name, *("." if count == 0 else str(count) for count in row))
-                for name, row in zip(self.classes, self.confusion.tolist(), strict=True)
-            ]
-            tables.append(("confusion matrix", ["true \\ predicted", *self.classes], counts))
-        return tables
-
-    def flat(self) -> dict[str, float]:
-        """The values alone, for a catalogue's metrics: `accuracy`, `accuracy_low`, `accuracy_high`, …, `n`."""
-        found: dict[str, float] = {}
-        for name, metric in self.metrics.items():
-            found[name] = metric.value
-            if metric.low is not None and metric.high is not None:
-                found |= {f"{name}_low": metric.low, f"{name}_high": metric.high}
-        return {**found, "n": self.n}
-
-    def to_json(self) -> dict[str, Any]:
-        """As a value that JSON can hold; `from_json` is its inverse."""
-        cut = [
-            {"field": s.field, "value": s.value, "n": s.n, "metrics": _metrics_json(s.metrics)}
-            for s in self.slices
-        ]
-        return {
-            **({"slices": cut} if cut else {}),
-            "format": FORMAT,
-            "task": self.task,
-            "n": self.n,
-            "dataset": self.dataset,
-            "metrics": _metrics_json(self.metrics),
-            "classes": list(self.classes),
-            "confusion": None if self.confusion is None else self.confusion.tolist(),
-            "per_class": [
-                {
-                    "name": c.name,
-                    "support": c.support,
-                    "predicted": c.predicted,
-                    **{key: m.to_json() if m else None for key, m in _scores(c).items()},
-                }
-                for c in self.per_class
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, raw: Any) -> Evaluation:
-        """Inverse of `to_json`.
-
-        Raises:
-            CorruptError: The value is no evaluation, or of a newer format.
-        """
-        try:
-            if raw["format"] > FORMAT:
-                raise CorruptError(f"has format {raw['format']}, known up to {FORMAT}", hint="update hpcmass")
-            confusion = raw["confusion"]
-            scores = tuple(
-                ClassScores(
-                    c["name"],
-                    c["support"],
-                    c["predicted"],
-                    *(Metric.from_json(c[key]) if c[key] else None for key in ("precision", "recall", "f1")),
-                )
-                for c in raw["per_class"]
-            )
-            return cls(
-                task=raw["task"],
-                n=raw["n"],
-                metrics=_metrics_of(raw["metrics"]),
-                confusion=None if confusion is None else np.array(confusion, np.int64),
-                per_class=scores,
-                classes=tuple(raw["classes"]),
-                dataset=raw["dataset"],
-                slices=tuple(
-                    SliceScores(s["field"], s["value"], s["n"], _metrics_of(s["metrics"]))
-                    for s in raw.get("slices", ())
-                ),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptError(f"is not an evaluation ({error!r})") from error
+__all__ = ["ClassScores", "Evaluation", "Row", "SliceScores", "Table", "evaluate", "evaluate_scored"]
+Batch = dict[str, NDArray[Any]]
+Part = Callable[[NDArray[np.int64], Batch], Columns]
 
 
 def evaluate(
-    model: Model, dataset: DatasetLike, *, batch_size: int = 256, target: str | None = None
+    model: Model,
+    dataset: DatasetLike,
+    *,
+    batch_size: int = 256,
+    target: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Measure a model on every sample of a dataset, once, in batches.
 
@@ -210,23 +50,77 @@ def evaluate(
         batch_size: Samples the model sees at once.
         target: The field to hold the outputs against; default: the one that the model was trained on, and
             where that is not known the dataset's only one with that role.
+        ranks: All ranks, each of which takes a part; the result is the same on all, for any number of them.
 
     Raises:
         DataError: The dataset does not fit the model, or the model gives what is no probability.
     """
-    signature, dataset = model.signature, for_model(model, dataset)
+    return evaluate_scored(model, dataset, batch_size=batch_size, target=target, ranks=ranks)[0]
+
+
+def evaluate_scored(
+    model: Model,
+    dataset: DatasetLike,
+    *,
+    batch_size: int = 256,
+    target: str | None = None,
+    ranks: Ranks | None = None,
+) -> tuple[Evaluation, Scores | None]:
+    """As `evaluate`, and on rank 0 the metrics of each sample too (None on other ranks)."""
+    task, shaped = model.signature.task, for_model(model, dataset)
+    classes, part = on_all(lambda: _prepared(model, shaped, target), ranks)
+
+    def mine() -> Columns:
+        return joined([part(ids, batch) for ids, batch in my_batches(shaped, batch_size, ranks)])
+
+    columns = gather(mine, ranks)
+    found: list[tuple[Evaluation, Scores]] = []
+
+    def made() -> dict[str, Any]:
+        found.append(_summed(task, columns, classes, dataset.id))
+        return found[0][0].to_json()
+
+    said = from_root(made, ranks)
+    return found[0] if found else (Evaluation.from_json(said), None)
+
+
+def _prepared(model: Model, dataset: DatasetLike, target: str | None) -> tuple[tuple[str, ...], Part]:
+    """The classes, and what makes columns of a batch."""
+    signature = model.signature
     if len(dataset) == 0:
         raise DataError("the dataset has no samples to evaluate on")
     if signature.task not in ("classification", "regression"):
-        return _own_metrics(model, dataset, batch_size, target)
-    targets = list(signature.targets or dataset.targets) if target is None else [target]
+        return (), _own_part(model, dataset, target)
+    name = _target_of(model, dataset, target)
+    _check_fields([spec.name for spec in signature.inputs], "input", dataset)
+    if signature.task == "regression":
+        return (), _value_part(model, name)
+    known = None if signature.classes is None else tuple(signature.classes)
+    classes, relabel = _align(known, dataset.classes(name))
+    return classes, _class_part(model, name, classes, relabel)
+
+
+def _summed(task: str, columns: Columns, classes: Sequence[str], dataset: str) -> tuple[Evaluation, Scores]:
+    """What all samples say together."""
+    if task == "classification":
+        return _classification(columns, classes, dataset)
+    if task == "regression":
+        truth, value = columns["truth"], columns["value"]
+        metrics = regression_metrics(truth, value)
+        squares, absolutes = ((truth - value) ** 2).mean(axis=1), np.abs(truth - value).mean(axis=1)
+        scores = Scores(task, dataset, {"mse": squares, "mae": absolutes})
+        return Evaluation(task, len(truth), metrics, dataset=dataset), scores
+    n = len(next(iter(columns.values())))
+    own = {name: _own_metric(values, n) for name, values in columns.items()}
+    return Evaluation("other", n, own, dataset=dataset), Scores("other", dataset, columns)
+
+
+def _target_of(model: Model, dataset: DatasetLike, target: str | None) -> str:
+    targets = list(model.signature.targets or dataset.targets) if target is None else [target]
     if len(targets) != 1 or targets[0] not in dataset.fields:
         known = ", ".join(dataset.fields)
         raise DataError(f"evaluation needs one target field, not {targets}", hint=f"the dataset has: {known}")
-    _check_fields([spec.name for spec in signature.inputs], "input", dataset)
-    if signature.task == "classification":
-        return _classification(model, dataset, batch_size, targets[0])
-    return _regression(model, dataset, batch_size, targets[0])
+    return str(targets[0])
 
 
 def _check_fields(names: Sequence[str], what: str, dataset: DatasetLike) -> None:
@@ -237,36 +131,30 @@ def _check_fields(names: Sequence[str], what: str, dataset: DatasetLike) -> None
             )
 
 
-def _own_metrics(model: Model, dataset: DatasetLike, batch_size: int, target: str | None) -> Evaluation:
-    """The recipe's metrics, with the normal interval of a mean over samples, or over the values in them."""
+def _own_part(model: Model, dataset: DatasetLike, target: str | None) -> Part:
+    """The recipe's metrics of each sample."""
     if target is not None:
         raise DataError(f"the recipe's metrics go by the model's own targets, not by {target!r}")
     _check_fields([spec.name for spec in model.signature.inputs], "input", dataset)
     _check_fields(model.signature.targets, "target", dataset)
-    sums: dict[str, list[float]] = {}
-    start, known = 0, getattr(dataset, "sample_ids", np.arange(len(dataset)))
-    for batch in dataset.batches(batch_size):
-        ids = known[start : (start := start + len(next(iter(batch.values()))))]
-        for name, values in model.score({**batch, "sample_id": ids}).items():
-            values = _finite(np.asarray(values, np.float64))
-            moments = [float(values.sum()), float((values**2).sum())]
-            if values.ndim == 2:  # sums, and of how many values each is
-                moments = [*values.sum(axis=0).tolist(), *(values.T @ values)[np.triu_indices(2)].tolist()]
-            sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(moments)), moments, strict=True)]
-    n = len(dataset)
-    metrics = {
-        name: mean_metric(found[0], found[1], n) if len(found) == 2 else ratio_metric(*found, n=n)
-        for name, found in sums.items()
-    }
-    return Evaluation("other", len(dataset), metrics, dataset=dataset.id)
+    known = getattr(dataset, "sample_ids", np.arange(len(dataset)))
+
+    def part(ids: NDArray[np.int64], batch: Batch) -> Columns:
+        found = model.score({**batch, "sample_id": known[ids]})
+        return {name: _finite(np.asarray(values, np.float64)) for name, values in found.items()}
+
+    return part
 
 
-def _classification(model: Model, dataset: DatasetLike, batch_size: int, target: str) -> Evaluation:
-    known = None if model.signature.classes is None else tuple(model.signature.classes)
-    names, relabel = _align(known, dataset.classes(target))
-    confusion: NDArray[np.int64] | None = None
-    total = squares = 0.0
-    for batch in dataset.batches(batch_size):
+def _own_metric(values: NDArray[np.float64], n: int) -> Metric:
+    """The normal interval of a mean over samples, or over the values in them: sums, and of how many each is."""
+    if values.ndim == 1:
+        return mean_metric(float(values.sum()), float((values**2).sum()), n)
+    return ratio_metric(*values.sum(axis=0).tolist(), *(values.T @ values)[np.triu_indices(2)].tolist(), n=n)
+
+
+def _class_part(model: Model, target: str, names: Sequence[str], relabel: NDArray[np.int64] | None) -> Part:
+    def part(ids: NDArray[np.int64], batch: Batch) -> Columns:
         given = np.asarray(batch[target])
         if given.dtype.kind not in "iub" or given.ndim != 1:
             raise DataError(f"the target {target!r} holds no class indices ({given.dtype}, {given.ndim} axes)")
@@ -274,9 +162,8 @@ def _classification(model: Model, dataset: DatasetLike, batch_size: int, target:
         width = len(names) or probabilities.shape[1]
         # Classes that the dataset has and the model does not know have probability 0.
         padded = np.pad(probabilities, ((0, 0), (0, max(0, width - probabilities.shape[1]))))
-        classes = padded.shape[1]
         labels = given.astype(np.int64)
-        limit = classes if relabel is None else len(relabel)
+        limit = padded.shape[1] if relabel is None else len(relabel)
         if labels.size and (labels.min() < 0 or labels.max() >= limit):
             raise DataError(
                 f"the target {target!r} has class {int(labels.min() if labels.min() < 0 else labels.max())}, "
@@ -284,13 +171,30 @@ def _classification(model: Model, dataset: DatasetLike, batch_size: int, target:
             )
         if relabel is not None:
             labels = relabel[labels]
-        counts = confusion_matrix(labels, padded.argmax(axis=1), classes)
-        confusion = counts if confusion is None else confusion + counts
-        losses = log_losses(padded, labels)
-        total, squares = total + float(losses.sum()), squares + float((losses**2).sum())
-    assert confusion is not None
+        said = padded.argmax(axis=1)
+        return {
+            "truth": labels.astype(np.int32),
+            "said": said.astype(np.int32),
+            "confidence": padded[np.arange(len(said)), said],
+            "log_loss": log_losses(padded, labels),
+            "brier": brier_scores(padded, labels),
+            "classes": np.full(len(said), padded.shape[1], np.int32),
+        }
+
+    return part
+
+
+def _classification(columns: Columns, names: Sequence[str], dataset: str) -> tuple[Evaluation, Scores]:
+    truth, said = columns["truth"].astype(np.int64), columns["said"].astype(np.int64)
+    confusion = confusion_matrix(truth, said, int(columns["classes"].max()))
     shown = names or tuple(str(index) for index in range(len(confusion)))
-    return classification_evaluation(confusion, shown, total, squares, dataset.id)
+    losses, brier, hits = columns["log_loss"], columns["brier"], truth == said
+    found = classification_evaluation(confusion, shown, float(losses.sum()), float((losses**2).sum()), dataset)
+    found.metrics["brier"] = mean_metric(float(brier.sum()), float((brier**2).sum()), len(brier))
+    found.metrics["ece"] = calibration_error(columns["confidence"], hits)
+    found = dataclasses.replace(found, calibration=reliability(columns["confidence"], hits))
+    values = {"accuracy": hits.astype(np.float64), "log_loss": losses, "brier": brier}
+    return found, Scores("classification", dataset, values)
 
 
 def classification_evaluation(
@@ -317,21 +221,17 @@ def classification_evaluation(
     return Evaluation("classification", n, metrics, confusion, scores, tuple(classes), dataset)
 
 
-def _regression(model: Model, dataset: DatasetLike, batch_size: int, target: str) -> Evaluation:
-    truths, values = [], []
-    for batch in dataset.batches(batch_size):
+def _value_part(model: Model, target: str) -> Part:
+    def part(ids: NDArray[np.int64], batch: Batch) -> Columns:
         truth = np.asarray(batch[target], np.float64)
         value = _finite(np.asarray(model(take_inputs(batch, model.signature)), np.float64))
         if value.size != truth.size or len(value) != len(truth):
             raise DataError(f"the model gives shape {value.shape} for targets of shape {truth.shape}")
-        truths.append(truth.reshape(len(truth), -1))
-        values.append(value.reshape(len(value), -1))
-    truth = np.concatenate(truths)
-    if not np.isfinite(truth).all():
-        raise DataError(f"the target {target!r} holds NaN or infinity")
-    return Evaluation(
-        "regression", len(truth), regression_metrics(truth, np.concatenate(values)), dataset=dataset.id
-    )
+        if not np.isfinite(truth).all():
+            raise DataError(f"the target {target!r} holds NaN or infinity")
+        return {"truth": truth.reshape(len(truth), -1), "value": value.reshape(len(value), -1)}
+
+    return part
 
 
 def _align(
@@ -372,25 +272,3 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         raise DataError("the model gives NaN or infinity")
     return values
-
-
-def _metrics_json(metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    return {name: metric.to_json() for name, metric in metrics.items()}
-
-
-def _metrics_of(raw: Mapping[str, Any]) -> dict[str, Metric]:
-    return {name: Metric.from_json(value) for name, value in raw.items()}
-
-
-def _scores(scores: ClassScores) -> Mapping[str, Metric | None]:
-    return {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}
-
-
-def _cells(metric: Metric) -> Row:
-    if metric.low is None or metric.high is None:
-        return f"{metric.value:.4f}", "-"
-    return f"{metric.value:.4f}", f"[{metric.low:.4f}, {metric.high:.4f}]"
-
-
-def _short(metric: Metric | None) -> str:
-    return "-" if metric is None else metric.fixed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +206,7 @@ def regression_metrics(targets: Floats, values: Floats, seed: int = 0) -> dict[s
     centred = targets - targets.mean(axis=0)
     # What a resample's R² needs of a sample: sums of these are enough.
     columns = np.column_stack([squares, absolutes, (centred**2).sum(axis=1), centred])
-    resamples = max(_MIN_RESAMPLES, min(RESAMPLES, _MAX_DRAWS // n))
+    resamples = resamples_of(n)
     drawn = _resampled_sums(columns, resamples, np.random.default_rng(seed))
     whole = _regression_values(columns.sum(axis=0)[None], n)
     many = _regression_values(drawn, n)
@@ -227,6 +228,38 @@ def _regression_values(sums: Floats, n: int) -> dict[str, Floats]:
     r2 = np.full(len(sums), np.nan)
     np.divide(mse * n * outputs, spread, out=r2, where=enough)
     return {"mse": mse, "mae": sums[:, 1] / n, "r2": 1 - r2}
+
+
+def resamples_of(n: int) -> int:
+    """Resamples of n samples: 1000, less (200 at least) where n is above 200,000."""
+    return max(_MIN_RESAMPLES, min(RESAMPLES, _MAX_DRAWS // n))
+
+
+class Resampling:
+    """Draws of n samples out of n, with replacement.
+
+    Args:
+        n: Samples.
+        seed: Of the drawing.
+    """
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        self.n, self.times = n, resamples_of(n)
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def method(self) -> str:
+        """How an interval made of it is called."""
+        return f"bootstrap-{self.times}"
+
+    def each(self) -> Iterator[Ints]:
+        """The samples (n,) of each draw."""
+        for _ in range(self.times):
+            yield self._rng.integers(0, self.n, size=self.n)
+
+    def sums(self, columns: Floats) -> Floats:
+        """Sums (times, k) over the rows (n, k) of each draw."""
+        return _resampled_sums(columns, self.times, self._rng)
 
 
 def _resampled_sums(columns: Floats, resamples: int, rng: np.random.Generator) -> Floats:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hpcmass.errors import MissingDependency
-from hpcmass.evaluate.measure import Evaluation
 from hpcmass.evaluate.metrics import Metric
+from hpcmass.evaluate.results import Evaluation
 from hpcmass.files import replace
 
 Curve = Sequence[tuple[float, float]]

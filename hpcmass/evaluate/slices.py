@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from hpcmass.errors import DataError
 from hpcmass.evaluate.interfaces import Model, for_model
 from hpcmass.evaluate.measure import Evaluation, SliceScores, evaluate
+from hpcmass.evaluate.scores import Ranks, on_all
 from hpcmass.train.interfaces import DatasetLike
 
 MOST_VALUES = 100
@@ -77,6 +79,7 @@ def with_slices(
     *,
     batch_size: int = 256,
     target: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """An evaluation with the metrics of each slice; the model sees every sample once more a field.
 
@@ -87,6 +90,7 @@ def with_slices(
         fields: Fields with one class, whole number or boolean a sample, such as those of role `meta`.
         batch_size: Samples the model sees at once.
         target: As for `evaluate`.
+        ranks: As for `evaluate`.
 
     Raises:
         DataError: There is no such field, or it has no values to slice by.
@@ -94,13 +98,13 @@ def with_slices(
     shaped = for_model(model, dataset)
     slices = []
     for field in fields:
-        values, names = _values(dataset, field)
+        values, names = on_all(partial(_values, dataset, field), ranks)
         for value in np.unique(values).tolist():
             part = SomeSamples(shaped, np.flatnonzero(values == value).astype(np.int64))
-            found = evaluate(model, part, batch_size=batch_size, target=target)
+            found = evaluate(model, part, batch_size=batch_size, target=target, ranks=ranks)
             named = names[value] if names and 0 <= value < len(names) else str(value)
             slices.append(SliceScores(field, named, len(part), found.metrics))
-    return dataclasses.replace(evaluation, slices=tuple(slices))
+    return dataclasses.replace(evaluation, slices=(*evaluation.slices, *slices))
 
 
 def _values(dataset: DatasetLike, field: str) -> tuple[NDArray[Any], list[str] | None]:

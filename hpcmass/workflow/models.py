@@ -7,11 +7,12 @@ from pathlib import Path
 
 from hpcmass.catalogue import Version, lineage
 from hpcmass.config import Job, Project, read_run_job
-from hpcmass.data import open_dataset
+from hpcmass.data import Dataset, open_dataset
 from hpcmass.errors import CatalogueError
-from hpcmass.evaluate import Evaluation, Predictions, evaluate, predict_file, with_slices
-from hpcmass.evaluate.models import resolve_bundle
+from hpcmass.evaluate import Asked, Evaluation, Predictions, evaluate_whole, predict_file
+from hpcmass.evaluate.models import Resolved, resolve_bundle
 from hpcmass.evaluate.picture import curves_of, training_picture
+from hpcmass.evaluate.scores import Ranks, on_all
 from hpcmass.files import replace_json
 from hpcmass.runs import RunFolder, State
 from hpcmass.train.model import Model, load_bundle
@@ -42,6 +43,9 @@ def evaluate_model(
     *,
     picture: Path | None = None,
     slices: Sequence[str] = (),
+    asked: Asked | None = None,
+    against: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate a model on a dataset; for a run the result is kept in its folder too.
 
@@ -51,14 +55,16 @@ def evaluate_model(
         project: The project to look in.
         picture: Where to write the learning curves and the confusion matrix, as a PNG.
         slices: Fields of the dataset; the metrics of the samples with each of their values are added.
+        asked: What more is to be measured (in place of `slices`).
+        against: Another model, to be compared on the same samples.
+        ranks: All ranks, where several evaluate together; rank 0 writes.
     """
     found = maybe_project(project)
-    meant = resolve_bundle(str(model), found)
+    meant, loaded, data, other = on_all(lambda: _opened(model, dataset, against, found), ranks)
     run = RunFolder(meant.run) if meant.run is not None else None
-    loaded, data = load_bundle(meant.folder), open_dataset(dataset_path(dataset, found))
-    evaluation = evaluate(loaded, data)
-    if slices:
-        evaluation = with_slices(evaluation, loaded, data, slices)
+    evaluation = evaluate_whole(loaded, data, asked or Asked(slices), against=other, ranks=ranks)
+    if ranks is not None and ranks.rank:
+        return evaluation
     if run is not None:
         replace_json(run.path / "evaluations" / f"{evaluation.dataset[:16]}.json", evaluation.to_json())
     if picture is not None:
@@ -67,6 +73,19 @@ def evaluate_model(
             picture, curves=curves_of(run.records() if run else ()), evaluation=evaluation, title=title
         )
     return evaluation
+
+
+def _opened(
+    model: str | Path, dataset: str | Path, against: str | None, project: Project | None
+) -> tuple[Resolved, Model, Dataset, tuple[str, Model] | None]:
+    """What the model is, itself, the dataset, and the other model with its name."""
+    meant = resolve_bundle(str(model), project)
+    data = open_dataset(dataset_path(dataset, project))
+    other = None
+    if against is not None:
+        named = resolve_bundle(against, project)
+        other = (named.told, load_bundle(named.folder))
+    return meant, load_bundle(meant.folder), data, other
 
 
 def dataset_path(dataset: str | Path, project: Project | None) -> Path:

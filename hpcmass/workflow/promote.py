@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hpcmass.catalogue import (
@@ -26,8 +27,9 @@ from hpcmass.catalogue.gates import judge, refusal
 from hpcmass.config import Project
 from hpcmass.data import Dataset, open_dataset
 from hpcmass.errors import CatalogueError, NotFound
-from hpcmass.evaluate import Evaluation, evaluate, with_slices
+from hpcmass.evaluate import Asked, Evaluation, evaluate_whole
 from hpcmass.evaluate.models import cached
+from hpcmass.evaluate.scores import Ranks, on_all
 from hpcmass.train.model import load_bundle
 from hpcmass.workflow.models import dataset_path
 from hpcmass.workflow.projects import ProjectRef, project_of
@@ -122,21 +124,22 @@ class _Judge:
         self._catalogue, self._project, self._version, self._to = catalogue, project, version, to
         self._aliases = aliases
         self._open: dict[str, Dataset] = {}
-        self._records: dict[tuple[int, str], EvaluationRecord] = {}
+        self._records: dict[tuple[int, str, int | None], EvaluationRecord] = {}
 
     def results(self, asked: Sequence[Requirement]) -> list[GateResult]:
         bases = {one.against: self._base(one.against) for one in asked if one.against is not None}
         for one in asked:  # all data sets, before the first hour of evaluation
             self._dataset(one.data)
-        made = []
-        for one in asked:
+        made: dict[str, GateResult] = {}
+        # A comparison first: what it measures is good for the other requirements too.
+        for one in sorted(asked, key=lambda one: not one.significantly):
             same = self._dataset(one.data).id
             together = [other for other in asked if self._dataset(other.data).id == same]
             base = bases.get(one.against) if one.against is not None else None
-            record = self._record(self._version, one.data, together)
+            record = self._record(self._version, one.data, together, base if one.significantly else None)
             held_against = None if base is None else self._record(base, one.data, together)
-            made.append(judge(one, record, held_against))
-        return made
+            made[one.text] = judge(one, record, held_against)
+        return [made[one.text] for one in asked]
 
     def _base(self, alias: str) -> Version | None:
         """The version that an alias has; None where it is the one promoted to, and has none yet."""
@@ -150,13 +153,20 @@ class _Judge:
             self._open[data] = open_dataset(meant_by(data, self._version, self._project))
         return self._open[data]
 
-    def _record(self, version: Version, data: str, together: Iterable[Requirement]) -> EvaluationRecord:
+    def _record(
+        self, version: Version, data: str, together: Iterable[Requirement], against: Version | None = None
+    ) -> EvaluationRecord:
         dataset = self._dataset(data)
-        key = (version.version, dataset.id)
+        whole = (version.version, dataset.id, None)
+        key = whole if against is None else (version.version, dataset.id, against.version)
         if key not in self._records:
-            fields = list(dict.fromkeys(one.slice[0] for one in together if one.slice))
             why = f"promote {self._version.ref} to {self._to}"
-            self._records[key] = evaluated(self._catalogue, version, dataset, data, fields, why)[1]
+            record = evaluated(
+                self._catalogue, version, dataset, data, asked_by(together, dataset), why, against=against
+            )[1]
+            assert record is not None
+            self._records[key] = record
+            self._records.setdefault(whole, record)
         return self._records[key]
 
 
@@ -165,9 +175,12 @@ def evaluated(
     version: Version,
     dataset: Dataset,
     data: str,
-    slices: Sequence[str] = (),
+    asked: Asked,
     why: str = "",
-) -> tuple[Evaluation, EvaluationRecord]:
+    *,
+    against: Version | None = None,
+    ranks: Ranks | None = None,
+) -> tuple[Evaluation, EvaluationRecord | None]:
     """Evaluate a version and keep the result beside it.
 
     Args:
@@ -175,33 +188,79 @@ def evaluated(
         version: What is evaluated.
         dataset: What it is evaluated on.
         data: As it was named.
-        slices: Fields to slice by.
+        asked: What is measured beside the metrics of all samples.
         why: What it is for.
+        against: Another version, to be compared on the same samples.
+        ranks: All ranks, where several evaluate together; rank 0 alone keeps the result, and has the record.
     """
-    model = load_bundle(cached(catalogue, version))
-    result = evaluate(model, dataset)
-    if slices:
-        result = with_slices(result, model, dataset, slices)
+    model = on_all(lambda: load_bundle(cached(catalogue, version)), ranks)
+    other = None
+    if against is not None:
+        other = (against.ref, on_all(partial(load_bundle, cached(catalogue, against)), ranks))
+    result = evaluate_whole(model, dataset, asked, against=other, ranks=ranks)
+    if ranks is not None and ranks.rank:
+        return result, None
     evaluations = Evaluations(catalogue.path)
     return result, evaluations.add(version, result.to_json(), dataset=dataset.id, data=data, why=why)
 
 
+def asked_by(requirements: Iterable[Requirement], dataset: Dataset) -> Asked:
+    """What has to be measured for requirements: fields to slice by, `noise == 0.1`, `batch == 1` and the like.
+
+    Raises:
+        CatalogueError: An amount is no number.
+    """
+    slices: list[str] = []
+    levels: dict[str, list[float]] = {"noise": [], "missing": []}
+    latency = False
+    for one in requirements:
+        if one.slice is None:
+            continue
+        field, value = one.slice
+        if field in dataset.fields or field not in (*levels, "batch"):
+            slices.append(field)
+        elif field == "batch":
+            latency = True
+        else:
+            try:
+                levels[field].append(float(value))
+            except ValueError:
+                raise CatalogueError(f"{value!r} is no amount of {field}", where=one.text) from None
+    noise, missing = (list(dict.fromkeys(levels[kind])) for kind in ("noise", "missing"))
+    return Asked(list(dict.fromkeys(slices)), noise, missing, latency)
+
+
 def record_evaluation(
-    model: str, data: str, project: ProjectRef = None, *, slices: Sequence[str] = (), why: str = ""
-) -> tuple[Evaluation, EvaluationRecord]:
+    model: str,
+    data: str,
+    project: ProjectRef = None,
+    *,
+    asked: Asked | None = None,
+    against: str | None = None,
+    why: str = "",
+    ranks: Ranks | None = None,
+) -> tuple[Evaluation, EvaluationRecord | None]:
     """Evaluate a version of the catalogue, and keep the result as an evaluation of it.
 
     Args:
         model: `NAME@VERSION`, or any other reference of the catalogue.
         data: A data set's folder, or `train`, `valid` or `test` of the version's job.
         project: The project.
-        slices: Fields to slice by.
+        asked: What is measured beside the metrics of all samples.
+        against: Another version, to be compared on the same samples.
         why: What it is for.
+        ranks: As for `evaluated`.
     """
-    found = project_of(project)
-    catalogue = open_catalogue(found)
-    version = catalogue.get(model)
-    return evaluated(catalogue, version, open_dataset(meant_by(data, version, found)), data, slices, why)
+
+    def opened() -> tuple[Catalogue, Version, Version | None, Dataset]:
+        found = project_of(project)
+        catalogue = open_catalogue(found)
+        version = catalogue.get(model)
+        other = None if against is None else catalogue.get(against)
+        return catalogue, version, other, open_dataset(meant_by(data, version, found))
+
+    catalogue, version, other, dataset = on_all(opened, ranks)
+    return evaluated(catalogue, version, dataset, data, asked or Asked(), why, against=other, ranks=ranks)
 
 
 def meant_by(data: str, version: Version, project: Project) -> Path:

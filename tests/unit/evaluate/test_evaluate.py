@@ -35,7 +35,7 @@ def test_round_trip_and_what_is_printed(make, table, linear):
     assert back.to_json() == found.to_json()
     assert back.headline() == f"test accuracy {found.metrics['accuracy'].fixed()} (n=600)"
     titles = [title for title, _, _ in back.tables()]
-    assert titles == ["classification, n=600", "per class", "confusion matrix"]
+    assert titles == ["classification, n=600", "per class", "calibration", "confusion matrix"]
     for _, header, rows in back.tables():
         assert all(len(row) == len(header) for row in rows)
     assert back.flat()["accuracy_low"] == found.metrics["accuracy"].low

@@ -151,8 +151,8 @@ def test_a_move_by_somebody_else_meanwhile_is_not_undone(lab: Lab, monkeypatch: 
     lab.catalogue.alias("eyes", "production", 1, why="first")
     whole = promoting.evaluated
 
-    def slowly(*args: object) -> object:
-        result = whole(*args)  # type: ignore[arg-type]
+    def slowly(*args: object, **more: object) -> object:
+        result = whole(*args, **more)  # type: ignore[arg-type]
         lab.catalogue.alias("eyes", "production", 3, why="faster")
         return result
 
@@ -198,3 +198,92 @@ def test_writers_at_once_lose_no_evaluation(lab: Lab) -> None:
         assert sorted(pool.map(add, range(40))) == list(range(1, 41))
     assert {one.n for one in evaluations.of(version)} == set(range(40))
     assert len(evaluations.latest(version)) == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("accuracy > production on test significantly", False),
+        ("accuracy >= production - 0.03 on test significantly", True),
+        ("accuracy > production - 0.01 on test significantly", False),
+        ("log_loss < production on test significantly", True),
+        ("log_loss <= production - 0.15 on test significantly", False),
+        ("log_loss > production on data/significantly", False),
+    ],
+)
+def test_a_difference_has_to_be_beyond_chance(text: str, held: bool) -> None:
+    differences = {
+        "accuracy": {"value": 0.02, "low": -0.02, "high": 0.06, "p": 0.3},
+        "log_loss": {"value": -0.2, "low": -0.3, "high": -0.1, "p": 0.001},
+    }
+    found = record(0.9, paired={"against": "m@2", "n": 10, "differences": differences})
+    found.result["metrics"]["log_loss"] = {"value": 0.3}
+    base = record(0.5)
+    base.result["metrics"]["log_loss"] = {"value": 0.5}
+    one = parse_requirement(text)
+    assert one.significantly is text.endswith("on test significantly")
+    assert judge(one, found, base).held is held
+    assert judge(one, record(0.9, metrics=found.result["metrics"]), None).held, (
+        "there is nothing to be worse than"
+    )
+
+
+def test_what_cannot_be_significant_is_refused() -> None:
+    for text in (
+        "accuracy > 0.9 on test significantly",
+        "low(accuracy) > production on test significantly",
+        "recall['cat'] > production on test significantly",
+    ):
+        with pytest.raises(CatalogueError, match="against an alias"):
+            parse_requirement(text)
+    with pytest.raises(CatalogueError, match="not compared on the same samples"):
+        judge(parse_requirement("accuracy > production on test significantly"), record(0.9), record(0.5))
+
+
+def test_a_promotion_compares_measures_noise_and_times(lab: Lab) -> None:
+    lab.model(knows=2), lab.model()
+    lab.catalogue.alias("eyes", "production", 1, why="first")
+    answer = lab.call(
+        "catalogue", "promote", "eyes@2", "--to", "production", "--json",
+        "--require", "accuracy > production on test significantly", "--require", "ece <= 0.05 on test",
+        "--require", "accuracy['noise == 0.01'] >= 0.9 on test", "--require", "p99_ms['batch == 1'] < 5e4 on test",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    gates = json.loads(answer.out)["gates"]
+    assert [gate["held"] for gate in gates] == [True] * 4
+    assert gates[0]["found"]["value"] == pytest.approx(1 / 3)
+    assert gates[0]["against"] == "eyes@1/1"
+    assert len({gate["evaluation"] for gate in gates}) == 1, "one evaluation has all that is required"
+    # The worse one is not significantly better, and what it is instead is said.
+    answer = lab.call(
+        "catalogue", "promote", "eyes@1", "--to", "production",
+        "--require", "accuracy >= production on test significantly",
+    )  # fmt: skip
+    assert answer.code == 2
+    assert "found accuracy to differ by -0.3333 [-0.4" in answer.err
+    assert lab.catalogue.aliases("eyes") == {"production": 2}
+    answer = lab.call(
+        "catalogue", "promote", "eyes@1", "--to", "x", "--require", "accuracy['noise == much'] > 0 on test"
+    )
+    assert answer.code == 2
+    assert "no amount of noise" in answer.err
+
+
+def test_evaluate_compares_and_keeps_it(lab: Lab) -> None:
+    lab.model(knows=2), lab.model()
+    answer = lab.call(
+        "evaluate", "eyes@2", "test", "--record", "--against", "eyes@1", "--noise", "0.1", "--missing", "0.1",
+        "--latency",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    for words in ("against eyes@1, on the same samples", "noise == 0.1", "latency of a call", "better", "ece"):
+        assert words in answer.out
+    (kept,) = Evaluations(lab.catalogue.path).of(lab.catalogue.get("eyes@2"))
+    assert kept.paired["accuracy"].difference.low > 0.2
+    assert kept.paired["accuracy"].p < 1e-6
+    assert [batch for _, batch, _, _ in kept.latency] == ["1", "8", "64"]
+    assert ("missing", "0.1") in [(field, value) for field, value, _, _ in kept.slices]
+    answer = lab.call("evaluate", "eyes@2", "data/d/test", "--against", "eyes@7")
+    assert answer.code != 0
+    assert "eyes" in answer.err
+    assert "Traceback" not in answer.err
