@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpcmass.catalogue import Catalogue, Version
 from hpcmass.errors import ConfigError, MissingDependency
@@ -83,12 +83,12 @@ def _limits(asked: dict[str, float]) -> Limits:
 
     from hpcmass.serve.interfaces import Limits
 
-    kinds = {one.name: type(one.default) for one in fields(Limits)}
-    values = {}
+    whole = {one.name for one in fields(Limits) if isinstance(one.default, int)}
+    values: dict[str, Any] = {}
     for name, value in asked.items():
         if value <= 0:
             raise ConfigError(f"is {value:g}, not more than 0", where=name)
-        values[name] = kinds[name](value)
+        values[name] = int(value) if name in whole else value
     return Limits(**values)
 
 

@@ -64,14 +64,14 @@ def write_bundle(folder: Path) -> Path:
 class Replica:
     """A running `hpcmass serve`."""
 
-    def __init__(self, folder: Path, bundle: str, *words: str, cwd: Path | None = None) -> None:
+    def __init__(self, folder: Path, bundle: str, *words: str, start: list[str] | None = None) -> None:
         self.endpoint = folder / "endpoint.json"
         self.log = folder / "log.txt"
-        command = [sys.executable, "-m", "hpcmass", "serve", bundle, "--port", "0"]
+        command = [sys.executable, *(start or ["-m", "hpcmass"]), "serve", bundle, "--port", "0"]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [*command, "--endpoint", str(self.endpoint), *words],
-                stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=cwd or folder,
+                stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
 
