@@ -30,6 +30,8 @@ INLINE_S = 0.002
 _STALE = 5  # times `Limits.wait_s`: the pace has changed so much that the promise cannot be kept
 
 _TELL_S = 10.0
+_GATHER_S = 0.002
+_TOO_LONG_S = 0.020
 
 Outputs = Mapping[str, Array]
 Done = Callable[[Outputs | None, Refused | None], None]
@@ -79,13 +81,17 @@ class Batcher:
         self.busy = False
         self._queue: deque[Job] = deque()
         self._scheduled = False
+        self._seen = -1  # of `Metrics.events`
+        self._since = 0.0
         self._told = -_TELL_S
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._threads = threads
+        self._slow = 0.0
         if inline:
             runner.enter(threads)
         else:
-            threading.Thread(target=self._worker, args=(threads,), name="model", daemon=True).start()
+            self._start_worker()
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -123,9 +129,16 @@ class Batcher:
         # Not at once: the loop reads all sockets that are ready first, and what they bring is one batch.
         if not self._scheduled and not self.busy and self._queue:
             self._scheduled = True
+            self._seen, self._since = -1, perf_counter()
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        # uvloop accepts one connection in each round of its loop: go round until nothing more is there,
+        # else clients that come anew would be computed one by one, and wait where nobody counts them.
+        if self.inline and self._seen != self.metrics.events and perf_counter() - self._since < _GATHER_S:
+            self._seen = self.metrics.events
+            self._loop.call_soon(self._turn)
+            return
         self._scheduled = False
         batch = self._take()
         if not batch:
@@ -163,6 +176,16 @@ class Batcher:
             batch.append((job, job.at, job.at + rows))
             room -= rows
         return batch
+
+    def _start_worker(self) -> None:
+        self.inline = False
+        threading.Thread(target=self._worker, args=(self._threads,), name="model", daemon=True).start()
+
+    def _watch(self, seconds: float) -> None:
+        """Leave the loop's thread where batches take much longer than zeros did (long samples, say)."""
+        self._slow = 0.9 * self._slow + (seconds > _TOO_LONG_S)
+        if self.inline and self._slow > 2.5:
+            self._start_worker()
 
     # -- computing: the part that may run on the other thread ---------------------------------------------
     def _worker(self, threads: int) -> None:
@@ -203,6 +226,7 @@ class Batcher:
     # -- back on the loop ---------------------------------------------------------------------------------
     def _finish(self, batch: Batch, outcome: Outputs | Exception, seconds: float) -> None:
         self.busy = False
+        self._watch(seconds)
         if isinstance(outcome, Exception):
             self._failed(batch, outcome)
         else:

@@ -172,6 +172,7 @@ class Connection(asyncio.Protocol):
         """Begin, or say that there are too many."""
         self._transport = transport
         self._parser = httptools.HttpRequestParser(self)
+        self.server.metrics.events += 1
         self.server.open.add(self)
         if len(self.server.open) > self.limits.connections:
             self._reject(Refused(503, "too many connections", retry_after=1))
@@ -189,6 +190,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
+        self.server.metrics.events += 1
         if self._phase == "closing":
             return
         phase, self._begun = self._phase, False

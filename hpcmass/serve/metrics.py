@@ -50,6 +50,7 @@ class Metrics:
         self.rows = 0
         self.abandoned = 0
         self.broken = 0
+        self.events = 0  # connections and pieces of data that came; for the batcher alone
         self.request_s = Histogram(SECONDS)
         self.queue_s = Histogram(SECONDS)
         self.batch_s = Histogram(SECONDS)

@@ -25,6 +25,7 @@ from hpcmass.serve.app import App
 from hpcmass.serve.batcher import INLINE_S, Batcher
 from hpcmass.serve.http import Server
 from hpcmass.serve.interfaces import Limits, Runner
+from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.pace import Pace
 from hpcmass.serve.protocol import Schema
@@ -136,17 +137,11 @@ class _Replica:
         secure: dict[str, Any] = {}
         if settings.certificate is not None:
             secure = {"ssl": _context(settings.certificate, settings.key), "ssl_handshake_timeout": 10.0}
-        try:
-            listener = await asyncio.get_running_loop().create_server(
-                self.server.connection, settings.host, settings.port, backlog=2048, **secure
-            )
-        except (OSError, OverflowError) as error:
-            raise HpcmassError(
-                f"cannot listen at {settings.host} port {settings.port}: {error}",
-                hint="--port 0 takes a port that is free",
-            ) from error
-        self.port = int(listener.sockets[0].getsockname()[1])
-        return listener
+        self._socket = listen(settings.host, settings.port)
+        self.port = int(self._socket.getsockname()[1])
+        return await asyncio.get_running_loop().create_server(
+            self.server.connection, sock=self._socket, backlog=BACKLOG, **secure
+        )
 
     async def _load(self, load: Callable[[], Runner]) -> bool:
         """Load and warm the model in a thread; False where the replica is to end before that is done."""
@@ -227,7 +222,7 @@ class _Replica:
         with contextlib.suppress(StorageError):
             self._publish("draining")
         await self._wait(lambda: self.settings.notice_s, lambda: False)
-        await asyncio.sleep(0)  # connections that the kernel has accepted already
+        await stop_listening(self._socket)
         listener.close()
         begun = self.metrics.inferences
         for connection in list(self.server.open):

@@ -202,3 +202,25 @@ def test_an_event_loop_is_free_while_a_slow_model_computes() -> None:
         batcher.close()
 
     asyncio.run(run())
+
+
+def test_a_model_that_turns_out_to_be_slow_leaves_the_loop() -> None:
+    class Slow(Doubler):
+        def run(self, inputs):
+            time.sleep(0.03)
+            return super().run(inputs)
+
+    async def run() -> None:
+        runner = Slow()
+        batcher = Batcher(runner, pace(1), Limits(wait_s=10), Metrics(), inline=True)
+        asked = [Asked([n]) for n in range(6)]
+        for one in asked:
+            batcher.submit(one.job)
+        while not batcher.idle:
+            await asyncio.sleep(0.001)
+        assert [one.result for one in asked] == [[2 * n] for n in range(6)]
+        assert not batcher.inline
+        assert runner.thread is not threading.main_thread()
+        batcher.close()
+
+    asyncio.run(run())
