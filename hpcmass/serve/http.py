@@ -156,6 +156,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.limits = server.limits
         self.deadline = monotonic() + self.limits.head_s
+        self._rested = monotonic()  # since when no request is under way
         self._transport: Any = None
         self._parser: Any = None
         self._exchange: Exchange | None = None
@@ -349,6 +350,7 @@ class Connection(asyncio.Protocol):
         elif self._paused:
             self._balance()
         if self._phase == "idle" and not pipeline:
+            self._rested = monotonic()
             self._await()
 
     def expire(self) -> None:
@@ -365,9 +367,9 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         self._transport.abort()
 
-    def close_idle(self) -> None:
-        """Close, where no request is under way."""
-        if self._phase == "idle" and not self._pipeline:
+    def close_idle(self, longer_s: float) -> None:
+        """Close, where no request is under way, and has not been for longer than this."""
+        if self._phase == "idle" and not self._pipeline and monotonic() - self._rested > longer_s:
             self._transport.close()
 
     def _await(self) -> None:

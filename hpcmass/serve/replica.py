@@ -33,6 +33,7 @@ from hpcmass.serve.runners import warm_up
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
+_IDLE_S = 0.25  # a connection that was just accepted, or answered, may have a request on its way
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -168,6 +169,7 @@ class _Replica:
         # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         return True
 
     def _how(self) -> str:
@@ -225,19 +227,25 @@ class _Replica:
         await stop_listening(self._socket)
         listener.close()
         begun = self.metrics.inferences
-        for connection in list(self.server.open):
-            connection.close_idle()
-        await self._wait(lambda: self.settings.drain_s, lambda: not self.server.open and not self.app.waiting)
+        await self._wait(lambda: self.settings.drain_s, self._rest)
         left = len(self.server.open)
         self.settings.say(
             f"ended: {self.metrics.inferences} requests answered, {self.metrics.inferences - begun} of them "
             f"after the last was taken on" + (f"; {left} connections cut" if left else "")
         )
 
+    def _rest(self) -> bool:
+        """Close what has been idle for a while; whether nothing is left."""
+        for connection in list(self.server.open):
+            connection.close_idle(_IDLE_S)
+        return not self.server.open and not self.app.waiting
+
     async def _wait(self, limit_s: Callable[[], float], over: Callable[[], bool]) -> None:
         begun = time.monotonic()
         while time.monotonic() - begun < limit_s() and not over():
             await asyncio.sleep(0.02)
+            for _ in range(3):  # rounds of the loop, each of which reads what has come
+                await asyncio.sleep(0)
 
 
 def _hurried(settings: Settings) -> Settings:
