@@ -11,6 +11,7 @@ connection sends its next request when it has an answer, RATE is not used. Print
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -63,6 +64,7 @@ async def main() -> None:
     lines = "".join(f"{one}\r\n" for one in rest[closed:])
     request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{lines}\r\n".encode() + body
     results: list[tuple[float, bool]] = []
+    gc.disable()  # its pauses would be counted as the server's
     loop = asyncio.get_running_loop()
     clients = []
     for _ in range(int(connections)):
@@ -82,9 +84,10 @@ async def main() -> None:
         due = begun
         while due < begun + float(seconds):
             due += draw.expovariate(float(rate))
-            wait = due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            # Timers of the loop are of whole milliseconds, which would make bursts of what is no burst.
+            while (wait := due - time.perf_counter()) > 0:
+                time.sleep(min(wait, 0.0002))
+                await asyncio.sleep(0)
             # The one that waits least: as a pool of connections would choose.
             client = min(draw.sample(clients, 2), key=lambda one: len(one.due))
             client.send(request, due)

@@ -30,7 +30,7 @@ INLINE_S = 0.002
 _STALE = 5  # times `Limits.wait_s`: the pace has changed so much that the promise cannot be kept
 
 _TELL_S = 10.0
-_GATHER_S = 0.002
+_GATHER_S = 0.001
 _TOO_LONG_S = 0.020
 
 Outputs = Mapping[str, Array]
