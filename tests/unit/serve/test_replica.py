@@ -439,6 +439,20 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert "Traceback" not in done.stderr + done.stdout
 
 
+def test_a_damaged_model_is_said_and_is_never_ready(tmp_path: Path, bundle: Path) -> None:
+    import shutil
+
+    shutil.copytree(bundle, tmp_path / "bad")
+    file = tmp_path / "bad" / "weights.safetensors"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    made = Replica(tmp_path, "./bad")
+    assert made.process.wait(60) == 2
+    assert "does not fit its checksum" in made.log.read_text()
+    assert "Traceback" not in made.log.read_text()
+    assert made.state()["state"] == "ended"
+
+
 def test_a_version_by_its_alias_with_a_damaged_cache(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
