@@ -52,6 +52,9 @@ ROOMS_OF = {
     "parsl": {"workflow"},
     "submitit": {"slurm"},
     "click": {"cli"},
+    "uvloop": {"serve"},
+    "httptools": {"serve"},
+    "orjson": {"serve"},
 }
 MODULES_OF = {"optuna": {"sweep.window", "sweep.storage", "sweep.optunalog"}, "submitit": {"slurm.submission"}}
 # Programs that import each package by its name, to say whether it works on a node; nothing of theirs is used.

@@ -1,0 +1,77 @@
+"""`hpcmass serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpcmass.cli.options import project_option
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("serve")
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--endpoint", metavar="FILE.json", type=FILE, help="Write address and state here.")
+@click.option(
+    "--tokens", metavar="FILE", type=FILE, help="Let in who has a token of this file (hpcmass token)."
+)
+@click.option("--anybody", is_flag=True, help="Ask for no token although other machines can reach it.")
+@click.option("--tls-cert", metavar="FILE.pem", type=FILE, help="Certificate, and those above it.")
+@click.option("--tls-key", metavar="FILE.pem", type=FILE, help="Its key.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Cores of a computation.")
+@click.option("--latency-ms", type=float, help="What a request should take, from which batches are cut. [10]")
+@click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [512]")
+@click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
+@click.option("--rows", type=click.IntRange(1), help="Samples in a request. [1024]")
+@click.option("--body-mb", type=float, help="Size of a request. [8]")
+@click.option("--connections", type=click.IntRange(1), help="Open at once. [1024]")
+@click.option("--notice", "notice_s", default=1.0, show_default=True, type=click.FloatRange(0),
+              help="Seconds after SIGTERM in which new connections are still taken.")  # fmt: skip
+@click.option("--drain", "drain_s", default=30.0, show_default=True, type=click.FloatRange(0),
+              help="Seconds that requests under way may take then.")  # fmt: skip
+@project_option
+def command(
+    model: str,
+    host: str,
+    port: int,
+    endpoint: Path | None,
+    tokens: Path | None,
+    anybody: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    threads: int,
+    latency_ms: float | None,
+    queue: int | None,
+    wait_ms: float | None,
+    rows: int | None,
+    body_mb: float | None,
+    connections: int | None,
+    notice_s: float,
+    drain_s: float,
+    project_root: str | None,
+) -> None:
+    """Answer requests to a model, by the Open Inference Protocol over HTTP: one replica.
+
+    MODEL is a version in the catalogue (NAME, NAME@3, NAME@production), a run's name, or a folder. It ends
+    with SIGTERM or Ctrl-C, and answers first what it has taken on.
+    """
+    from hpcmass.workflow.serving import ServeOptions, serve_model
+
+    asked = {
+        "latency_s": None if latency_ms is None else latency_ms / 1e3,
+        "wait_s": None if wait_ms is None else wait_ms / 1e3,
+        "queue": queue,
+        "rows": rows,
+        "body_bytes": None if body_mb is None else body_mb * 2**20,
+        "connections": connections,
+    }
+    options = ServeOptions(
+        host=host, port=port, threads=threads, endpoint=endpoint, tokens=tokens, anybody=anybody,
+        certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
+        limits={name: float(value) for name, value in asked.items() if value is not None},
+    )  # fmt: skip
+    serve_model(model, project_root, options, say=lambda text: click.echo(text))

@@ -1,0 +1,273 @@
+"""One replica: a process that loads a model, listens, answers, and leaves without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from hpcmass.errors import ConfigError, HpcmassError, StorageError
+from hpcmass.files import replace_json
+from hpcmass.serve.app import App
+from hpcmass.serve.batcher import INLINE_S, Batcher
+from hpcmass.serve.http import Server
+from hpcmass.serve.interfaces import Limits, Runner
+from hpcmass.serve.listening import BACKLOG, listen, stop_listening
+from hpcmass.serve.metrics import Metrics
+from hpcmass.serve.pace import Pace
+from hpcmass.serve.protocol import Schema
+from hpcmass.serve.runners import warm_up
+from hpcmass.serve.tokens import Tokens
+
+log = logging.getLogger("hpcmass.serve")
+_IDLE_S = 0.25  # a connection that was just accepted, or answered, may have a request on its way
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one replica is to be reached and run.
+
+    Attributes:
+        name: The model's, as in its address.
+        version: The version's, as text.
+        port: 0: any that is free.
+        threads: Cores of one computation.
+        endpoint: A file that says where the replica is, replaced whenever its state changes.
+        tokens: Who is let in; None: everybody.
+        certificate: PEM file of the certificate and those above it; None: no TLS.
+        key: PEM file of its key.
+        notice_s: After SIGTERM, how long it goes on taking new connections, not ready any more.
+        drain_s: Then, how long requests under way may take.
+        say: Told in words what happens.
+    """
+
+    name: str
+    version: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    threads: int = 1
+    endpoint: Path | None = None
+    tokens: Tokens | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    notice_s: float = 1.0
+    drain_s: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+    say: Callable[[str], None] = print
+
+
+def serve(settings: Settings, load: Callable[[], Runner]) -> None:
+    """Serve a model until SIGTERM or SIGINT, then answer what has been taken on, and return.
+
+    Args:
+        settings: How.
+        load: Gives the model; called in a thread, while the replica is live and not yet ready.
+
+    Raises:
+        HpcmassError: It cannot listen, or the model cannot be loaded.
+    """
+
+    async def run() -> None:
+        await _Replica(settings).run(load)
+
+    uvloop.run(run())
+
+
+class _Replica:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.app = App(settings.name, settings.version, self.metrics, settings.tokens)
+        self.server = Server(self.app, settings.limits, self.metrics)
+        self.app.gauges = lambda: {
+            "connections": float(len(self.server.open)),
+            "buffered_bytes": float(self.server.buffered),
+        }
+        self.port = 0
+        self.batcher: Batcher | None = None
+        self._stop = asyncio.Event()
+        self._signals = 0
+
+    async def run(self, load: Callable[[], Runner]) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked)
+        listener = await self._listen()
+        sweeping = loop.create_task(self._sweep())
+        try:
+            self._publish("loading")
+            if await self._load(load):
+                self._publish("ready")
+                settings.say(f"ready: {self.url}/v2/models/{settings.name} ({self._how()})")
+                await self._stop.wait()
+            await self._drain(listener)
+        finally:
+            listener.close()
+            sweeping.cancel()
+            for connection in list(self.server.open):
+                connection.abort()
+            if self.batcher is not None:
+                self.batcher.close()
+            if settings.endpoint is not None:
+                with contextlib.suppress(HpcmassError):
+                    self._publish("ended")
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        return f"{'https' if self.settings.certificate else 'http'}://{host}:{self.port}"
+
+    # -- beginning ----------------------------------------------------------------------------------------
+    async def _listen(self) -> asyncio.Server:
+        settings = self.settings
+        _allow_files(settings.limits.connections + 64)
+        secure: dict[str, Any] = {}
+        if settings.certificate is not None:
+            secure = {"ssl": _context(settings.certificate, settings.key), "ssl_handshake_timeout": 10.0}
+        self._socket = listen(settings.host, settings.port)
+        self.port = int(self._socket.getsockname()[1])
+        return await asyncio.get_running_loop().create_server(
+            self.server.connection, sock=self._socket, backlog=BACKLOG, **secure
+        )
+
+    async def _load(self, load: Callable[[], Runner]) -> bool:
+        """Load and warm the model in a thread; False where the replica is to end before that is done."""
+        settings = self.settings
+
+        def loaded() -> tuple[Runner, Pace]:
+            runner = load()
+            return runner, warm_up(runner, settings.limits, settings.threads)
+
+        work = asyncio.ensure_future(asyncio.to_thread(loaded))
+        stop = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not work.done():
+            return False
+        runner, pace = work.result()
+        inline = pace.seconds[1] <= INLINE_S
+        self.batcher = Batcher(
+            runner, pace, settings.limits, self.metrics, inline=inline, threads=settings.threads
+        )
+        schema = Schema(settings.name, settings.version, runner.interface, settings.limits.rows)
+        self.app.info["platform"] = runner.platform
+        self.app.load(schema, self.batcher)
+        # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        return True
+
+    def _how(self) -> str:
+        assert self.batcher is not None
+        pace = self.batcher.pace
+        return (
+            f"{self.batcher.runner.platform}, {1e3 * pace.seconds[1]:.2f} ms alone, "
+            f"batches up to {pace.limit}, {1 / max(pace.row_s, 1e-9):.0f} rows/s"
+        )
+
+    def _publish(self, state: str) -> None:
+        """Say in `endpoint.json` where the replica is and what it does."""
+        settings = self.settings
+        if settings.endpoint is None:
+            return
+        value = {
+            "format": 1,
+            "state": state,
+            "url": self.url,
+            "host": settings.host,
+            "port": self.port,
+            "node": socket.gethostname(),
+            "pid": os.getpid(),
+            "model": settings.name,
+            "version": settings.version,
+            "time": time.time(),
+        }
+        replace_json(settings.endpoint, value, durable=state == "ready")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.server.sweep()
+
+    # -- end ----------------------------------------------------------------------------------------------
+    def _asked(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self.settings.say("asked again: ending at once")
+            self.settings = _hurried(self.settings)
+        self.app.ready = False
+        self.server.draining = True
+        self._stop.set()
+
+    async def _drain(self, listener: asyncio.Server) -> None:
+        """Go on answering for a while, then take no more, then answer what is under way.
+
+        Whoever chooses replicas sees first that this one is not ready; a request that comes all the same is
+        answered, and every answer asks its client to connect anew.
+        """
+        self.server.draining = True
+        with contextlib.suppress(StorageError):
+            self._publish("draining")
+        await self._wait(lambda: self.settings.notice_s, lambda: False)
+        await stop_listening(self._socket)
+        listener.close()
+        begun = self.metrics.inferences
+        await self._wait(lambda: self.settings.drain_s, self._rest)
+        left = len(self.server.open)
+        self.settings.say(
+            f"ended: {self.metrics.inferences} requests answered, {self.metrics.inferences - begun} of them "
+            f"after the last was taken on" + (f"; {left} connections cut" if left else "")
+        )
+
+    def _rest(self) -> bool:
+        """Close what has been idle for a while; whether nothing is left."""
+        for connection in list(self.server.open):
+            connection.close_idle(_IDLE_S)
+        return not self.server.open and not self.app.waiting
+
+    async def _wait(self, limit_s: Callable[[], float], over: Callable[[], bool]) -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < limit_s() and not over():
+            await asyncio.sleep(0.02)
+            for _ in range(3):  # rounds of the loop, each of which reads what has come
+                await asyncio.sleep(0)
+
+
+def _hurried(settings: Settings) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, notice_s=0.0, drain_s=0.0)
+
+
+def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"certificate and key cannot be used: {error}", where=certificate) from error
+    return context
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the soft limit of open files to what the connections need, as far as the hard one goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        top = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))

@@ -1,0 +1,113 @@
+"""Serve a model by name: from the catalogue, a run or a folder, to one replica."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcmass.catalogue import Catalogue, Version
+from hpcmass.errors import ConfigError, MissingDependency
+from hpcmass.evaluate.models import cached, resolve_bundle
+from hpcmass.files import check_name, sha256_file
+from hpcmass.workflow.projects import ProjectRef, maybe_project
+
+if TYPE_CHECKING:
+    from hpcmass.serve.interfaces import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How one replica is to be reached and run; see `serve.replica.Settings`."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    threads: int = 1
+    endpoint: Path | None = None
+    tokens: Path | None = None
+    anybody: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    notice_s: float = 1.0
+    drain_s: float = 30.0
+    limits: dict[str, float] = field(default_factory=dict)
+
+
+def serve_model(
+    model: str, project: ProjectRef = None, options: ServeOptions | None = None, *, say: Callable[[str], None]
+) -> None:
+    """Serve a model until SIGTERM or SIGINT.
+
+    Args:
+        model: `NAME`, `NAME@3` or `NAME@production` of the catalogue, a run's name, or a folder.
+        project: The project to look in; default: found from the working folder.
+        options: How.
+        say: Told in words what happens.
+
+    Raises:
+        NotFound: There is no such model.
+        ConfigError: The options do not go together.
+        MissingDependency: The packages of `hpcmass[serve]` are not installed.
+        CorruptError: A file does not fit its digest.
+    """
+    asked = options or ServeOptions()
+    try:
+        from hpcmass.serve.replica import LOOPBACK, Settings, serve
+        from hpcmass.serve.runners import load_runner
+        from hpcmass.serve.tokens import read_tokens
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
+    if asked.host not in LOOPBACK and asked.tokens is None and not asked.anybody:
+        raise ConfigError(
+            f"{asked.host} can be reached from other machines, and no tokens are asked for",
+            where="--host",
+            hint="give --tokens FILE, or --anybody where everyone who reaches it may use the model",
+        )
+    if (asked.certificate is None) != (asked.key is None):
+        raise ConfigError("certificate and key go together", where="--tls-cert, --tls-key")
+    tokens = None if asked.tokens is None else read_tokens(asked.tokens)
+    name, version, folder = _found(model, project)
+    say(f"loading {name}@{version}")
+    settings = Settings(
+        name=name, version=version, host=asked.host, port=asked.port, threads=asked.threads,
+        endpoint=asked.endpoint, tokens=tokens, certificate=asked.certificate, key=asked.key,
+        notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
+    )  # fmt: skip
+    serve(settings, lambda: load_runner(folder))
+
+
+def _limits(asked: dict[str, float]) -> Limits:
+    from dataclasses import fields
+
+    from hpcmass.serve.interfaces import Limits
+
+    whole = {one.name for one in fields(Limits) if isinstance(one.default, int)}
+    values: dict[str, Any] = {}
+    for name, value in asked.items():
+        if value <= 0:
+            raise ConfigError(f"is {value:g}, not more than 0", where=name)
+        values[name] = int(value) if name in whole else value
+    return Limits(**values)
+
+
+def _found(model: str, project: ProjectRef) -> tuple[str, str, Path]:
+    """The model's name, its version (`1` of what is not in the catalogue), and its bundle, verified."""
+    found = maybe_project(project)
+    meant = resolve_bundle(model, found)
+    name, at, number = meant.told.partition("@")
+    if at and number.isdigit() and found is not None:
+        catalogue = Catalogue(found.catalogue)
+        version = catalogue.get(meant.told)
+        return name, number, _verified(catalogue, version, meant.folder)
+    where = meant.run or meant.folder
+    return check_name(where.absolute().name), "1", meant.folder
+
+
+def _verified(catalogue: Catalogue, version: Version, folder: Path) -> Path:
+    """The version's files out of the user's cache, fetched anew where one does not fit its digest."""
+    if any(sha256_file(folder / name) != entry.sha256 for name, entry in version.files.items()):
+        shutil.rmtree(folder, ignore_errors=True)
+        return cached(catalogue, version)
+    return folder
