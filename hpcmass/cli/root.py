@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "workflow": ("hpcmass.cli.workflow", "Go on with a sweep or a workflow by its folder."),
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
+    "export": ("hpcmass.cli.export", "Export a model as ONNX, torch.export or int8."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
     "site": ("hpcmass.cli.site", "Draft, check and probe a site file: the targets of a supercomputer."),

@@ -112,8 +112,8 @@ def export_bundle(
     agreement = compare_outputs(model, opened, samples)
     if form in ("onnx", "torch-export") and agreement.close < _CLOSE.get(model.kind, 1.0):
         raise RecipeError(
-            f"the exported model computes something else: {1 - agreement.close:.1%} of {n} samples differ, by up to"
-            f" {agreement.largest:.3g}",
+            f"the exported model computes something else: {1 - agreement.close:.1%} of {n} samples differ,"
+            f" by up to {agreement.largest:.3g}",
             hint="does the model or its transform draw random numbers, or look at the whole batch?",
         )
     return Exported(folder, form, opened, agreement, portability)
@@ -145,12 +145,20 @@ def _onnx(model: Model, samples: Arrays, inputs: list[str], names: list[str]) ->
         return to_onnx(program, inputs, names)
     features = int(sum(np.prod(spec.shape, dtype=np.int64) for spec in model.signature.inputs))
     features = int(getattr(model.core, "n_features_in_", features))  # the transform may change their number
-    return with_estimator(to_onnx(program, inputs, ["features"]), model.core, features, model.signature, names[0])
+    return with_estimator(
+        to_onnx(program, inputs, ["features"]), model.core, features, model.signature, names[0]
+    )
 
 
 def _output_names(signature: Signature, gives: tuple[str, ...], count: int) -> list[str]:
     named = [spec.name for spec in signature.outputs]
-    names = named if len(named) == count else [*gives[1:]] if len(gives) > 1 else [f"output{i}" for i in range(count)]
+    names = (
+        named
+        if len(named) == count
+        else [*gives[1:]]
+        if len(gives) > 1
+        else [f"output{i}" for i in range(count)]
+    )
     taken = {spec.name for spec in signature.inputs} | {"features"}
     return [f"{name}_output" if name in taken else name for name in names]  # an autoencoder's, say
 
@@ -174,7 +182,9 @@ def _signature(model: Model, names: list[str], kind: str, form: str, made_from: 
         "inputs": [described(one.name, one.dtype, one.shape) for one in signature.inputs],
         "outputs": [
             described(name, *((one.dtype, one.shape) if same else ("float32", (ANY,))))
-            for name, one in zip(names, signature.outputs if same else [signature.outputs[0]] * len(names), strict=True)
+            for name, one in zip(
+                names, signature.outputs if same else [signature.outputs[0]] * len(names), strict=True
+            )
         ],
     }
 

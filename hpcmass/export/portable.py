@@ -1,8 +1,8 @@
 """Whether an ONNX file runs on any CPU: its operators held against those of ONNX Runtime.
 
 The kernels of ONNX's own domains are registered alike on x86-64 and arm64 (what differs between them is in
-Microsoft's domains: forms of convolutions and products laid out for one processor). So an operator that is there
-here, for this opset and in a graph that nothing was exchanged in, is there on arm64.
+Microsoft's domains: forms of convolutions and products laid out for one processor). So an operator that is
+there here, for this opset and in a graph that nothing was exchanged in, is there on arm64.
 """
 
 from __future__ import annotations

@@ -50,6 +50,9 @@ class Raw(nn.Module):
 class Together(nn.Module):
     """Several models of the same inputs with one output each, combined by their mean or a linear model."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, members: Sequence[Raw], stack: Mapping[str, Any] | None, softmax: bool) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
