@@ -75,6 +75,7 @@ def export_bundle(
         RecipeError: The model has no such form, or the exported one computes something else.
         MissingDependency: A package is missing.
     """
+    _check_form(model, form)
     n = len(next(iter(samples.values())))
     outputs = model({name: array[: min(n, 2)] for name, array in samples.items()})
     gives = form_of(outputs)
@@ -119,13 +120,20 @@ def export_bundle(
     return Exported(folder, form, opened, agreement, portability)
 
 
-def _program(model: Model, samples: Arrays) -> Any:
-    if model.kind in EXPORTED or model.kind == "estimator":
+def _check_form(model: Model, form: str) -> None:
+    """Refuse what has no form in a format, before anything is computed."""
+    hint = None
+    if model.kind == "torch-export" or (model.kind == "onnx" and form in ("onnx", "torch-export")):
+        hint = "export the version that it was made from"
+    elif model.kind == "estimator" and form != "onnx":
+        hint = "export it as onnx"
+    if hint is not None:
         raise RecipeError(
-            f"a model of kind {model.kind!r} has no form in torch.export",
-            where=model.bundle.folder,
-            hint="export the version that it was made from" if model.kind in EXPORTED else "export it as onnx",
+            f"a model of kind {model.kind!r} has no form in {form}", where=model.bundle.folder, hint=hint
         )
+
+
+def _program(model: Model, samples: Arrays) -> Any:
     return program_of(raw_module(model), model.signature.inputs, samples)
 
 
@@ -134,12 +142,6 @@ def _onnx(model: Model, samples: Arrays, inputs: list[str], names: list[str]) ->
         import onnx
 
         return onnx.load_model_from_string(model.bundle.program_file.read_bytes())
-    if model.kind == "torch-export":
-        raise RecipeError(
-            "a program of torch.export is not exported again",
-            where=model.bundle.folder,
-            hint="export the version that it was made from",
-        )
     program = program_of(raw_module(model), model.signature.inputs, samples)
     if model.kind != "estimator":
         return to_onnx(program, inputs, names)

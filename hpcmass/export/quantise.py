@@ -42,6 +42,7 @@ def quantised(model: Any, batches: Iterable[Arrays] | None) -> Any:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    _something_in(model, _DYNAMIC if batches is None else _STATIC)
     with tempfile.TemporaryDirectory(prefix="hpcmass-int8-") as folder, quiet():
         plain, ready, out = (Path(folder) / name for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
         onnx.save(model, plain)
@@ -69,13 +70,22 @@ def quantised(model: Any, batches: Iterable[Arrays] | None) -> Any:
             raise RecipeError(f"the model cannot be quantised ({text})") from error
         made = onnx.load(out)
     names = {name for _, name in read_onnx(made.SerializeToString()).operators}
-    if not names & {"QuantizeLinear", "MatMulInteger", "ConvInteger"}:
-        raise RecipeError(
-            "there is nothing in the model to be quantised: no convolution and no matrix product"
-            + (" of matrices" if batches is None else ""),
-            hint="export it as onnx",
-        )
+    if not names & {"QuantizeLinear", "MatMulInteger"}:  # a product of two activations, say
+        raise _nothing()
     return cleaned(made)
+
+
+def _something_in(model: Any, operators: list[str]) -> None:
+    names = {name for _, name in read_onnx(model.SerializeToString()).operators}
+    if not names & set(operators):
+        raise _nothing()
+
+
+def _nothing() -> RecipeError:
+    return RecipeError(
+        "there is nothing in the model to be quantised: no convolution, no product of matrices",
+        hint="export it as onnx",
+    )
 
 
 def _reader(batches: Iterable[Arrays]) -> Any:
