@@ -12,8 +12,8 @@ import numpy as np
 
 from hpcmass.train.model import Model
 
-_ROUNDS, _SECONDS = 50, 1.0  # a batch size, at most
-_WARM = 3
+_ROUNDS, _SECONDS = 5, 2.0  # a batch size, at most
+_CALLS, _WARM = 10, 2  # of one model in a round: threads of the other one spin for a while after its last call
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Latency:
 
     def flat(self) -> dict[str, float]:
         """As metrics of the second model: its milliseconds, and how many times as quick as the first it is."""
-        found = {}
+        found: dict[str, float] = {}
         for size, (before, after) in self.by_batch.items():
             found |= {f"latency_ms_{size}": after, f"speedup_{size}": before / after}
         return found
@@ -37,7 +37,7 @@ class Latency:
 
 
 def compare_latency(first: Model, second: Model, samples: Mapping[str, np.ndarray[Any, Any]]) -> Latency:
-    """Measure both, call by call in turn, for one sample and for all of them at once.
+    """Measure both in turn, some calls each, for one sample and for all of them at once.
 
     Args:
         first: What is compared with.
@@ -50,13 +50,14 @@ def compare_latency(first: Model, second: Model, samples: Mapping[str, np.ndarra
         given = {name: np.ascontiguousarray(array[:size]) for name, array in samples.items()}
         times: tuple[list[float], list[float]] = ([], [])
         end = time.perf_counter() + _SECONDS
-        for turn in range(_WARM + _ROUNDS):
+        for _ in range(_ROUNDS):
             for model, kept in zip((first, second), times, strict=True):
-                start = time.perf_counter()
-                model(given, batch_size=size)
-                if turn >= _WARM:
-                    kept.append(1000 * (time.perf_counter() - start))
-            if turn >= _WARM and time.perf_counter() > end:
+                for call in range(_WARM + _CALLS):
+                    start = time.perf_counter()
+                    model(given, batch_size=size)
+                    if call >= _WARM:
+                        kept.append(1000 * (time.perf_counter() - start))
+            if time.perf_counter() > end:
                 break
         found[size] = (statistics.median(times[0]), statistics.median(times[1]))
     return Latency(found)

@@ -60,19 +60,24 @@ class Field:
     shape: tuple[int, ...]
     role: str
     classes: list[str] | None = None
+    ragged: bool = False
 
 
 class Memory:
     """A dataset in memory, with what a bundle's writer asks of it."""
 
     def __init__(
-        self, inputs: dict[str, np.ndarray], targets: dict[str, np.ndarray], classes: list[str] | None
+        self,
+        inputs: dict[str, np.ndarray],
+        targets: dict[str, np.ndarray],
+        classes: list[str] | None,
+        ragged: tuple[str, ...] = (),
     ):
         self.arrays = {**inputs, **targets}
         self.fields = {
             name: Field(
-                name, array.dtype.name, array.shape[1:], "input" if name in inputs else "target",
-                classes if name in targets else None,
+                name, array.dtype.name, array.shape[1 + (name in ragged) :],
+                "input" if name in inputs else "target", classes if name in targets else None, name in ragged,
             )
             for name, array in self.arrays.items()
         }  # fmt: skip
@@ -92,15 +97,15 @@ def torch_model(
     targets: dict[str, np.ndarray],
     sample_output: Any,
     classes: list[str] | None = None,
+    ragged: tuple[str, ...] = (),
 ) -> Model:
     """A model with the weights that it was born with."""
     path = folder / "recipe_of_the_lab.py"
     path.write_text(textwrap.dedent(recipe))
     loaded = load_recipe(path)
     bundle = folder / "parent"
-    write_torch_bundle(
-        bundle, loaded.build_model({}), loaded, {}, Memory(inputs, targets, classes), sample_output
-    )
+    data = Memory(inputs, targets, classes, ragged)
+    write_torch_bundle(bundle, loaded.build_model({}), loaded, {}, data, sample_output)
     return load_bundle(bundle)
 
 

@@ -148,6 +148,50 @@ def test_an_output_named_as_the_input_gets_another_name(tmp_path: Path) -> None:
     np.testing.assert_allclose(alone["output_output"], parent(x), rtol=1e-4, atol=1e-6)
 
 
+TOKENS = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(50, 8)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, tokens, tokens_length):
+            past = torch.arange(tokens.shape[1])[None] >= tokens_length[:, None]
+            x = self.layer(self.words(tokens.long()), src_key_padding_mask=past)
+            return self.out(x.masked_fill(past[:, :, None], 0).sum(1) / tokens_length[:, None])
+
+    def build_model(params):
+        return Net()
+"""
+
+
+def tokens(n: int, length: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(n)
+    lengths = rng.integers(1, length + 1, n)
+    lengths[0] = length
+    words = rng.integers(0, 50, (n, length)).astype(np.uint16)
+    return {
+        "tokens": words * (np.arange(length) < lengths[:, None]).astype(np.uint16),
+        "tokens_length": lengths,
+    }
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+def test_samples_of_any_length_in_batches_of_any_size(tmp_path: Path, form: str) -> None:
+    labels = {"label": np.arange(6) % 3}
+    parent = torch_model(tmp_path, TOKENS, tokens(6, 5), labels, torch.zeros(2, 3), ragged=("tokens",))
+    export_bundle(parent, form, tmp_path / "out", tokens(6, 5))
+    model = load_bundle(tmp_path / "out")
+    assert signature_of(tmp_path / "out")["inputs"][0]["shape"] == ["n", "any"]
+    for n, length in ((1, 5), (4, 11), (9, 2)):
+        given = tokens(n, length)
+        np.testing.assert_allclose(model(given), parent(given), rtol=1e-3, atol=1e-5)
+
+
 LOOKS_AT_VALUES = """
     from torch import nn
 
