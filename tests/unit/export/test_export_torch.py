@@ -13,8 +13,9 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 from export_lab import run_alone, signature_of, torch_model  # noqa: E402
 
-from hpcmass.errors import CorruptError, MissingDependency, RecipeError  # noqa: E402
+from hpcmass.errors import CorruptError, DataError, MissingDependency, RecipeError  # noqa: E402
 from hpcmass.export import export_bundle  # noqa: E402
+from hpcmass.train.bundle_writer import write_ensemble_bundle  # noqa: E402
 from hpcmass.train.model import Model, load_bundle  # noqa: E402
 
 IMAGES = """
@@ -260,3 +261,34 @@ def test_without_onnx_runtime_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency, match=r"ONNX Runtime"):
         load_bundle(tmp_path / "out")
+
+
+@pytest.mark.parametrize("combine", ["vote", "stack"])
+def test_an_ensemble_of_torch_models_is_one_program(tmp_path: Path, combine: str) -> None:
+    members = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        members.append(image_model(tmp_path / str(number)).bundle.folder)
+    rng = np.random.default_rng(0)
+    stack = {"weight": rng.normal(size=(3, 6)), "bias": rng.normal(size=3)} if combine == "stack" else None
+    write_ensemble_bundle(tmp_path / "both", members, combine, stack)
+    parent = load_bundle(tmp_path / "both")
+    export_bundle(parent, "onnx", tmp_path / "out", {"image": pixels(6)})
+    for n in (1, 5):
+        alone = run_alone(tmp_path / "out", {"image": pixels(n)}, tmp_path)
+        np.testing.assert_allclose(alone["probabilities"], parent(pixels(n)), rtol=1e-4, atol=1e-6)
+
+
+def test_exported_models_vote_as_any_others(tmp_path: Path) -> None:
+    parent = image_model(tmp_path)
+    export_bundle(parent, "onnx", tmp_path / "out", {"image": pixels(6)})
+    write_ensemble_bundle(tmp_path / "both", [tmp_path / "out", parent.bundle.folder], "vote")
+    np.testing.assert_allclose(
+        load_bundle(tmp_path / "both")(pixels(4)), parent(pixels(4)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_int8_without_samples_to_calibrate_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="calibrate"):
+        export_bundle(image_model(tmp_path), "int8", tmp_path / "out", {"image": pixels(6)})
+    assert not (tmp_path / "out").exists()

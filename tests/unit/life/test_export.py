@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from life_lab import Lab
 
 import hpcmass
 from hpcmass.catalogue import Evaluations
+from hpcmass.cli.export import FORMS
 from hpcmass.data import open_dataset
 from hpcmass.errors import AlreadyExists, ConfigError, NotFound
+from hpcmass.export import FORMATS
+from hpcmass.train.bundle_writer import write_torch_bundle
+from hpcmass.train.recipe import load_recipe
 from hpcmass.workflow.export import export_model
 
 
@@ -135,3 +140,25 @@ def test_an_onnx_version_goes_on_to_int8_and_not_to_torch(lab: Lab) -> None:
     answer = lab.call("export", "eyes-onnx@1", "--format", "torch-export", "--register")
     assert answer.code == 2
     assert "has no form in torch-export" in answer.err
+
+
+def test_a_model_of_no_known_task_is_held_against_its_outputs_alone(lab: Lab) -> None:
+    recipe = load_recipe(lab.root / "recipe.py")
+    train = open_dataset(lab.project.data / "d" / "train")
+    write_torch_bundle(
+        lab.root / "odd", recipe.build_model({}), recipe, {}, train, torch.zeros(2, 3), targets=[]
+    )
+    lineage = {"job": {"data": {"train": "data/d/train"}}}
+    lab.catalogue.register("odd", lab.root / "odd", metrics={}, lineage=lineage)
+    answer = lab.call("export", "odd@1", "--register")
+    assert answer.code == 0, answer.err
+    assert "odd-onnx@1, made from odd@1" in answer.out
+    assert "outputs differ by up to" in answer.out
+    assert "accuracy" not in lab.catalogue.get("odd-onnx").metrics
+    refused = lab.call("evaluate", "odd-onnx@1", "data/d/test")
+    assert refused.code == 2
+    assert "evaluate the version that it was made from" in refused.err
+
+
+def test_the_command_knows_the_formats_that_there_are() -> None:
+    assert FORMS == FORMATS
