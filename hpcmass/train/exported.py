@@ -6,6 +6,7 @@ would be unpickled; what it calls it names by Python's names, so it is trusted a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -32,6 +33,7 @@ _IN_ARCHIVE = re.compile(
     r"|models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|\.data/version|byteorder"
     r"|\.data/serialization_id"
 )
+_TENSOR = re.compile(r"weight_\d+|tensor_\d+")
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 
 
@@ -112,11 +114,11 @@ def open_program(bundle: Bundle) -> tuple[Any, Run]:
         CorruptError: The archive holds a pickle, or cannot be read.
     """
     path = bundle.program_file
-    check_archive(path)
+    archive = checked_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.export.load(path).module()
+            module = torch.export.load(archive).module()
     except Exception as error:
         raise CorruptError(f"cannot be opened by torch.export ({_line(error)})", where=path) from error
     names = [spec.name for spec in bundle.signature.inputs]
@@ -145,8 +147,10 @@ def gather(found: Sequence[Array], gives: Sequence[str]) -> Any:
     return dict(zip(gives[1:], found, strict=True)) if gives[0] == DICT else tuple(found)
 
 
-def check_archive(path: Path) -> None:
-    """Refuse an archive of torch.export with anything in it that would be unpickled, or run as native code.
+def checked_archive(path: Path) -> io.BytesIO:
+    """An archive of torch.export with nothing in it that would be unpickled, or run as native code.
+
+    It is packed anew from what was looked at: two readers of one forged archive may see two contents.
 
     Raises:
         CorruptError: It has such a thing, or is no such archive.
@@ -160,21 +164,35 @@ def check_archive(path: Path) -> None:
             for name in inner:
                 if not _IN_ARCHIVE.fullmatch(name):
                     raise ValueError(f"it holds {name}")
-            sizes = dict(zip(inner, (one.file_size for one in entries), strict=True))
-            if sizes.get("data/sample_inputs/model.pt", 0):
-                raise ValueError("its sample inputs are a pickle")
-            top = entries[0].filename.split("/")[0]
-            for name in _CONFIGS:
-                listed = json.loads(archive.read(f"{top}/{name}"))["config"]
-                for what, meta in listed.items():
-                    if meta["use_pickle"] is not False or not re.fullmatch(r"\w+", meta["path_name"]):
-                        raise ValueError(f"{what} is a pickle")
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in entries):
+                raise ValueError("it is compressed")
+            contents = {name: archive.read(one) for name, one in zip(inner, entries, strict=True)}
+        if contents.get("data/sample_inputs/model.pt"):
+            raise ValueError("its sample inputs are a pickle")
+        for name in _CONFIGS:
+            for what, meta in json.loads(contents[name])["config"].items():
+                if meta["use_pickle"] is not False or not _TENSOR.fullmatch(meta["path_name"]):
+                    raise ValueError(f"{what} is a pickle")
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise CorruptError(
             f"is not a program of torch.export without pickles ({_line(error)})",
             where=path,
             hint="export the model again with torch 2.9 or newer",
         ) from error
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(f"model/{name}", content)
+    packed.seek(0)
+    return packed
 
 
 def _line(error: BaseException) -> str:
