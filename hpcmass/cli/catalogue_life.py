@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpcmass.cli.console import csv_table, day, dump, table, visible
+from hpcmass.cli.export import FORMS, told
 from hpcmass.cli.options import project_option
 from hpcmass.files import replace
 
@@ -143,10 +144,18 @@ def card(model: str, out: str | None, project_root: str | None) -> None:
 @click.command("export")
 @click.argument("model", metavar="NAME@VERSION")
 @click.option("--to", "target", required=True, metavar="FOLDER", help="A new or empty folder.")
-@click.option("--layout", type=click.Choice(["huggingface"]), default="huggingface", show_default=True)
+@click.option("--layout", type=click.Choice(["huggingface", *FORMS]), default="huggingface", show_default=True)
 @project_option
 def export(model: str, target: str, layout: str, project_root: str | None) -> None:
-    """Lay a version out for others: its files, config.json, and the card as README.md."""
+    """Lay a version out for others: its files, config.json, and the card as README.md.
+
+    The other layouts are the formats of `hpcmass export`, which has more options.
+    """
+    if layout in FORMS:
+        from hpcmass.workflow.export import export_model
+
+        told(export_model(model, layout, project_root, to=Path(target)))
+        return
     from hpcmass.workflow.cards import export as export_version
 
     folder = export_version(model, Path(target), project_root)

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "workflow": ("hpcmass.cli.workflow", "Go on with a sweep or a workflow by its folder."),
     "evaluate": ("hpcmass.cli.evaluate", "Evaluate a model on a dataset."),
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
+    "export": ("hpcmass.cli.export", "Export a model as ONNX, torch.export or int8."),
     "serve": ("hpcmass.cli.serve", "Answer requests to a model over HTTP: one replica."),
     "token": ("hpcmass.cli.token", "Make a token that lets a client use a replica."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),

@@ -24,7 +24,10 @@ from hpcmass.files import check_name, read_json, sha256_file
 from hpcmass.train.signature import Signature
 
 FORMAT = 1
-KINDS = ("torch", "estimator", "ensemble")
+EXPORTED_FORMAT = 2  # an hpcmass that does not know exported models asks to be updated
+KINDS = ("torch", "estimator", "ensemble", "onnx", "torch-export")
+EXPORTED = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+ONE, TUPLE, DICT = "one", "tuple", "dict"
 COMBINED = ("vote", "stack")
 WEIGHTS = "weights.safetensors"
 ESTIMATOR = "estimator.skops"
@@ -42,7 +45,8 @@ class Bundle:
         framework: Versions of the packages that wrote it.
         data: The facts about the training data that `build_model` was given, where the recipe takes them.
         ragged: What became of the ragged fields of its training data in batches.
-        weights: The file with the weights of a torch model; an exported one has another name.
+        weights: The file with the weights of a torch model; one laid out for others has another name.
+        gives: The form of an exported model's outputs: `one`, `tuple`, or `dict` and the keys.
     """
 
     folder: Path
@@ -55,6 +59,7 @@ class Bundle:
     data: dict[str, dict[str, Any]] | None = None
     ragged: dict[str, Shape] = field(default_factory=dict)
     weights: str = WEIGHTS
+    gives: tuple[str, ...] = (ONE,)
 
     @property
     def recipe_file(self) -> Path:
@@ -70,6 +75,11 @@ class Bundle:
     def estimator_file(self) -> Path:
         """The skops file of an estimator."""
         return self.folder / ESTIMATOR
+
+    @property
+    def program_file(self) -> Path:
+        """The file of an exported model."""
+        return self.folder / EXPORTED[self.kind]
 
     @property
     def stack_file(self) -> Path:
@@ -105,7 +115,7 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         "torch": [bundle.recipe_file, bundle.weights_file],
         "estimator": [bundle.recipe_file, bundle.estimator_file],
         "ensemble": [bundle.stack_file] if bundle.combine == "stack" else [],
-    }[bundle.kind]
+    }.get(bundle.kind) or ([bundle.program_file] if bundle.kind in EXPORTED else [])
     for path in {*needed, *digests}:
         if not path.is_file() or path not in digests:
             raise CorruptError("is missing from the model" if path in digests else "is not listed", where=path)
@@ -121,9 +131,10 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 def _parse(folder: Path, raw: Any) -> Bundle:
     if not isinstance(raw, dict) or type(raw.get("format")) is not int:
         raise ValueError("no format number")
-    if raw["format"] > FORMAT:
+    known = EXPORTED_FORMAT if raw.get("kind") in EXPORTED else FORMAT
+    if raw["format"] > known:
         raise CorruptError(
-            f"has format {raw['format']}; this hpcmass reads up to {FORMAT}",
+            f"has format {raw['format']}; this hpcmass reads up to {known}",
             where=folder / "model.json",
             hint="use a newer hpcmass",
         )
@@ -142,7 +153,15 @@ def _parse(folder: Path, raw: Any) -> Bundle:
         data={str(one["name"]): _without_name(one) for one in raw["data"]} if "data" in raw else None,
         ragged={str(name): Shape(**said) for name, said in raw.get("ragged", {}).items()},
         weights=check_name(raw.get("weights", WEIGHTS), "file"),
+        gives=_form(raw.get("gives", [ONE])),
     )
+
+
+def _form(raw: Any) -> tuple[str, ...]:
+    form = tuple(str(one) for one in raw)
+    if not form or form[0] not in (ONE, TUPLE, DICT) or (len(form) > 1) != (form[0] == DICT):
+        raise ValueError(f"outputs of the form {raw!r}")
+    return form
 
 
 def _without_name(facts: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from hpcmass.files.publish import temporary_beside
 from hpcmass.train.bundle import (
     COMBINED,
     ESTIMATOR,
+    EXPORTED,
+    EXPORTED_FORMAT,
     FORMAT,
     RECIPE,
     STACK,
@@ -186,6 +188,46 @@ def write_ensemble_bundle(
     for bundle in bundles:
         framework |= bundle.framework
     return _write(folder, meta, bundles[0].signature, framework, fill)
+
+
+def write_exported(
+    folder: Path,
+    kind: str,
+    program: Callable[[Path], None],
+    signature: Signature,
+    *,
+    gives: Sequence[str],
+    beside: Mapping[str, str],
+    ragged: Mapping[str, Shape],
+    framework: Mapping[str, str],
+) -> Path:
+    """Write an exported model: its program, and what lies beside it for programs without hpcmass.
+
+    Args:
+        folder: Where the bundle will lie; must not exist.
+        kind: `onnx` or `torch-export`.
+        program: Writes the program to a path.
+        signature: What it takes and gives.
+        gives: The form of its outputs, as in `Bundle`.
+        beside: Texts of further files by name.
+        ragged: What became of ragged fields in batches.
+        framework: Versions of the packages that wrote it.
+    """
+
+    def fill(temporary: Path) -> None:
+        program(temporary / EXPORTED[kind])
+        for name, text in beside.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+
+    meta: dict[str, Any] = {
+        "format": EXPORTED_FORMAT,
+        "kind": kind,
+        "program": EXPORTED[kind],
+        "gives": list(gives),
+    }
+    if ragged:
+        meta["ragged"] = {name: one.to_json() for name, one in ragged.items()}
+    return _write(folder, meta, signature, framework, fill)
 
 
 def _write(

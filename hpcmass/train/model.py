@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hpcmass.errors import CorruptError, DataError, HpcmassError
-from hpcmass.train.bundle import Bundle, read_bundle, read_stack, read_weights, same_signature
+from hpcmass.train.bundle import EXPORTED, Bundle, read_bundle, read_stack, read_weights, same_signature
 from hpcmass.train.defaults import Sum
 from hpcmass.train.inputs import flatten, forward, prepare
 from hpcmass.train.predictor import estimator_outputs
@@ -32,9 +32,9 @@ class Model:
 
     Attributes:
         signature: Names, types and shapes of inputs and outputs.
-        kind: `torch`, `estimator` or `ensemble`.
+        kind: `torch`, `estimator`, `ensemble`, `onnx` or `torch-export`.
         bundle: What it was loaded from.
-        core: The torch module, the estimator, or the list of member models.
+        core: The torch module, the estimator, the list of member models, or ONNX Runtime's session.
         ragged: What its training data's ragged fields became in batches, for `Dataset.shaped`.
     """
 
@@ -113,7 +113,8 @@ class Model:
             RecipeError: The recipe's code raised.
         """
         if self._score is None:
-            raise DataError(f"a model of kind {self.kind!r} has no metrics of its own")
+            hint = "evaluate the version that it was made from" if self.kind in EXPORTED else None
+            raise DataError(f"a model of kind {self.kind!r} has no metrics of its own", hint=hint)
         return self._score({name: np.array(values) for name, values in batch.items()})
 
     def __repr__(self) -> str:
@@ -187,7 +188,7 @@ def _joined(parts: list[Any]) -> Any:
 
 # -- loading ----------------------------------------------------------------------------------------------
 def load_bundle(folder: Path, *, verify: bool = True) -> Model:
-    """Load a model from its bundle, on the CPU. The recipe in the bundle is run.
+    """Load a model from its bundle, on the CPU. The recipe in the bundle, where there is one, is run.
 
     Args:
         folder: The bundle.
@@ -197,12 +198,14 @@ def load_bundle(folder: Path, *, verify: bool = True) -> Model:
         NotFound: There is no bundle.
         CorruptError: A file is damaged, or holds what is not allowed.
         RecipeError: The recipe raised.
-        MissingDependency: scikit-learn or skops is needed and not installed.
+        MissingDependency: scikit-learn, skops or ONNX Runtime is needed and not installed.
     """
     bundle = read_bundle(Path(folder), verify=verify)
     try:
         if bundle.kind == "ensemble":
             return _load_ensemble(bundle, verify)
+        if bundle.kind in EXPORTED:
+            return _load_exported(bundle)
         recipe = load_recipe(bundle.recipe_file)
         if any(name in bundle.ragged for name in bundle.signature.targets):
             recipe = for_tokens(recipe)
@@ -289,6 +292,13 @@ def _numpy(outputs: Any, softmax: bool) -> Any:
     if softmax:
         outputs = outputs.float().softmax(dim=1)
     return (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).cpu().numpy()
+
+
+def _load_exported(bundle: Bundle) -> Model:
+    from hpcmass.train.exported import open_onnx, open_program
+
+    core, run = open_onnx(bundle) if bundle.kind == "onnx" else open_program(bundle)
+    return Model(bundle, core, run)
 
 
 def _load_estimator(bundle: Bundle, recipe: Recipe) -> Model:

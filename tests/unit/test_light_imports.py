@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = {
     "torch", "numpy", "h5py", "pydantic", "parsl", "optuna", "sklearn", "scipy", "pandas", "pyarrow",
-    "matplotlib", "mpi4py", "horovod", "skops", "submitit", "tensorboard", "safetensors", "rich",
+    "matplotlib", "mpi4py", "horovod", "skops", "submitit", "tensorboard", "safetensors", "rich", "onnx", "onnxruntime",
 }  # fmt: skip
 
 
