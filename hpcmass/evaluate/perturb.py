@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from hpcmass.evaluate.interfaces import Model, for_model
 from hpcmass.evaluate.measure import evaluate
 from hpcmass.evaluate.results import Evaluation, SliceScores
 from hpcmass.evaluate.scores import Ranks, on_all
+from hpcmass.evaluate.wrapped import Wrapped
 from hpcmass.train.interfaces import DatasetLike
 
 Array = NDArray[Any]
@@ -38,7 +39,7 @@ class _Field:
     high: Array
 
 
-class Perturbed:
+class Perturbed(Wrapped):
     """A dataset with noise added to its inputs, or with inputs missing.
 
     Args:
@@ -60,7 +61,8 @@ class Perturbed:
         if not math.isfinite(amount) or amount <= 0 or (kind == "missing" and amount > 1):
             known = "above 0" + (" and at most 1" if kind == "missing" else "")
             raise DataError(f"{kind} of {amount} cannot be", hint=f"give a number {known}")
-        self._dataset, self._kind, self._amount, self._seed = dataset, kind, amount, seed
+        super().__init__(dataset)
+        self._kind, self._amount, self._seed = kind, amount, seed
         chosen = [name for name in names if _is_number(dataset, name)]
         if not chosen:
             raise DataError(
@@ -69,32 +71,8 @@ class Perturbed:
             )
         self._fields = _looked_at(dataset, chosen)
 
-    @property
-    def id(self) -> str:
-        """That of the dataset as it was."""
-        return self._dataset.id
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The dataset's."""
-        return self._dataset.fields
-
-    @property
-    def inputs(self) -> list[str]:
-        """The dataset's."""
-        return self._dataset.inputs
-
-    @property
-    def targets(self) -> list[str]:
-        """The dataset's."""
-        return self._dataset.targets
-
     def __len__(self) -> int:
         return len(self._dataset)
-
-    def classes(self, field: str) -> list[str] | None:
-        """The dataset's."""
-        return self._dataset.classes(field)
 
     def batch(self, ids: NDArray[Any]) -> dict[str, Array]:
         """Samples by number, perturbed."""

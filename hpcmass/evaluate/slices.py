@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,14 @@ from hpcmass.errors import DataError
 from hpcmass.evaluate.interfaces import Model, for_model
 from hpcmass.evaluate.measure import Evaluation, SliceScores, evaluate
 from hpcmass.evaluate.scores import Ranks, on_all
+from hpcmass.evaluate.wrapped import Wrapped
 from hpcmass.train.interfaces import DatasetLike
 
 MOST_VALUES = 100
 """Values of one field; a field with more says little about each."""
 
 
-class SomeSamples:
+class SomeSamples(Wrapped):
     """Some samples of a dataset, as a dataset.
 
     Args:
@@ -29,35 +30,11 @@ class SomeSamples:
     """
 
     def __init__(self, dataset: DatasetLike, ids: NDArray[np.int64]) -> None:
-        self._dataset = dataset
+        super().__init__(dataset)
         self.sample_ids = ids
-
-    @property
-    def id(self) -> str:
-        """That of the whole dataset."""
-        return self._dataset.id
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The whole dataset's."""
-        return self._dataset.fields
-
-    @property
-    def inputs(self) -> list[str]:
-        """The whole dataset's."""
-        return self._dataset.inputs
-
-    @property
-    def targets(self) -> list[str]:
-        """The whole dataset's."""
-        return self._dataset.targets
 
     def __len__(self) -> int:
         return len(self.sample_ids)
-
-    def classes(self, field: str) -> list[str] | None:
-        """The whole dataset's."""
-        return self._dataset.classes(field)
 
     def batch(self, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Samples by their place among these."""
