@@ -303,10 +303,11 @@ def short(name: str) -> str:
 def nearest(name: str, names: Iterable[str]) -> str:
     """The names that a wrong one may mean, in words."""
     known = {short(one): one for one in sorted(names)}
-    close = difflib.get_close_matches(name, [*known, *known.values()], n=3, cutoff=0.6)
-    if not close:
-        last = name.rsplit(".", 1)[-1]
-        close = [one for one in known if one.rsplit(".", 1)[-1] == last][:3]
+    last = name.rsplit(".", 1)[-1]
+    # `params.lr` means `train.lr` rather than a name that looks like it.
+    same = [one for one in known if one.rsplit(".", 1)[-1] == last]
+    alike = difflib.get_close_matches(name, [*known, *known.values()], n=3, cutoff=0.6)
+    close = list(dict.fromkeys([*same, *alike]))[:3]
     return f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(list(known)[:15])}"
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hpcmass.catalogue import Catalogue, FileEntry, Registration, Version
 from hpcmass.catalogue.dates import Span, read_date
 from hpcmass.catalogue.index_rows import IndexRows
+from hpcmass.catalogue.query import nearest
 from hpcmass.catalogue.search import search
 from hpcmass.errors import CatalogueError, MissingDependency
 
@@ -277,6 +278,11 @@ def test_whatever_is_written_is_an_answer_or_told(text):
     with contextlib.suppress(CatalogueError):
         refs(connection, text)
     assert connection.execute("SELECT count(*) FROM versions").fetchone() == (1,)
+
+
+def test_the_same_word_elsewhere_is_meant_before_one_that_looks_alike():
+    names = ["job.params.family", "job.params.dropout", "job.params.width", "job.train.lr"]
+    assert nearest("params.lr", names).startswith("did you mean train.lr")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
