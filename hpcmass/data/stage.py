@@ -28,7 +28,7 @@ from pathlib import Path
 from hpcmass.data.manifest import ShardInfo
 from hpcmass.data.reading.filesystem import file_system
 from hpcmass.errors import CorruptError, StorageError
-from hpcmass.files import boot_id, sha256_file, storage_errors
+from hpcmass.files import boot_id, matching, sha256_file, storage_errors
 
 _CHECKED = "checked"
 _SPARE_SHARE = 0.05  # of a disk is left free: others write there too
@@ -94,7 +94,7 @@ class Stage:
                     "belongs to somebody else, or others may write it", where=top, hint="remove it"
                 )
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            others = list(top.glob(f"{glob.escape(host)}*"))
+            others = matching(top, f"{glob.escape(host)}*")
         for other in others:
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -254,7 +254,7 @@ class Stage:
 
     def _uses(self) -> Iterator[tuple[Path, bool]]:
         """The `use-…` files of other processes, and whether they live."""
-        for file in self.folder.glob("use-*"):
+        for file in matching(self.folder, "use-*"):
             if file.name == f"use-{self._name}":
                 continue
             with contextlib.suppress(OSError):
@@ -284,7 +284,7 @@ class Stage:
                 living.add(file.name.removeprefix("use-"))
             else:
                 dead.append(file)
-        for part in self.folder.glob(".part-*"):
+        for part in matching(self.folder, ".part-*"):
             if not any(part.name.startswith(f".part-{name}-") for name in living):
                 shutil.rmtree(part, ignore_errors=True)
         for file in dead:

@@ -2,6 +2,7 @@
 
 from hpcmass.files.cache import cache_folder
 from hpcmass.files.lease import Lease, Owner, boot_id, pid_namespace, process_start
+from hpcmass.files.listing import matching
 from hpcmass.files.log import LogReader, LogWriter, set_log_aside
 from hpcmass.files.mounts import is_local
 from hpcmass.files.names import check_name
@@ -44,6 +45,7 @@ __all__ = [
     "is_local",
     "make_dir",
     "make_dir_as_parent",
+    "matching",
     "pid_namespace",
     "process_start",
     "publish",

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from hpcmass.errors import HpcmassError
-from hpcmass.files import Owner, read_json, replace_json, storage_errors
+from hpcmass.files import Owner, matching, read_json, replace_json, storage_errors
 
 _OWNER = "owner.json"
 # Keepers outlive a killed supervisor by seconds, and still write.
@@ -38,7 +38,7 @@ def notes_folder(shared: Path | None) -> Path:
 
 def _clear(base: Path, prefix: str) -> None:
     """Remove the folders whose owner was a process of this machine and is gone; one in doubt stays."""
-    for folder in base.glob(f"{prefix}*"):
+    for folder in matching(base, f"{prefix}*"):
         with contextlib.suppress(OSError, HpcmassError, TypeError):
             seen = folder.lstat()
             if seen.st_uid != os.geteuid() or folder.is_symlink() or time.time() - seen.st_mtime < _STALE_S:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpcmass.files import matching
 from hpcmass.runs.folder import RankError, RunFolder, State, Status
 from hpcmass.runs.pace import pace_lines
 
@@ -198,7 +199,9 @@ def _advice(run: RunFolder, status: Status, error: RankError | None) -> list[str
 def _how_it_goes_on(run: RunFolder, status: Status) -> str:
     if status.backend == "script":
         return "a further attempt in this run folder; where the script goes on from is its own affair"
-    numbers = (re.fullmatch(r"step-(\d+)\.json", file.name) for file in run.checkpoints.glob("step-*.json"))
+    numbers = (
+        re.fullmatch(r"step-(\d+)\.json", file.name) for file in matching(run.checkpoints, "step-*.json")
+    )
     steps = [int(number[1]) for number in numbers if number]
     if not steps:
         return "it begins anew, since there is no checkpoint yet"

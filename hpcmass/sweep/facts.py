@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpcmass.errors import HpcmassError
-from hpcmass.files import read_json, read_records
+from hpcmass.files import matching, read_json, read_records
 from hpcmass.runs import RunFolder
 
 _HEADER_LIMIT_BYTES = 100_000_000  # as safetensors itself has it
@@ -77,7 +77,7 @@ def _sizes(folder: Path) -> list[int]:
 
 def _hosts(run: RunFolder) -> set[str]:
     attempt, hosts = run.status().attempt, set()
-    for file in (run.path / "ranks").glob(f"attempt-{attempt}-rank-*.json"):
+    for file in matching(run.path / "ranks", f"attempt-{attempt}-rank-*.json"):
         try:
             place = read_json(file)
             hosts.add(str(place.get("node") or place.get("host")))

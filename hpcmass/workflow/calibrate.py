@@ -25,6 +25,7 @@ from hpcmass.errors import AlreadyExists, ConfigError, CorruptError, HpcmassErro
 from hpcmass.files import (
     canonical_json,
     make_dir,
+    matching,
     publish,
     publish_json,
     read_json,
@@ -312,7 +313,7 @@ def _folder(project: Project, key: str) -> Path:
 
 
 def _attempts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("attempt-*")) if folder.is_dir() else []
+    return matching(folder, "attempt-*")
 
 
 def _new_attempt(folder: Path, number: int) -> Path:

@@ -20,7 +20,7 @@ from hpcmass.config import (
     site_to_toml,
 )
 from hpcmass.errors import AlreadyExists, ConfigError, LeaseHeld, NotFound
-from hpcmass.files import claim, make_dir, replace, sha256_bytes, sha256_file
+from hpcmass.files import claim, make_dir, matching, replace, sha256_bytes, sha256_file
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep import Event, StudyResult
 from hpcmass.sweep.budget import read_used
@@ -279,7 +279,7 @@ def _lay_down_recipe(recipe: Path, folder: Path) -> str:
 def _lay_down_anew(run: RunFolder, recipe: bytes) -> bool:
     """Give an uncounted trial the repaired recipe; False where it runs or has something to go on from."""
     with contextlib.suppress(LeaseHeld), run.lease():
-        if run.model.exists() or any(run.checkpoints.glob("step-*.json")):
+        if run.model.exists() or matching(run.checkpoints, "step-*.json"):
             return False
         replace(run.path / "recipe.py", recipe)
         run.stop_file.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ from hpcmass.files import (
     Lease,
     fsync_dir,
     make_dir,
+    matching,
     publish_json,
     read_json,
     replace_json,
@@ -60,7 +61,7 @@ def staging_path(out: Path) -> Path:
 def sweep_gone(out: Path) -> None:
     """Remove what was given up, and could not be removed to the end."""
     home = staging_path(out)
-    for gone in home.parent.glob(f"{glob.escape(home.name)}.*.gone"):
+    for gone in matching(home.parent, f"{glob.escape(home.name)}.*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -136,7 +137,7 @@ class ShardStaging:
             # A new name: a process of an earlier start may still be at its last block, and must not find these.
             self._choose_folders(f"work-{secrets.token_hex(8)}")
             replace_json(self.home / "plan.json", {**wanted, "work": self.work.name})
-            self._remove(*(path.name for path in self.home.glob("work-*")))
+            self._remove(*(path.name for path in matching(self.home, "work-*")))
             self._create(plan)
         self._read_created()
         for manifest in self.whole.rglob("manifest-*.json"):
@@ -194,12 +195,12 @@ class ShardStaging:
     def _remove(self, *patterns: str) -> None:
         with storage_errors(self.home, "remove what is left"):
             for pattern in patterns:
-                for path in sorted(self.home.glob(pattern)):
+                for path in matching(self.home, pattern):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _remove_spoilt(self) -> None:
         """Remove records that are no JSON: their bytes had not reached the disk when the power went."""
-        for path in self.work.glob("*.json"):
+        for path in matching(self.work, "*.json"):
             try:
                 read_json(path)
             except CorruptError:

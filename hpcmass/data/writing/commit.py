@@ -24,7 +24,7 @@ from hpcmass.data.manifest import (
 from hpcmass.data.stats import FieldStats, empty_stats, field_stats, is_countable, seen_before
 from hpcmass.data.writing.staging import WRITTEN, Piece, Staging, WritingPlan, completed, parts_of, sweep
 from hpcmass.errors import AlreadyExists, CorruptError, DataError, HpcmassError, NotFound
-from hpcmass.files import fsync_dir, read_json, storage_errors
+from hpcmass.files import fsync_dir, matching, read_json, storage_errors
 
 
 def commit(out: str | Path, *, append: str | None = None) -> Manifest:
@@ -124,7 +124,7 @@ def _all_pieces(staging: Staging, plan: WritingPlan) -> list[list[Piece]]:
             samples = sum(piece.info.samples for piece in of_rank)
             missing.append(f"rank {rank} has not finished ({samples} samples in {len(of_rank)} shards so far)")
         else:
-            begun = next(staging.path.glob(f"rank-{rank:05d}.*.json"), None)
+            begun = next(iter(matching(staging.path, f"rank-{rank:05d}.*.json")), None)
             missing.append(f"rank {rank} " + ("never came" if begun is None else "has not finished a shard"))
     if missing:
         shown = "; ".join(missing[:8]) + (f"; and {len(missing) - 8} more" if len(missing) > 8 else "")

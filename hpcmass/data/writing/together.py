@@ -22,7 +22,7 @@ from typing import Any
 
 from hpcmass.data.writing.staging import discard_folder
 from hpcmass.errors import CorruptError, DataError, HpcmassError, LeaseHeld, NotFound, RankFailed
-from hpcmass.files import Lease, claim, publish_json, read_json, sha256_bytes
+from hpcmass.files import Lease, claim, matching, publish_json, read_json, sha256_bytes
 
 COMING_S = 600.0
 """How long ranks may take to start, one later than another."""
@@ -97,9 +97,9 @@ class Together:
                 with contextlib.suppress(HpcmassError):
                     publish_json(self._refused(), _record(self.rank, refusal))
             raise refusal from error
-        for old in self.home.glob("ranks-*"):
+        for old in matching(self.home, "ranks-*"):
             shutil.rmtree(old, ignore_errors=True)
-        for old in self.home.glob("refused-*.json"):
+        for old in matching(self.home, "refused-*.json"):
             old.unlink(missing_ok=True)
         if self.ranks > 1:
             self._folder = self.home / f"ranks-{secrets.token_hex(8)}"
@@ -136,7 +136,7 @@ class Together:
 
         Without a name for starts, one that is there may be an old one, which the new rank 0 will remove.
         """
-        for folder in self.home.glob("ranks-*") if self.home.is_dir() else ():
+        for folder in matching(self.home, "ranks-*"):
             if folder not in mine and self._is_ours(folder):
                 lease = Lease(folder / f"rank-{self.rank:05d}")
                 with contextlib.suppress(LeaseHeld):
@@ -192,7 +192,7 @@ class Together:
         if self._own is not None:
             # Not released, which would make the folder anew where rank 0 has just removed it.
             self._own.drop()
-            for path in self._folder.glob(f"rank-{self.rank:05d}.*"):
+            for path in matching(self._folder, f"rank-{self.rank:05d}.*"):
                 with contextlib.suppress(OSError):
                     path.unlink()
         if not self.leads:
@@ -299,7 +299,7 @@ class Together:
         return not (self._folder / "start.json").exists()
 
     def _raise_failure(self, folder: Path) -> None:
-        for path in sorted(folder.glob("failed-*.json")):
+        for path in matching(folder, "failed-*.json"):
             with contextlib.suppress(NotFound):
                 raise _as_error(read_json(path), RankFailed)
 
