@@ -125,6 +125,8 @@ class SweepProgress(Bar):
             self.line(f"goes on: {event.finished} of {event.trials} trials are done {event.message}".rstrip())
         elif event.kind == "opened" and event.message:
             self.line(event.message)
+        if event.kind == "attached":
+            self.line(f"trial {event.number:>3}  attached: it still runs, as an earlier driver began it")
         if event.kind == "retried":
             self.line(f"trial {event.number:>3}  again: {event.message}")
         best = "" if self.best is None else f"best {self.metric} {self.best:.4f}"

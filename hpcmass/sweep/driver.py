@@ -17,6 +17,7 @@ from typing import Any
 from hpcmass.config import Job
 from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, SweepError
 from hpcmass.files import Lease
+from hpcmass.sweep.alike import Alike
 from hpcmass.sweep.budget import Budget, nodes_of
 from hpcmass.sweep.events import Event, StudyResult
 from hpcmass.sweep.flight import Flight, Submit, attempt_of, expect, reached, room_for, seconds_of, slurm_state
@@ -40,7 +41,6 @@ from hpcmass.sweep.warm import WarmStart, read_warm_start
 from hpcmass.sweep.watch import PRUNED, Values, Verdict, is_running, judge
 
 _POLL_S = 0.5
-_SAME_FAILURES = 3
 
 
 def run_study(
@@ -50,6 +50,7 @@ def run_study(
     workers: Callable[[], AbstractContextManager[Submit]],
     prepare: Callable[[TrialSpec], None],
     begin: Callable[[], str] = lambda: "",
+    held: Callable[[TrialSpec], bool] = lambda _: False,
     on_event: Callable[[Event], None] = lambda _: None,
 ) -> StudyResult:
     """Run a study to its end, from wherever its folder says it is.
@@ -61,6 +62,8 @@ def run_study(
         prepare: Lays down a trial's run folder; called once its `trial.json` is there.
         begin: Called once this driver has the study, to lay down or to check what is in its folder; what it
             returns is told with the `opened` event.
+        held: Whether a worker of an earlier driver still has a trial, known by more than its run's lease; asked
+            of every unfinished trial before the workers are opened, and of those that have one until they end.
         on_event: Told what happens, in the driver's thread.
 
     Raises:
@@ -87,7 +90,7 @@ def run_study(
         stack.callback(log.close)
         note = "; ".join(filter(None, (note, log.note)))
         interruption = stack.enter_context(Interruption())
-        driver = _Driver(job, folder, prepare, on_event, interruption, lease, log)
+        driver = _Driver(job, folder, prepare, held, on_event, interruption, lease, log)
         stack.callback(driver.settle)  # once the workers have ended
         return driver.run(stack, workers, note)
 
@@ -98,6 +101,7 @@ class _Driver:
         job: Job,
         folder: Path,
         prepare: Callable[[TrialSpec], None],
+        held: Callable[[TrialSpec], bool],
         on_event: Callable[[Event], None],
         interruption: Interruption,
         lease: Lease,
@@ -105,7 +109,8 @@ class _Driver:
     ) -> None:
         assert job.sweep is not None
         self.job, self.sweep, self.folder = job, job.sweep, folder
-        self.prepare, self.on_event, self.interruption, self.lease = prepare, on_event, interruption, lease
+        self.prepare, self.held, self.on_event = prepare, held, on_event
+        self.interruption, self.lease = interruption, lease
         self.log, trials = log, log.trials
         warm = read_warm_start(folder) or WarmStart()
         known = [learnt(job.sweep, -1 - place, one) for place, one in enumerate(warm.taken)]
@@ -121,7 +126,7 @@ class _Driver:
         self.flights: list[Flight] = []
         self.starts: dict[int, int] = {}
         self.attempts = Attempts(folder, job, {spec.number for spec in self.again})
-        self.failures: list[str] | None = _alike(trials)  # None once they are not alike
+        self.alike = Alike(trials)
         self.budget = Budget(folder, job.sweep)
         self.halving = Halving(job.sweep, job.evaluations)
         self._recall(trials)
@@ -135,6 +140,7 @@ class _Driver:
     ) -> StudyResult:
         unfinished = f"{len(self.again)} unfinished" if self.again else ""
         self._say("opened", None, message="; ".join(filter(None, (unfinished, note))))
+        self._attach(stack, workers)
         while not self.interruption.signal:
             self.ended = self.budget.over(nodes_of(self.submit))
             if self.ended is None:
@@ -164,6 +170,27 @@ class _Driver:
         for flight, verdict in ended:
             self._settle(flight, verdict)
 
+    def _attach(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+        """Take up what earlier drivers began and what still runs, before anything else is begun."""
+        waiting, self.again = self.again, []
+        for spec in waiting:
+            held = self.held(spec)
+            if not held and not is_running(spec.run):
+                self.again.append(spec)
+                continue
+            flight = self._flight(spec)
+            flight.held = held
+            self.flights.append(flight)
+            self._say("attached", flight)
+        if any(
+            flight.held for flight in self.flights
+        ):  # whoever knows how to wait for their blocks, and to end them
+            self.submit = stack.enter_context(workers())
+
+    def _flight(self, spec: TrialSpec) -> Flight:
+        values = Values(spec.run, self.job)
+        return Flight(spec, values, said=len(values.read()))
+
     def settle(self) -> None:
         """Write down what was used, as it is known once the workers are gone."""
         if not self.lease.lost:
@@ -186,7 +213,7 @@ class _Driver:
             spec = self._next(draws)
             if spec is None:
                 return
-            flight = Flight(spec, Values(spec.run, self.job))
+            flight = self._flight(spec)
             verdict = self._standing(flight)
             if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
                 self._settle(flight, verdict)
@@ -313,7 +340,8 @@ class _Driver:
             step, value = values[evaluation - 1]
             flight.reported = evaluation
             prune = self.study.report(flight.spec.number, evaluation, value)
-            self._say("value", flight, step=int(step), value=value)
+            if evaluation > flight.said:
+                self._say("value", flight, step=int(step), value=value)
             if prune and not flight.stopping:
                 flight.stopping = True
                 flight.spec.run.ask_to_stop(
@@ -337,6 +365,10 @@ class _Driver:
         if is_running(run) and (error is not None or future is None):
             flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
             return None
+        if flight.held:
+            flight.held = self.held(flight.spec)
+            if flight.held:
+                return None  # Its worker is about to begin, or to write its last words.
         verdict = judge(run, flight.values)
         if verdict.kind == "lost" and error is not None:
             plain = error.message if isinstance(error, BlockLost) else f"{type(error).__name__}: {error}"
@@ -400,22 +432,7 @@ class _Driver:
             message=outcome.reason or "",
             attempt={} if settled is None else settled.fields,
         )
-        self._compare(flight, outcome)
-
-    def _compare(self, flight: Flight, outcome: Outcome) -> None:
-        """Stop early while all that was counted failed, and alike."""
-        if self.failures is None:
-            return
-        reason = outcome.reason if outcome.state == "failed" else None
-        self.failures.append(reason or "")
-        if not reason or reason != self.failures[0]:
-            self.failures = None
-        elif len(self.failures) >= _SAME_FAILURES:
-            raise SweepError(
-                f"the first {len(self.failures)} trials failed the same way: {reason}",
-                where=flight.spec.path,
-                hint=f"see: hpcmass why {flight.spec.path}",
-            )
+        self.alike.note(flight.spec, outcome)
 
     # -- words ----------------------------------------------------------------------------------------
     def _note_value(self, number: int, outcome: Outcome) -> None:
@@ -446,17 +463,6 @@ class _Driver:
             beyond(self.sweep, trials),
             self.ended,
         )
-
-
-def _alike(trials: Trials) -> list[str]:
-    """The reasons of the outcomes counted so far where all are one failure, else none: counting begins anew."""
-    reasons: list[str] = []
-    for number in trials.in_order():
-        ended = trials.ended(number) or {}
-        reasons.append(ended.get("reason") or "" if ended["state"] == "failed" else "")
-        if not reasons[-1] or reasons[-1] != reasons[0]:
-            return []
-    return reasons
 
 
 __all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -52,15 +52,26 @@ def slurm_state(workers: Submit | None, trial: TrialSpec) -> str:
 
 @dataclass
 class Flight:
-    """A trial that is being run: by a worker of ours, or (no future) by somebody we only watch."""
+    """A trial that is being run: by a worker of ours, or (no future) by somebody we only watch.
+
+    Attributes:
+        reported: Evaluations that the pruner knows.
+        said: Those that were there when this attempt was taken up, of which nobody is told again.
+        stopping: It was asked to stop, or is over.
+        free: What ran it was lost from outside.
+        held: A worker of an earlier driver has it.
+        error: What its future held.
+    """
 
     spec: TrialSpec
     values: Values
     future: Future[Any] | None = None
     reported: int = 0
+    said: int = 0
     stopping: bool = False
-    free: bool = False  # what ran it was lost from outside
-    error: BaseException | None = None  # what its future held
+    free: bool = False
+    held: bool = False
+    error: BaseException | None = None
 
 
 def reached(flight: Flight) -> int:

@@ -10,7 +10,9 @@ from pathlib import Path
 from hpcmass.errors import HpcmassError, SlurmError
 from hpcmass.files import read_records
 from hpcmass.slurm.client import Slurm
-from hpcmass.slurm.jobs import JobState
+from hpcmass.slurm.jobs import JobInfo, JobState
+
+_WAITING = (JobState.PENDING, JobState.REQUEUED)
 
 
 def comment_of(driver: str, block: str = "") -> str:
@@ -18,7 +20,7 @@ def comment_of(driver: str, block: str = "") -> str:
     return f"hpcmass:{driver}:{block}" if block else f"hpcmass:{driver}"
 
 
-def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> tuple[list[str], bool]:
+def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> tuple[dict[str, JobInfo], bool]:
     """Blocks of a driver that are not over, by their ids and by their comment.
 
     One that the controller does not have any more is over, whether or not accounting knows how it ended.
@@ -30,13 +32,22 @@ def live_blocks(slurm: Slurm, driver: str, known: Sequence[str]) -> tuple[list[s
         found = dict.fromkeys([*known, *slurm.find_comment(comment_of(driver))])
         infos = slurm.jobs(list(found))
     except SlurmError:
-        return [], False
-    alive = [one for one, info in infos.items() if info.state.ended is False]
+        return {}, False
+    alive = {one: info for one, info in infos.items() if info.state.ended is False}
     return alive, all(info.state is not JobState.UNKNOWN or info.gone for info in infos.values())
 
 
-def end_blocks(slurm: Slurm, driver: str, known: Sequence[str], *, within_s: float) -> bool:
+def end_blocks(
+    slurm: Slurm, driver: str, known: Sequence[str], *, within_s: float, waiting: bool = False
+) -> bool:
     """Cancel the blocks of a driver, by their ids and by their comment, and wait until none is left.
+
+    Args:
+        slurm: How Slurm is asked.
+        driver: Whose.
+        known: Ids of its blocks, as far as they are known.
+        within_s: How long that is tried, in seconds.
+        waiting: Only those that have not begun.
 
     Returns:
         Whether Slurm confirmed it.
@@ -44,11 +55,13 @@ def end_blocks(slurm: Slurm, driver: str, known: Sequence[str], *, within_s: flo
     until = time.monotonic() + within_s
     while True:
         alive, all_known = live_blocks(slurm, driver, known)
+        if waiting:
+            alive = {one: info for one, info in alive.items() if info.state in _WAITING}
         if all_known and not alive:
             return True
         if alive:
             with contextlib.suppress(HpcmassError):
-                slurm.cancel(alive)
+                slurm.cancel(list(alive))
         if time.monotonic() > until:
             return False
         time.sleep(0.5)

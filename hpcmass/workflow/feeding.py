@@ -22,6 +22,7 @@ from parsl.executors.high_throughput.errors import ManagerLost
 
 from hpcmass.config import Resources, Target
 from hpcmass.errors import BlockLost, ConfigError, LaunchError
+from hpcmass.workflow.attached import LeftBlocks
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import BlockBook
 from hpcmass.workflow.executors import BlockExecutor
@@ -52,6 +53,7 @@ class Pool:
         lanes: The executors by label.
         targets: Where items run, by name.
         book: The driver's blocks in Slurm.
+        left: Those of earlier drivers, as far as they are left alone.
         to_come: Items that whoever has them run knows of and has not handed on yet.
     """
 
@@ -65,6 +67,7 @@ class Pool:
         usual: Ask | None = None,
         parallel: int | None = None,
         make: Callable[[BlockShape], BlockExecutor] | None = None,
+        left: LeftBlocks | None = None,
     ) -> None:
         self._kernel = kernel
         self._lock = threading.RLock()
@@ -78,7 +81,7 @@ class Pool:
         self._make = make
         self._ways: dict[Ask, list[Lane]] = {}
         self._opening: set[Ask] = set()
-        self.tag, self.book = tag, book
+        self.tag, self.book, self.left = tag, book, left
         self.targets = dict(targets or {})
         self.to_come = 0
         self.broken: LaunchError | None = None
@@ -334,7 +337,7 @@ class Pool:
         lanes = [lane for lane in list(self.lanes.values()) if lane.shape is not None and lane.broken is None]
         if self.book is None or self._opening or any(lane.executor.live_blocks() for lane in lanes):
             return False
-        if self.book.ledger.settling(self.book.driver):
+        if self.book.ledger.settling(self.book.driver) or (self.left is not None and self.left.drivers):
             return False  # What a block that has just ended had reserved may pay for another one.
         # A block that could be paid, and that none of those that wait fits, would be waited for in vain.
         wanted = [lane for lane in lanes if lane.bound or self._waiting_for(lane)] or lanes

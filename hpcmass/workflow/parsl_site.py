@@ -145,6 +145,7 @@ def slurm_executor(
     address: str | None = None,
     encrypted: bool = True,
     lost_after_s: int = LOST_AFTER_S,
+    outlives: bool = False,
 ) -> BlockExecutor:
     """Slots on one target, in blocks that come and go with the work.
 
@@ -159,6 +160,7 @@ def slurm_executor(
         encrypted: Whether what goes over the network is encrypted (CurveZMQ).
         lost_after_s: Seconds of silence after which a node's workers count as lost, and after which these end
             when they do not hear of their driver.
+        outlives: What runs then goes on to its end first.
 
     Raises:
         NotFound, CorruptError, ConfigError: The target's packed environment is not there, not whole, or holds
@@ -195,6 +197,7 @@ def slurm_executor(
             "stop_s": shape.stop_s,
             "grace_s": grace_s,
             "pool": _program("process_worker_pool"),
+            "outlives": outlives,
             "environment": dict(environment),
         },
         interchange=_interchange({**environment, "HPCMASS_DRIVER": book.driver, "SPT_NOENV": "1"}),

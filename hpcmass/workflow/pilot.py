@@ -31,6 +31,8 @@ JOB = "HPCMASS_BLOCK_JOB"
 TARGET = "HPCMASS_TARGET"
 NODES = "HPCMASS_SLOT_NODES"
 SHARE = "HPCMASS_SLOT_SHARE"
+_HOME = str(Path(__file__).resolve().parents[2])
+_OURS = "from hpcmass.workflow.worker_pool import main; main(sys.argv[1:])"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
@@ -98,7 +100,10 @@ def pool_command(
         "--mpi-launcher": "mpiexec",
     }
     words = [word for name, value in options.items() for word in (name, str(value))]
-    return [sys.executable, spec["pool"], *words, "--available-accelerators", *found]
+    # Ours where items outlive their driver. Not by its path, which would come before the standard library.
+    ours = ["-c", f"import sys; sys.path[:] = [p for p in sys.path if p]; sys.path.append({_HOME!r}); {_OURS}"]
+    program = ours if spec.get("outlives") else [spec["pool"]]
+    return [sys.executable, *program, *words, "--available-accelerators", *found]
 
 
 def pool_environment(

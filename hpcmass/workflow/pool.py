@@ -14,9 +14,9 @@ from parsl.errors import ConfigurationError
 
 from hpcmass.config import Resources, Target
 from hpcmass.errors import ConfigError
+from hpcmass.workflow.attached import LeftBlocks
 from hpcmass.workflow.block_shape import BlockShape, block_shape
 from hpcmass.workflow.blocks import POLL_S, BlockBook
-from hpcmass.workflow.blocks_left import end_blocks, journaled, past_drivers
 from hpcmass.workflow.executors import LOST_AFTER_S, BlockExecutor
 from hpcmass.workflow.feeding import BLOCKS_END_S, Pool
 from hpcmass.workflow.lanes import Ask
@@ -39,6 +39,7 @@ def open_pool(
     poll_s: float = POLL_S,
     lost_after_s: int = LOST_AFTER_S,
     node_s: float | None = None,
+    left: LeftBlocks | None = None,
 ) -> Iterator[Pool]:
     """Start workers on one target or several; end them and all that they started when the body ends.
 
@@ -55,6 +56,8 @@ def open_pool(
         poll_s: Seconds between two looks at the blocks.
         node_s: What all blocks of this folder, past ones included, may use, in node-seconds; None: no limit.
         lost_after_s: Seconds of silence after which a node's workers count as lost.
+        left: The blocks of earlier drivers of this folder, of which those that are at work are left alone; then
+            what runs in this driver's blocks outlives it, too. None: they are all ended first.
 
     Raises:
         ConfigError: A target cannot take the items, or the folder's path cannot be handed on.
@@ -70,7 +73,7 @@ def open_pool(
             target = named[shape.target]
             return slurm_executor(
                 shape, target, book=book, run_dir=run_dir, environment=slurm_environment(target),
-                grace_s=grace_s, lost_after_s=lost_after_s,
+                grace_s=grace_s, lost_after_s=lost_after_s, outlives=left is not None,
             )  # fmt: skip
 
         executors: list[Any] = []
@@ -82,14 +85,12 @@ def open_pool(
                 executors.append(make(block_shape(usual.item, target, name=name, parallel=parallel)))
         in_slurm = any(target.kind == "slurm" for target in named.values())
         if in_slurm:
-            for driver in past_drivers(book.journal):
-                known = journaled(book.journal, driver)
-                unsettled = set(book.ledger.unsettled()) & set(known)
-                over = end_blocks(book.slurm, driver, list(unsettled), within_s=BLOCKS_END_S)
-                book.settle(list(unsettled))
-                if over:
-                    book.ledger.forget(driver)
-        dog = stack.enter_context(Watchdog(tag, grace_s=grace_s, journal=book.journal if in_slurm else None))
+            if left is None:
+                LeftBlocks(book.journal, book.slurm).end(book, within_s=BLOCKS_END_S)
+            else:
+                left.look(book.ledger)
+        journal = book.journal if in_slurm else None
+        dog = stack.enter_context(Watchdog(tag, grace_s=grace_s, journal=journal, waiting=left is not None))
         try:
             kernel = DataFlowKernel(config_of(executors, run_dir))
         except ConfigurationError as error:
@@ -97,16 +98,20 @@ def open_pool(
         except BaseException:
             end_tagged(tag, grace_s=0)
             raise
-        pool = Pool(kernel, tag, book=book, targets=named, usual=usual, parallel=parallel, make=make)
+        pool = Pool(kernel, tag, book=book, targets=named, usual=usual, parallel=parallel, make=make, left=left)
         closing = threading.Event()
         threading.Thread(target=pool.watch, args=(closing,), daemon=True).start()
         threading.Thread(target=pool.look, args=(closing,), daemon=True).start()
+        if in_slurm and left is not None and left.drivers:
+            threading.Thread(target=left.watch, args=(book.ledger, closing, poll_s), daemon=True).start()
         try:
             yield pool
         finally:
             closing.set()
             if not pool.close(grace_s):
                 dog.keep()  # It goes on trying when this process is gone.
+            if in_slurm and left is not None:
+                left.end(book, within_s=BLOCKS_END_S)
 
 
 __all__ = ["GRACE_S", "Pool", "open_pool"]

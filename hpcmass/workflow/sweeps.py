@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ from hpcmass.sweep.space import Space
 from hpcmass.sweep.warm import read_warm_start
 from hpcmass.train.pins import read_pins, record_pins, settle
 from hpcmass.train.script import fill_command
+from hpcmass.workflow.attached import LeftBlocks
+from hpcmass.workflow.blocks import JOURNAL
 from hpcmass.workflow.pool import open_pool
 from hpcmass.workflow.targets import check_item, largest, trial_targets
 from hpcmass.workflow.trial_workers import TrialWorkers, item_of, usual_item
@@ -84,6 +87,7 @@ def sweep(
     targets = check_study(job, site)
     ranks = job.sweep.ranks
     parallel = job.sweep.parallel
+    left = functools.cache(lambda: LeftBlocks(folder / "parsl" / JOURNAL))  # read once the study is ours
 
     @contextlib.contextmanager
     def workers() -> Iterator[Submit]:
@@ -91,7 +95,7 @@ def sweep(
         hours = None if job.sweep is None else job.sweep.budget.node_hours
         with open_pool(
             targets, parallel=parallel, folder=folder, threads=threads, item=item,
-            node_s=None if hours is None else hours * 3600 - read_used(folder).local_node_s,
+            node_s=None if hours is None else hours * 3600 - read_used(folder).local_node_s, left=left(),
         ) as pool:  # fmt: skip
             yield TrialWorkers(pool, project.root, job)
 
@@ -126,6 +130,7 @@ def sweep(
         begin=begin,
         workers=workers,
         prepare=prepare,
+        held=lambda trial: left().has(trial.run),
         on_event=on_event or (lambda _: None),
     )
 

@@ -5,7 +5,8 @@ first moment, and hands it on to what it starts. So what belongs to a driver can
 without guessing from names, even when the driver was killed with -9.
 
 Run as a program it waits for its driver to be gone, in a session of its own so that no Ctrl-C reaches it.
-Blocks that the driver had in Slurm are cancelled then, by the ids in its journal and by their comment.
+Blocks that the driver had in Slurm are cancelled then, by the ids in its journal and by their comment: all of
+them, or only those that have not begun, where what runs in the others is to go on (they end by themselves).
 """
 
 from __future__ import annotations
@@ -97,17 +98,19 @@ class Watchdog:
     process id where something else inherited the pipe.
     """
 
-    def __init__(self, tag: str, *, grace_s: float, journal: Path | None = None) -> None:
+    def __init__(self, tag: str, *, grace_s: float, journal: Path | None = None, waiting: bool = False) -> None:
         """Make one.
 
         Args:
             tag: The driver's tag.
             grace_s: Seconds between TERM and KILL.
             journal: The journal of the driver's blocks, where it may have some in Slurm.
+            waiting: Of the blocks end only those that wait in the queue.
         """
         self._tag = tag
         self._grace_s = grace_s
         self._journal = journal
+        self._waiting = waiting
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watchdog:
@@ -127,6 +130,7 @@ class Watchdog:
                 "hpcmass.workflow.watchdog",
                 *words,
                 *([str(self._journal.absolute())] if self._journal else []),
+                *(["waiting"] if self._journal and self._waiting else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -148,20 +152,28 @@ class Watchdog:
         self._process = None
 
     def keep(self) -> None:
-        """Leave it at its post: something is left that it is to end when the driver is gone."""
+        """Leave it at its post: something is left that it is to end when the driver is gone, all of it."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.write(b"all")
+                self._process.stdin.flush()
         self._process = None
 
 
-def _watch(driver: int, started: int, tag: str, grace_s: float, journal: Path | None = None) -> None:
+def _watch(
+    driver: int, started: int, tag: str, grace_s: float, journal: Path | None = None, *, waiting: bool = False
+) -> None:
     while process_start(driver) == started:
         ready, _, _ = select.select([0], [], [], _LOOK_S)
-        if ready and os.read(0, 16) == b"done":
+        said = os.read(0, 16) if ready else None
+        if said == b"done":
             return
-        if ready:
+        if said == b"":
             break
+        waiting = waiting and said != b"all"
     if journal is not None:
         # First, and beside the rest: blocks cost node-hours, and Slurm may take its time.
-        threading.Thread(target=_end_blocks, args=(tag, journal)).start()
+        threading.Thread(target=_end_blocks, args=(tag, journal, waiting)).start()
     # The driver's last children may be starting only now: look until it has been quiet for a while.
     quiet_since = time.monotonic()
     while time.monotonic() - quiet_since < _QUIET_S:
@@ -171,19 +183,22 @@ def _watch(driver: int, started: int, tag: str, grace_s: float, journal: Path | 
         time.sleep(0.1)
 
 
-def _end_blocks(driver: str, journal: Path) -> None:
+def _end_blocks(driver: str, journal: Path, waiting: bool) -> None:
     from hpcmass.slurm.client import Slurm
     from hpcmass.workflow.blocks_left import end_blocks, journaled
 
     slurm = Slurm(patience_s=30.0)
-    end_blocks(slurm, driver, journaled(journal, driver), within_s=_BLOCKS_S)
+    end_blocks(slurm, driver, journaled(journal, driver), within_s=_BLOCKS_S, waiting=waiting)
     # One that sbatch was just taking while the driver died shows up a moment later.
     time.sleep(_QUIET_S)
-    end_blocks(slurm, driver, journaled(journal, driver), within_s=60.0)
+    end_blocks(slurm, driver, journaled(journal, driver), within_s=60.0, waiting=waiting)
 
 
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     words = sys.argv[1:]
-    _watch(int(words[0]), int(words[1]), words[2], float(words[3]), Path(words[4]) if len(words) > 4 else None)
+    _watch(
+        int(words[0]), int(words[1]), words[2], float(words[3]), Path(words[4]) if len(words) > 4 else None,
+        waiting="waiting" in words[5:],
+    )  # fmt: skip

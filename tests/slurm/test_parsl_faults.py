@@ -9,7 +9,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parsl_toys import Driver, blocks, check_slots, places, site_of, slots, tagged_processes, until, write_job
+from parsl_toys import (
+    Driver,
+    blocks,
+    check_given,
+    check_slots,
+    places,
+    site_of,
+    slots,
+    tagged_processes,
+    until,
+    write_job,
+)
 
 from hpcmass.files import read_records
 from hpcmass.sweep.records import read_trials
@@ -26,27 +37,78 @@ def seen(study, step=1):
     return {record["trial"] for record in places(study) if record["step"] >= step} if study.exists() else set()
 
 
-@pytest.mark.soak  # killed again and again in test_pool.py
-def test_a_driver_killed_with_9_leaves_no_block_and_its_study_goes_on(cluster, project):
-    job = write_job(project, trials=4, parallel=4, targets=["cpu", "gpu"], steps=6, way="hold")
-    study = project / "studies" / "where"
-    driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
-    driver.until(lambda: len(seen(study, 2)) == 4)
-    assert blocks(cluster)
-    assert any("interchange" in words for _, words in tagged_processes(study))
+def silent(study):
+    """Whether a pool has noticed that nobody drives it."""
+    return any("driver is gone" in file.read_text() for file in study.rglob("manager.log"))
+
+
+def started(study):
+    """The processes that each trial's steps ran in."""
+    found = {}
+    for record in places(study):
+        found.setdefault(record["trial"], set()).add(record["pid"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "late", [pytest.param(True, id="after the blocks noticed"), pytest.param(False, id="at once")]
+)
+def test_a_new_driver_attaches_to_what_a_killed_one_left_running(cluster, project, late):
+    # One trial a node, so that one block may end while the other one's trial goes on.
+    job = write_job(project, trials=3, parallel=2, targets=["cpu"], steps=6, way="hold")
+    study, site = project / "studies" / "where", site_of(cluster, project, cores=1)
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    driver.until(lambda: len(seen(study, 2)) == 2)
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
-    before = {(record["trial"], record["step"]) for record in places(study)}
-    until(lambda: blocks(cluster) == [], 180, "blocks are left")
-    until(lambda: tagged_processes(study) == [], 180, lambda: f"left: {tagged_processes(study)}")
+    began, old = started(study), {each["job_id"] for each in slots(study)}
+    left = lambda: [pid for pid, words in tagged_processes(study) if "interchange" in words]  # noqa: E731
+    until(lambda: left() == [], 60, "the interchange is left")
+    if late:
+        until(lambda: silent(study), 180, "no pool says that its driver is gone")
+    assert old <= set(blocks(cluster))
+    again = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    again.until(lambda: "attached" in again.output)
     (project / "go").touch()
+    assert again.wait() == 0, again.output
+    assert states(study) == ["complete"] * 3, again.output
+    trials = read_trials(study)
+    held = slots(study)
+    records = list(read_records(study / "attempts.jsonl"))
+    for number in began:  # One attempt, one process, one slot of the old blocks from its beginning to its end.
+        assert trials[number][1].attempts == trials[number][0].run.status().attempt == 1
+        assert started(study)[number] == began[number]
+        (slot,) = [each for each in held if each["trial"] == number]
+        assert slot["job_id"] in old
+        assert [r["kind"] for r in records if r["trial"] == number] == ["submit", "end"]
+        (end,) = [r for r in records if r["trial"] == number and r["kind"] == "end"]
+        assert (end["cause"], end["job_id"]) == ("COMPLETED", slot["job_id"])
+        assert abs(end["node_s"] - (slot["end"] - slot["time"])) < 0.1
+    assert len(places(study)) == 3 * 6
+    assert blocks(cluster) == []
+    journal = list(read_records(study / "parsl" / "blocks.jsonl"))
+    assert old <= {record["job_id"] for record in journal if record["kind"] == "settled"}
+    until(lambda: tagged_processes(study) == [], 60, lambda: f"left: {tagged_processes(study)}")
+    check_given(study, cluster)
+
+
+def test_blocks_without_a_driver_end_with_their_last_trial(cluster, project):
+    job = write_job(project, trials=2, parallel=2, targets=["cpu", "gpu"], steps=6, way="hold")
+    study = project / "studies" / "where"
+    driver = Driver(project, "sweep", str(job), "--site", site_of(cluster, project), env=cluster.env)
+    driver.until(lambda: len(seen(study, 2)) == 2)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    until(lambda: silent(study), 180, "no pool says that its driver is gone")
+    (project / "go").touch()
+    until(lambda: blocks(cluster) == [], 180, "blocks are left")
+    until(lambda: tagged_processes(study) == [], 60, lambda: f"left: {tagged_processes(study)}")
+    assert states(study) == [None, None]
     again = Driver(project, "workflow", "resume", str(study), env=cluster.env, inside=False)
     assert again.wait() == 0, again.output
-    assert states(study) == ["complete"] * 4
-    assert blocks(cluster) == []
-    done = [(record["trial"], record["step"]) for record in places(study)]
-    assert before <= set(done)
-    assert len(done) == 4 * 6  # Each step once: what was checkpointed is not run again.
+    assert states(study) == ["complete"] * 2
+    assert len(places(study)) == 2 * 6  # Nothing was run again: they were complete, and are counted.
+    assert {each["attempt"] for each in slots(study)} == {1}
 
 
 @pytest.mark.soak
