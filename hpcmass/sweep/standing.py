@@ -15,7 +15,15 @@ from hpcmass.errors import HpcmassError
 from hpcmass.files import Lease, Owner, read_json, read_records, read_records_from
 from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.front import pareto_front
-from hpcmass.sweep.records import Outcome, objective_values, read_outcome, violations
+from hpcmass.sweep.log import study_trials
+from hpcmass.sweep.records import (
+    Outcome,
+    objective_values,
+    outcome_of,
+    read_outcome,
+    trial_path,
+    violations,
+)
 from hpcmass.sweep.show import study_job
 from hpcmass.sweep.space import planned
 from hpcmass.sweep.watch import Values, is_number
@@ -132,6 +140,7 @@ class StudyWatch:
         self._planned = planned(self.job.sweep)
         self._open: dict[int, _Open] = {}
         self._known: set[str] = set()
+        self._begun = False
         self._counted = _Counted()
         self._slots: dict[tuple[str, str, str, int], float] = {}  # when each was seen to work last
         self._attempts_at = 0
@@ -146,6 +155,8 @@ class StudyWatch:
         """
         assert self.job.sweep is not None
         now = time.time()
+        if not self._begun:
+            self._read_log(now)
         self._find_new()
         running: list[Running] = []
         waiting = 0
@@ -154,7 +165,7 @@ class StudyWatch:
             outcome = read_outcome(one.run.path)
             if outcome is not None:
                 del self._open[number]
-                self._count(number, one, outcome, now)
+                self._count(number, one.run, one.params, outcome, None, now)
             elif (found := self._running(number, one, now)) is not None:
                 running.append(found)
             else:
@@ -190,6 +201,24 @@ class StudyWatch:
         )
 
     # -- trials ---------------------------------------------------------------------------------------
+    def _read_log(self, now: float) -> None:
+        """Take in what the log says at once; of a study of 100,000 trials their files take minutes."""
+        self._begun = True
+        try:
+            trials = study_trials(self.folder)
+        except HpcmassError:
+            return  # The files themselves say what they can.
+        for number in trials.in_order():
+            raw = dict(trials.ended(number) or {})
+            run = RunFolder(trial_path(self.folder, number))
+            outcome = outcome_of({**raw, "values": []}, run.path)
+            self._count(number, run, trials.drawn(number)["params"], outcome, raw.get("at"), now)
+            self._known.add(run.path.name)
+        for number in trials.unfinished():
+            run = RunFolder(trial_path(self.folder, number))
+            self._open[number] = _Open(run, Values(run, self.job), trials.drawn(number)["params"])
+            self._known.add(run.path.name)
+
     def _find_new(self) -> None:
         folder = self.folder / "trials"
         names = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -205,15 +234,23 @@ class StudyWatch:
             run = RunFolder(folder / name)
             self._open[number] = _Open(run, Values(run, self.job), params)
 
-    def _count(self, number: int, one: _Open, outcome: Outcome, now: float) -> None:
+    def _count(
+        self,
+        number: int,
+        run: RunFolder,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        ended: float | None,
+        now: float,
+    ) -> None:
         assert self.job.sweep is not None
         counted, table = self._counted, self.job.sweep
         counted.counts[outcome.state] = counted.counts.get(outcome.state, 0) + 1
         with contextlib.suppress(OSError):
-            ended = os.stat(one.run.path / "outcome.json").st_mtime
+            ended = ended or os.stat(run.path / "outcome.json").st_mtime
             if now - ended < LATELY_S:
                 counted.ended.append(ended)
-                self._see_slots(one.run, now)
+                self._see_slots(run, now)
         values = objective_values(table, outcome)
         if values is None or any(violations(table, outcome.measured)):
             return
@@ -224,7 +261,7 @@ class StudyWatch:
             counted.losses = [counted.losses[place] for place in pareto_front(counted.losses)]
         best = counted.best
         if best is None or sign * values[0] < sign * best.value:
-            counted.best = Best(number, values[0], one.params)
+            counted.best = Best(number, values[0], params)
             counted.course.append(values[0])
 
     def _running(self, number: int, one: _Open, now: float) -> Running | None:

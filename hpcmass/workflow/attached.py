@@ -8,9 +8,9 @@ nothing new. Which trials these are, their folders say: a lease that is alive, a
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from hpcmass.errors import HpcmassError, SlurmError
@@ -82,9 +82,11 @@ class LeftBlocks:
         return ""
 
     # -- blocks ---------------------------------------------------------------------------------------
-    def on(self, labels: Callable[[str], bool]) -> int:
-        """How many blocks are left, of executors with such labels."""
-        return sum(labels(self._labels.get(one, "")) for alive in self._alive.values() for one in alive)
+    def on(self, target: str) -> int:
+        """How many blocks are left on a target, as the last look found it."""
+        label = re.compile(re.escape(target) + r"(-nodes)?(-v\d+)?")
+        left = [one for alive in self._alive.copy().values() for one in alive]
+        return sum(label.fullmatch(self._labels.get(one, "")) is not None for one in left)
 
     def look(self, ledger: Ledger) -> None:
         """End the blocks in which nothing runs any more, and settle in the ledger those that are over."""

@@ -57,6 +57,7 @@ class BlockExecutor(HighThroughputExecutor):
         shape: How its blocks are cut.
         demand: Items that want a slot here, those under way included; by default those handed to Parsl.
         quota: What its target's executors may have at once, together; None: its own provider's limit holds.
+        left: How many blocks earlier drivers have on its target, which are at work there yet.
         given_way: Blocks that take nothing more, so that another executor of the target gets their room.
         refused: Blocks that could not be submitted, and why.
     """
@@ -88,6 +89,7 @@ class BlockExecutor(HighThroughputExecutor):
         self.shape = shape
         self.demand: Callable[[], int] | None = None
         self.quota: Quota | None = None
+        self.left: Callable[[], int] = lambda: 0
         self._gave_way: set[str] = set()
         self.refused: dict[str, Exception] = {}
         self._pilot = dict(pilot)
@@ -141,7 +143,7 @@ class BlockExecutor(HighThroughputExecutor):
         for _ in range(n):
             if self._given_up or self._unreachable or time.monotonic() < self._hold_until:
                 break
-            if self.quota is not None and not self.quota.grant(self):
+            if self._crowded() or (self.quota is not None and not self.quota.grant(self)):
                 break
             if not self._blocks.affordable():
                 break
@@ -155,6 +157,12 @@ class BlockExecutor(HighThroughputExecutor):
             self._simulated_status.pop(one, None)
         self._excused.clear()
         return begun
+
+    def _crowded(self) -> bool:
+        """Whether blocks of earlier drivers leave no room; for one there always is, else none would work."""
+        members = [self] if self.quota is None else self.quota.members
+        live = sum(len(one.live_blocks()) for one in members)
+        return live > 0 and (left := self.left()) > 0 and live + left >= self._blocks.max_blocks
 
     def _launch_block(self, block_id: str) -> Any:
         command = [*_PILOT, str(self.pilot_file), block_id]

@@ -101,7 +101,9 @@ class Pool:
         lane = Lane(label, executor, executor.shape if in_blocks else None)
         if in_blocks:
             executor.demand = lambda: len(lane.bound) + self._waiting_for(lane)
-            quota = self._quotas.get(executor.shape.target)
+            quota, left = self._quotas.get(executor.shape.target), self.left
+            if left is not None:
+                executor.left = functools.partial(left.on, executor.shape.target)
             if quota is not None:
                 quota.members.append(executor)
                 executor.quota = quota

@@ -20,7 +20,7 @@ from parsl.executors.high_throughput import process_worker_pool as parsl_pool
 from parsl.log_utils import set_file_logger
 
 _LOOK_S = 1.0
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(parsl_pool.__name__)  # whose file it is
 
 
 class LastItem(threading.Event):

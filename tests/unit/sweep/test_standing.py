@@ -52,6 +52,17 @@ def test_what_a_driver_counted_is_what_is_shown(study):
         assert (one.running, one.waiting, one.driver) == ([], 0, None)
 
 
+def test_of_what_the_log_counts_no_file_is_read(study):
+    drive(toy_job(trials=12), study)
+    before = StudyWatch(study).look()
+    for name in ("000003", "000007"):
+        (study / "trials" / name / "trial.json").write_text("no JSON")
+        (study / "trials" / name / "outcome.json").write_text("no JSON")
+    after = StudyWatch(study).look()
+    assert (after.counts, after.best, after.course) == (before.counts, before.best, before.course)
+    assert after.done == 12
+
+
 def test_a_made_study_counts_as_its_summary_does(tmp_path):
     for several in (False, True):
         folder = make_study(tmp_path / f"made-{several}", 31, several=several)
