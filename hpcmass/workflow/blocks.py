@@ -84,9 +84,9 @@ class BlockBook:
         self.on_first: Callable[[], None] = lambda: None
         self.touched = False
         self._submitting = threading.Lock()
-        self._strays: set[str] = set()
-        self._strays_until = 0.0
-        self._lock = threading.Lock()
+        # Of which sbatch did not hear back: by their script their label, their comment, and how long to look.
+        self._unsure: dict[str, tuple[str, str, float]] = {}
+        self._lock = threading.RLock()
         self._live: dict[str, JobInfo] = {}
         self._labels: dict[str, str] = {}
         self._gone_since: dict[str, float] = {}
@@ -119,39 +119,51 @@ class BlockBook:
         size = {"nodes": nodes, "time_s": time_s}
         append_record(self.journal, {"kind": "intent", **record, **size, "time": time.time()})
         self.ledger.reserve(self.driver, script.name, nodes, time_s)
+        comment = comment_of(self.driver, f"{label}-{number}")
         with self._submitting:
             self._end_strays()
             try:
-                comment = comment_of(self.driver, f"{label}-{number}")
                 job_id = submit_file(script, slurm=self.slurm, comment=comment, patience_s=0.0)
             except SlurmError as error:
                 if error.data["unsure"]:
-                    self._strays_until = time.monotonic() + _STRAYS_S
+                    self._unsure[script.name] = label, comment, time.monotonic() + _STRAYS_S
                 else:
                     self.ledger.void(self.driver, script.name)
                 raise
             with self._lock:
-                self.submitted.append(job_id)
-                self._live[job_id] = JobInfo(job_id, JobState.PENDING)
-                self._labels[job_id] = label
+                self._take(job_id, label)
                 too_late = label in self._dropped
-        self.ledger.submitted(self.driver, script.name, job_id)
-        with contextlib.suppress(HpcmassError):  # It is known by its comment as well.
-            append_record(self.journal, {"kind": "block", "job_id": job_id, **record, "time": time.time()})
+        self._note(job_id, script.name, label)
         if too_late:
             self.drop(label)
         return job_id
 
+    def _take(self, job_id: str, label: str) -> None:
+        self.submitted.append(job_id)
+        self._live[job_id] = JobInfo(job_id, JobState.PENDING)
+        self._labels[job_id] = label
+
+    def _note(self, job_id: str, script: str, label: str) -> None:
+        self.ledger.submitted(self.driver, script, job_id)
+        record = {"kind": "block", "job_id": job_id, "driver": self.driver, "executor": label, "script": script}
+        with contextlib.suppress(HpcmassError):  # It is known by its comment as well.
+            append_record(self.journal, {**record, "time": time.time()})
+
     def _end_strays(self) -> None:
-        """Cancel blocks that Slurm took without sbatch hearing of it: others were asked for in their place."""
-        if time.monotonic() > self._strays_until:
-            return
-        with contextlib.suppress(SlurmError):
-            found = self.slurm.find_comment(comment_of(self.driver))
-            strays = set(found) - set(self.submitted) - self._strays
-            if strays:
-                self.slurm.cancel(sorted(strays))
-                self._strays |= strays
+        """Cancel blocks that Slurm took without sbatch hearing of it: others were asked for in their place.
+
+        What was reserved for one is settled as any block's; for one that does not turn up it is given back.
+        """
+        for script, (label, comment, until) in list(self._unsure.items()):
+            with self._lock, contextlib.suppress(SlurmError):
+                for job_id in self.slurm.find_comment(comment):
+                    self.slurm.cancel([job_id])
+                    self._take(job_id, label)
+                    self._note(job_id, script, label)
+                    self._unsure.pop(script, None)
+                if script in self._unsure and time.monotonic() > until:
+                    del self._unsure[script]
+                    self.ledger.void(self.driver, script)
 
     def drop(self, label: str) -> None:
         """Cancel all blocks of an executor for good; one that Slurm does not let go now, at the next looks."""

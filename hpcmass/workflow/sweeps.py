@@ -36,7 +36,7 @@ from hpcmass.workflow.attached import LeftBlocks
 from hpcmass.workflow.blocks import JOURNAL
 from hpcmass.workflow.pool import open_pool
 from hpcmass.workflow.targets import check_item, largest, trial_targets
-from hpcmass.workflow.trial_workers import TrialWorkers, item_of, usual_item
+from hpcmass.workflow.trial_workers import TrialWorkers, item_of, refresh, usual_item
 from hpcmass.workflow.trials import run_trial
 from hpcmass.workflow.warm import gather
 
@@ -97,7 +97,7 @@ def sweep(
             targets, parallel=parallel, folder=folder, threads=threads, item=item,
             node_s=None if hours is None else hours * 3600 - read_used(folder).local_node_s, left=left(),
         ) as pool:  # fmt: skip
-            yield TrialWorkers(pool, project.root, job)
+            yield TrialWorkers(pool, project.root, job, site)
 
     def begin() -> str:
         warm = read_warm_start(folder) or gather(job, project, folder)  # refused before anything is written
@@ -250,8 +250,11 @@ def lay_down(job: Job, site: Site, folder: Path) -> str:
     if begun is None:
         claim(folder / "job.toml", job_to_toml(kept))
         claim(folder / "site.toml", site_to_toml(site))
-    elif job_differences(begun, job, ignore=("recipe",)):
+        return note
+    if job_differences(begun, job, ignore=("recipe",)):
         replace(folder / "job.toml", job_to_toml(kept))
+    with contextlib.suppress(FileNotFoundError):
+        refresh(folder / "site.toml", site_to_toml(site))  # `sweep resume` goes on where this one goes on
     return note
 
 

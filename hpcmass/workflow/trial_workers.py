@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from hpcmass.config import Job, Resources, Target, job_with, parse_duration
+from hpcmass.config import Job, Resources, Site, Target, job_with, parse_duration, site_to_toml
 from hpcmass.errors import HpcmassError, SlurmError
+from hpcmass.files import replace
 from hpcmass.slurm.jobs import JobState
 from hpcmass.sweep.attempts import place_of
 from hpcmass.sweep.budget import Nodes
@@ -28,16 +29,17 @@ _AVOIDED_S = 1800.0
 class TrialWorkers:
     """Hands trials to a pool, and tells what the pool knows of their attempts."""
 
-    def __init__(self, pool: Pool, root: Path, job: Job) -> None:
+    def __init__(self, pool: Pool, root: Path, job: Job, site: Site) -> None:
         """Make one.
 
         Args:
             pool: The workers.
             root: The project's folder.
             job: The study's job.
+            site: Where trials run now, whatever it was when they were laid down.
         """
         assert job.sweep is not None
-        self._pool, self._root, self._job = pool, root, job
+        self._pool, self._root, self._job, self._site = pool, root, job, site_to_toml(site)
         self._usual = Ask(usual_item(job))
         self._avoided: set[tuple[int, str]] = set()
 
@@ -48,6 +50,8 @@ class TrialWorkers:
             if (trial.number, node) not in self._avoided and self._pool.book is not None:
                 self._avoided.add((trial.number, node))
                 self._pool.book.avoid(node, _AVOIDED_S)
+        with contextlib.suppress(FileNotFoundError):
+            refresh(trial.path / "site.toml", self._site)
         return self._pool.run_as(ask, run_trial, str(trial.path), str(self._root), ask.item.ranks)
 
     def expect(self, trials: int) -> None:
@@ -107,6 +111,16 @@ class TrialWorkers:
                 if node.name == place.node and silent:
                     return Cause.NODE_FAIL.value
         return info.state.value if info is not None and info.state is JobState.COMPLETING else ""
+
+
+def refresh(file: Path, text: str) -> None:
+    """Have a file say this; it is not written where it does.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if file.read_text(encoding="utf-8") != text:
+        replace(file, text)
 
 
 def usual_item(job: Job) -> Resources:

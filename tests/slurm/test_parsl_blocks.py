@@ -182,16 +182,35 @@ touch "{tmp_path}/taken"
 {UNHEARD}'''
     book = book_of(cluster, tmp_path, late)
     with pytest.raises(SlurmError) as caught:
-        book.submit(sleeper(tmp_path), "cpu", "0")
+        book.submit(sleeper(tmp_path), "cpu", "0", nodes=1, time_s=600)
     assert caught.value.transient  # The executor waits, and asks for another one.
-    job_id = book.submit(sleeper(tmp_path), "cpu", "1")
+    assert book.ledger.reserved_s() == 600  # It may have been taken.
+    other = tmp_path / "block-1.sbatch"
+    other.write_text((tmp_path / "block-0.sbatch").read_text())
+    job_id = book.submit(other, "cpu", "1", nodes=1, time_s=600)
     (tmp_path / "go").touch()
     until(lambda: len(cluster_jobs(book)) == 2, 240, "the late block did not come")
     (stray,) = set(cluster_jobs(book)) - {job_id}
     book.look([])
     until(lambda: book.slurm.jobs([stray])[stray].state.ended, 240, "the late block lives")
     assert book.slurm.jobs([job_id])[job_id].state.ended is False
+    until(lambda: book.look([]) == {} and book.ledger.unsettled() == [job_id], 240, "it is not settled")
+    assert book.ledger.reserved_s() <= 600
     assert book.end(within_s=240)
+
+
+def test_what_was_reserved_for_a_block_that_does_not_turn_up_is_given_back(cluster, tmp_path, monkeypatch):
+    book = book_of(cluster, tmp_path, UNHEARD)
+    with pytest.raises(SlurmError):
+        book.submit(sleeper(tmp_path), "cpu", "0", nodes=1, time_s=600)
+    book.look([])
+    assert book.ledger.reserved_s() == 600
+    monkeypatch.setattr(blocks, "_STRAYS_S", -1.0)
+    with pytest.raises(SlurmError):
+        book.submit(sleeper(tmp_path), "cpu", "0", nodes=1, time_s=600)
+    book.look([])
+    assert book.ledger.reserved_s() == 0
+    assert [record["kind"] for record in read_records(book.journal)][-1] == "void"
 
 
 def test_a_journal_that_cannot_be_written_any_more_loses_no_block(cluster, tmp_path):

@@ -3,11 +3,11 @@
 import pytest
 from study_jobs import RECIPE, RECIPE_JOB, SCRIPT_JOB, job_of
 
-from hpcmass.config import Site, load_job
+from hpcmass.config import Site, load_job, load_site
 from hpcmass.errors import ConfigError, NotFound, SweepError
 from hpcmass.runs import State
-from hpcmass.sweep.records import read_trials
-from hpcmass.workflow.sweeps import sweep
+from hpcmass.sweep.records import TrialSpec, read_trials, trial_path
+from hpcmass.workflow.sweeps import lay_down_run, sweep
 
 
 def test_a_recipe_is_searched_and_each_trial_is_a_run_like_any_other(project):
@@ -118,3 +118,19 @@ def test_rungs_of_a_recipe_go_on_from_its_checkpoint(project):
         assert all(step > 0 for step in resumed)
         assert spec.run.status().attempt == 1 + len(resumed)
         assert len(epochs) in (1, 3, 4)
+
+
+def test_a_trial_goes_on_with_the_site_of_today(project):
+    job, old = job_of(project, RECIPE_JOB, trials=1, parallel=1), Site.local()
+    folder = sweep(job, project, old).folder
+    job = job_of(project, RECIPE_JOB, trials=2, parallel=1)
+    # As a driver leaves it that drew a trial ahead and was killed; then the site's file was edited.
+    spec = TrialSpec(1, {"width": 8, "train.lr": 0.1}, {}, 1, trial_path(folder, 1))
+    spec.publish()
+    lay_down_run(job, old, spec.path, ranks=1, recipe=folder / "recipe.py")
+    new = Site.model_validate(
+        {"name": "new", "targets": {"here": {"kind": "local", "cores": 2}}, "default_target": "here"}
+    )
+    result = sweep(job, project, new)
+    assert result.counts["complete"] == 2
+    assert load_site(spec.path / "site.toml").targets == load_site(folder / "site.toml").targets == new.targets
