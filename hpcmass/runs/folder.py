@@ -157,7 +157,8 @@ class RunFolder:
             if recipe is not None:
                 shutil.copyfile(recipe, self.path / "recipe.py")
             (self.path / "site.toml").write_text(site_toml, encoding="utf-8")
-        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)), sync_folder=False)
+        # Not waited for: where the power goes it is empty, and then says the same.
+        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)), durable=False)
         publish(self.job_file, job_toml)
 
     def lease(self, *, ttl_s: float = 60.0) -> Lease:
@@ -207,11 +208,16 @@ class RunFolder:
         return status
 
     def _read_status(self) -> Status:
+        file = self.path / "status.json"
         try:
-            raw = read_json(self.path / "status.json")
+            raw = read_json(file)
         except NotFound as error:
             raise NotFound("there is no run here", where=self.path) from error
-        return _status_of(raw, self.path / "status.json")
+        except CorruptError:
+            if file.stat().st_size > 0:
+                raise
+            return Status(State.CREATED)  # see `create`: what comes later is on disk before it has the name
+        return _status_of(raw, file)
 
     def update(self, **changes: Any) -> Status:
         """Change fields of the status; the writer is the holder of the lease.

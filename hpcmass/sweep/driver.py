@@ -15,25 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.config import Job
-from hpcmass.errors import BlockLost, ConfigError, LaunchError, LeaseHeld, SweepError
+from hpcmass.errors import ConfigError, LeaseHeld
 from hpcmass.files import Lease
 from hpcmass.sweep.alike import Alike
 from hpcmass.sweep.budget import Budget, nodes_of
-from hpcmass.sweep.events import Event, StudyResult
-from hpcmass.sweep.flight import Flight, Submit, attempt_of, expect, reached, room_for, seconds_of, slurm_state
+from hpcmass.sweep.events import Event, StudyResult, result_of
+from hpcmass.sweep.flight import (
+    Flight,
+    Submit,
+    ended_of,
+    expect,
+    outcome_from,
+    reached,
+    room_for,
+    slurm_state,
+)
 from hpcmass.sweep.halving import Halving
 from hpcmass.sweep.history import TrialHistory, learnt
 from hpcmass.sweep.interrupt import Interruption
 from hpcmass.sweep.log import StudyLog
-from hpcmass.sweep.records import (
-    Outcome,
-    TrialSpec,
-    best_trials,
-    beyond,
-    objective_values,
-    trial_path,
-    violations,
-)
+from hpcmass.sweep.records import Outcome, TrialSpec, objective_values, trial_path, violations
 from hpcmass.sweep.settling import Attempts, Settled
 from hpcmass.sweep.study import Study, asked_ahead
 from hpcmass.sweep.trials import Trials, no_collection
@@ -120,6 +121,7 @@ class _Driver:
         self.outcomes, self.specs = trials.outcomes, trials.specs
         self.again = [trials.spec(number) for number in trials.unfinished()]
         self.ready: list[TrialSpec] = []  # drawn ahead
+        self.fresh: set[int] = set()  # laid down by this driver, and begun by nobody yet
         # A rung's trials come before new ones, so with rungs none is drawn before its turn.
         self.ahead = 0 if job.sweep.pruner == "halving" else asked_ahead(job.sweep)
         self.exhausted = False
@@ -133,31 +135,36 @@ class _Driver:
         self.ended: str | None = None
         self.ran = 0
         self.submit: Submit | None = None
+        self.open: Callable[[], Submit]
 
     # -- the loop -------------------------------------------------------------------------------------
     def run(
         self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]], note: str
     ) -> StudyResult:
+        self.open = lambda: stack.enter_context(workers())
         unfinished = f"{len(self.again)} unfinished" if self.again else ""
         self._say("opened", None, message="; ".join(filter(None, (unfinished, note))))
-        self._attach(stack, workers)
+        self._attach()
         while not self.interruption.signal:
             self.ended = self.budget.over(nodes_of(self.submit))
             if self.ended is None:
-                self._fill(stack, workers)
+                self._fill()
             if self.ended is not None or self.interruption.signal:
                 break  # A driver that is told to end has not run out of trials: those at a rung stay there.
             if not self.flights and not self.budget.over(nodes_of(self.submit)) and not self._go_on():
                 break
             if self.flights:
-                self._pass_on(stack, workers)
+                self._pass_on()
         if not self.interruption.signal:
             self.ended = self.ended or f"all {len(self.outcomes)} trials are counted"
             self._say("ended", None, message=self.ended)
         self.budget.save(self.ended)
-        return self._result()
+        signal = self.interruption.signal
+        return result_of(
+            self.folder, self.sweep, self.log.trials, signal=signal, ran=self.ran, ended=self.ended
+        )
 
-    def _pass_on(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+    def _pass_on(self) -> None:
         """Look at what runs; whoever is free has the next trial before what has ended is counted."""
         self._look_ahead()
         ended = self._watch()
@@ -166,11 +173,11 @@ class _Driver:
             and self.sweep.budget.value is None
             and not self.budget.over(nodes_of(self.submit))
         ):
-            self._fill(stack, workers, draws=False)
+            self._fill(draws=False)
         for flight, verdict in ended:
             self._settle(flight, verdict)
 
-    def _attach(self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]]) -> None:
+    def _attach(self) -> None:
         """Take up what earlier drivers began and what still runs, before anything else is begun."""
         waiting, self.again = self.again, []
         for spec in waiting:
@@ -182,10 +189,9 @@ class _Driver:
             flight.held = held
             self.flights.append(flight)
             self._say("attached", flight)
-        if any(
-            flight.held for flight in self.flights
-        ):  # whoever knows how to wait for their blocks, and to end them
-            self.submit = stack.enter_context(workers())
+        # Whoever runs trials knows how to wait for the blocks of these, and ends them.
+        if any(flight.held for flight in self.flights):
+            self.submit = self.open()
 
     def _flight(self, spec: TrialSpec) -> Flight:
         values = Values(spec.run, self.job)
@@ -205,29 +211,30 @@ class _Driver:
                 self._note_value(spec.number, outcome)
             self.halving.recall(spec, outcome, Values(spec.run, self.job).read)
 
-    def _fill(
-        self, stack: ExitStack, workers: Callable[[], AbstractContextManager[Submit]], *, draws: bool = True
-    ) -> None:
+    def _fill(self, *, draws: bool = True) -> None:
         while len(self.flights) < self.sweep.parallel and not self.interruption.signal:
             self._check_lease()
             spec = self._next(draws)
             if spec is None:
                 return
-            flight = self._flight(spec)
-            verdict = self._standing(flight)
+            fresh = spec.number in self.fresh
+            flight = Flight(spec, Values(spec.run, self.job)) if fresh else self._flight(spec)
+            verdict = None if fresh else self._standing(flight)
+            fresh = spec.number in self.fresh
+            self.fresh.discard(spec.number)
             if verdict is not None and not (verdict.kind == "failed" and self.attempts.to_begin(spec.number)):
                 self._settle(flight, verdict)
                 if self.budget.over(nodes_of(self.submit)):
                     return
                 continue
-            if is_running(spec.run):
+            if not fresh and is_running(spec.run):
                 self._say("attached", flight)
             else:
                 if self.submit is None:
-                    self.submit = stack.enter_context(workers())
+                    self.submit = self.open()
                 self.halving.send(spec)
                 expect(self.submit, self._planned() - len(self.specs) + len(self.again) + len(self.ready))
-                flight.future = self.submit.submit(self.attempts.begin(spec, reached(flight)))
+                flight.future = self.submit.submit(self.attempts.begin(spec, 0 if fresh else reached(flight)))
                 self.starts[spec.number] = self.starts.get(spec.number, 0) + 1
                 twin = "" if spec.twin is None else f"the same point as trial {spec.twin}: no other was found"
                 self._say("started", flight, message=twin)
@@ -259,6 +266,7 @@ class _Driver:
         if not run.exists():
             try:
                 self.prepare(flight.spec)
+                self.fresh.add(flight.spec.number)
             except ConfigError as error:
                 return Verdict("failed", f"ConfigError: {error.message}")
             return None
@@ -278,6 +286,7 @@ class _Driver:
             self.ready.append(spec)
             with contextlib.suppress(ConfigError):  # it is said when its turn comes
                 self.prepare(spec)
+                self.fresh.add(spec.number)
 
     def _draw(self) -> TrialSpec | None:
         number = len(self.specs)
@@ -314,7 +323,7 @@ class _Driver:
         for flight in list(self.flights):
             self._check_lease()
             self._report(flight)
-            ended = self._ended(flight)
+            ended = ended_of(flight, self.folder, self.held)
             if ended is not None and not self.interruption.signal:
                 self.flights.remove(flight)
                 found.append((flight, ended))
@@ -348,33 +357,6 @@ class _Driver:
                     f"{PRUNED}{self.sweep.objectives[0].name} {value:.6g} at step {int(step)}"
                 )
 
-    def _ended(self, flight: Flight) -> Verdict | None:
-        """What came of a trial that is no longer run, or None while it is."""
-        run, future = flight.spec.run, flight.future
-        if future is not None and not future.done():
-            return None
-        error = future.exception() if future is not None else None
-        if isinstance(error, LaunchError):
-            raise SweepError(
-                f"the workers are gone: {error.message}",
-                where=self.folder,
-                hint="start it again; unfinished trials go on where they stand",
-            ) from error
-        flight.error = error
-        flight.free = flight.free or isinstance(error, BlockLost)
-        if is_running(run) and (error is not None or future is None):
-            flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
-            return None
-        if flight.held:
-            flight.held = self.held(flight.spec)
-            if flight.held:
-                return None  # Its worker is about to begin, or to write its last words.
-        verdict = judge(run, flight.values)
-        if verdict.kind == "lost" and error is not None:
-            plain = error.message if isinstance(error, BlockLost) else f"{type(error).__name__}: {error}"
-            return Verdict("lost", plain)
-        return verdict
-
     def _settle(self, flight: Flight, verdict: Verdict) -> None:
         spec, workers = flight.spec, self.submit
         settled = self.attempts.settle(
@@ -399,18 +381,15 @@ class _Driver:
 
     def _count(self, flight: Flight, verdict: Verdict, settled: Settled | None = None) -> None:
         """Write the outcome down once, tell the sampler, stop early when everything fails alike."""
-        number, run = flight.spec.number, flight.spec.run
+        number = flight.spec.number
         flight.stopping = True
+        flight.values.freeze()
         self._report(flight)
-        outcome = Outcome(
-            state=verdict.kind,
-            value=None if verdict.kind == "failed" else flight.values.last(),
-            values=flight.values.read(),
-            attempts=max(self.starts.get(number, 0), attempt_of(run)),
+        outcome = outcome_from(
+            flight,
+            verdict,
             order=len(self.outcomes),
-            seconds=seconds_of(run),
-            reason=verdict.reason,
-            measured={} if verdict.kind == "failed" else flight.values.measured(),
+            starts=self.starts.get(number, 0),
             cause=None if settled is None else settled.cause,
         )
         if not outcome.publish(flight.spec.path):
@@ -446,23 +425,6 @@ class _Driver:
 
     def _planned(self) -> int:
         return self.sweep.trials if self.study.grid_size is None else self.study.grid_size
-
-    def _result(self) -> StudyResult:
-        counts, trials = self.log.trials.counts(), self.log.trials.pairs()
-        first, *others = self.sweep.objectives
-        front = best_trials(self.sweep, trials)
-        return StudyResult(
-            self.folder,
-            first.name,
-            first.direction,
-            front[0] if front and not others else None,
-            counts,
-            self.interruption.signal,
-            self.ran,
-            front,
-            beyond(self.sweep, trials),
-            self.ended,
-        )
 
 
 __all__ = ["Event", "StudyResult", "Submit", "run_study"]

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcmass.sweep.records import BestTrial
+from hpcmass.config.sweep import SweepTable
+from hpcmass.sweep.records import BestTrial, best_trials, beyond
+from hpcmass.sweep.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,33 @@ class StudyResult:
     front: list[BestTrial] = field(default_factory=list)
     beyond: int = 0
     ended: str | None = None
+
+
+def result_of(
+    folder: Path, table: SweepTable, trials: Trials, *, signal: int | None, ran: int, ended: str | None
+) -> StudyResult:
+    """What stands in a study's folder, and how its driver ended.
+
+    Args:
+        folder: The study's folder.
+        table: `[sweep]`.
+        trials: What is known of its trials.
+        signal: As `StudyResult` has it, as `ran` and `ended`.
+        ran: Trials that this driver counted.
+        ended: Why the study is at its end.
+    """
+    pairs = trials.pairs()
+    first, *others = table.objectives
+    front = best_trials(table, pairs)
+    return StudyResult(
+        folder,
+        first.name,
+        first.direction,
+        front[0] if front and not others else None,
+        trials.counts(),
+        signal,
+        ran,
+        front,
+        beyond(table, pairs),
+        ended,
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from hpcmass.errors import HpcmassError
-from hpcmass.runs import RunFolder
-from hpcmass.sweep.records import TrialSpec
+from hpcmass.errors import BlockLost, HpcmassError, LaunchError, SweepError
+from hpcmass.runs import RunFolder, Status
+from hpcmass.sweep.records import Outcome, TrialSpec
 from hpcmass.sweep.remedy import Room
-from hpcmass.sweep.watch import Values
+from hpcmass.sweep.watch import Values, Verdict, is_running, judge
 
 
 class Submit(Protocol):
@@ -84,22 +85,96 @@ def reached(flight: Flight) -> int:
         return reported
 
 
-def attempt_of(run: RunFolder) -> int:
-    """How often a run was begun, as it says itself."""
+def status_of(run: RunFolder) -> Status | None:
+    """A run's status, or None where it has none that can be read."""
     try:
-        return run.status().attempt
-    except HpcmassError:
-        return 0
-
-
-def seconds_of(run: RunFolder) -> float | None:
-    """Seconds from a run's first start to its end, or to the last that was heard."""
-    try:
-        status = run.status()
+        return run.status()
     except HpcmassError:
         return None
+
+
+def attempt_of(run: RunFolder) -> int:
+    """How often a run was begun, as it says itself."""
+    status = status_of(run)
+    return 0 if status is None else status.attempt
+
+
+def seconds_of(status: Status) -> float | None:
+    """Seconds from a run's first start to its end, or to the last that was heard."""
     end = status.ended or status.updated
     return None if status.started is None or end is None else round(end - status.started, 3)
 
 
-__all__ = ["Flight", "Submit", "attempt_of", "expect", "reached", "room_for", "seconds_of", "slurm_state"]
+def ended_of(flight: Flight, study: Path, held: Callable[[TrialSpec], bool]) -> Verdict | None:
+    """What came of a trial that is no longer run, or None while it is.
+
+    Args:
+        flight: The trial.
+        study: The study's folder.
+        held: Whether a worker of an earlier driver has it.
+
+    Raises:
+        SweepError: There are no workers any more.
+    """
+    run, future = flight.spec.run, flight.future
+    if future is not None and not future.done():
+        return None
+    error = future.exception() if future is not None else None
+    if isinstance(error, LaunchError):
+        raise SweepError(
+            f"the workers are gone: {error.message}",
+            where=study,
+            hint="start it again; unfinished trials go on where they stand",
+        ) from error
+    flight.error = error
+    flight.free = flight.free or isinstance(error, BlockLost)
+    if is_running(run) and (error is not None or future is None):
+        flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
+        return None
+    if flight.held:
+        flight.held = held(flight.spec)
+        if flight.held:
+            return None  # Its worker is about to begin.
+    verdict = judge(run, flight.values)
+    if verdict.kind == "lost" and error is not None:
+        plain = error.message if isinstance(error, BlockLost) else f"{type(error).__name__}: {error}"
+        return Verdict("lost", plain)
+    return verdict
+
+
+def outcome_from(flight: Flight, verdict: Verdict, *, order: int, starts: int, cause: str | None) -> Outcome:
+    """What a trial counts as.
+
+    Args:
+        flight: The trial.
+        verdict: What its end means.
+        order: Outcomes that were counted before.
+        starts: How often this driver has started it.
+        cause: Why its last attempt ended.
+    """
+    failed, status = verdict.kind == "failed", status_of(flight.spec.run)
+    return Outcome(
+        state=verdict.kind,
+        value=None if failed else flight.values.last(),
+        values=flight.values.read(),
+        attempts=max(starts, 0 if status is None else status.attempt),
+        order=order,
+        seconds=None if status is None else seconds_of(status),
+        reason=verdict.reason,
+        measured={} if failed else flight.values.measured(),
+        cause=cause,
+    )
+
+
+__all__ = [
+    "Flight",
+    "Submit",
+    "attempt_of",
+    "ended_of",
+    "expect",
+    "outcome_from",
+    "reached",
+    "room_for",
+    "seconds_of",
+    "slurm_state",
+]

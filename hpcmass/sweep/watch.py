@@ -45,12 +45,20 @@ class Values:
         self._offset_bytes = 0
         self._seen: list[tuple[float, dict[str, Any]]] = []  # step and values of every evaluation
         self._values: list[list[float]] = []
+        self._final = False
+
+    def freeze(self) -> None:
+        """Read what there is for the last time: the trial has ended."""
+        self.read()
+        self._final = True
 
     def read(self) -> list[list[float]]:
         """`[step, value]` of every evaluation that counts, in order; values that are no number are left out.
 
         Of several objectives this is the first one.
         """
+        if self._final:
+            return self._values
         try:
             records, self._offset_bytes = read_records_from(self._run.metrics_file, self._offset_bytes)
         except OSError:

@@ -144,3 +144,14 @@ def test_a_run_that_ends_between_two_looks_is_not_unknown(
 
     monkeypatch.setattr(run, "lease", Ending)
     assert run.status().state is State.COMPLETED
+
+
+def test_a_status_that_a_power_cut_left_empty_is_that_of_a_run_nobody_has_begun(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.create("", "")
+    (run.path / "status.json").write_text("")
+    assert run.status().state is State.CREATED
+    assert run.update(state=State.RUNNING, attempt=1).attempt == 1
+    (run.path / "status.json").write_text("{")
+    with pytest.raises(CorruptError):
+        run.status()
