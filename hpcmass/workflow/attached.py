@@ -49,6 +49,7 @@ class LeftBlocks:
         self._jobs = {driver: set(journaled(journal, driver)) for driver in self.drivers}
         self._lock = threading.Lock()
         self._busy: dict[str, set[Path]] = {}
+        self._idle: dict[str, set[str]] = {}
         self._over_since: dict[str, float] = {}
         self._alive: dict[str, set[str]] = {}
         self._labels = {
@@ -98,10 +99,13 @@ class LeftBlocks:
         alive, sure = live_blocks(self._slurm, driver, self._unsettled(driver, ledger))
         if sure or alive:
             self._alive[driver] = set(alive)
-        idle = [one for one in alive if not self._in_use(one)]
+        idle = {one for one in alive if not self._in_use(one)}
+        # One look may be wrong, where a file system hesitates: what had a trial has to be idle at two.
+        before, self._idle[driver] = self._idle.get(driver, set()), idle
+        idle = {one for one in idle if one not in self._busy or one in before}
         if idle:
             with contextlib.suppress(SlurmError):
-                self._slurm.cancel(idle)
+                self._slurm.cancel(sorted(idle))
         if mine := self._unsettled(driver, ledger):
             ledger.look(self._slurm.jobs(mine), patient=True)
         if not sure or alive:
@@ -113,9 +117,7 @@ class LeftBlocks:
         return sorted(set(ledger.unsettled()) & self._jobs[driver])
 
     def _in_use(self, job_id: str) -> bool:
-        runs = self._busy.get(job_id, set())
-        self._busy[job_id] = {path for path in runs if self._holder(RunFolder(path)) == job_id}
-        return bool(self._busy[job_id])
+        return any(self._holder(RunFolder(path)) == job_id for path in self._busy.get(job_id, ()))
 
     def _over_for_s(self, driver: str) -> float:
         return time.monotonic() - self._over_since.setdefault(driver, time.monotonic())

@@ -8,6 +8,7 @@ no other item meanwhile and ends with the last one, so a block that nobody drive
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -32,9 +33,11 @@ class LastItem(threading.Event):
 
     def set(self) -> None:
         """End the pool, once its items have ended."""
-        if self._busy():
-            _log.warning("the driver is gone: the items under way run to their end")
-        while self._busy():
+        for look in itertools.count():
+            if not self._busy():
+                break
+            if look == 1:  # else it is an item that was just giving its slot back
+                _log.warning("the driver is gone: the items under way run to their end")
             time.sleep(_LOOK_S)
         super().set()
 
