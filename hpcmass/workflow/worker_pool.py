@@ -75,7 +75,7 @@ def main(words: list[str]) -> None:
         prefetch_capacity=int(args.prefetch_capacity),
         heartbeat_threshold=int(args.hb_threshold),
         heartbeat_period=int(args.hb_period),
-        drain_period=int(args.drain_period),
+        drain_period=None if args.drain_period == "None" else int(args.drain_period),
         poll_period=int(args.poll),
         cpu_affinity=args.cpu_affinity,
         enable_mpi_mode=False,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -172,3 +175,48 @@ def test_an_executor_that_is_given_up_says_so_where_we_look(executor) -> None:
         executor.submit(len, {}, [])
     assert caught.value is error
     assert parameters(BadStateException.__init__) == ["self", "executor", "exception"]
+
+
+DRIVER = """
+import shlex, subprocess, sys, time
+from pathlib import Path
+from parsl.dataflow.dflow import DataFlowKernel
+from hpcmass.workflow.parsl_site import _program, config_of, local_executor
+from hpcmass.workflow.pilot import _OURS
+
+here = Path(sys.argv[1])
+executor = local_executor(label="t", parallel=2, environment={})
+executor.heartbeat_threshold = 3
+theirs = shlex.quote(_program("process_worker_pool"))
+assert theirs in executor.launch_cmd
+executor.launch_cmd = executor.launch_cmd.replace(theirs, f"-c {shlex.quote('import sys; ' + _OURS)}")
+kernel = DataFlowKernel(config_of([executor], here))
+work = "echo begin >> item; while [ ! -e go ]; do sleep 0.1; done; echo end >> item"
+executor.submit(subprocess.call, {}, ["sh", "-c", f"cd {shlex.quote(str(here))}; {work}"])
+print(executor.interchange_proc.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_item_of_our_worker_pool_outlives_its_driver_and_the_pool_ends_with_it(tmp_path: Path) -> None:
+    """Parsl's own ends its workers; what ours changes of it is private to it."""
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    interchange = int(driver.stdout.readline())
+
+    def wait_for(condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < end, what
+            time.sleep(0.1)
+
+    item, logs = tmp_path / "item", lambda: "".join(f.read_text() for f in tmp_path.rglob("manager.log"))
+    wait_for(item.exists, "the item does not begin")
+    driver.kill()
+    driver.wait()
+    os.kill(interchange, signal.SIGKILL)
+    wait_for(lambda: "the driver is gone" in logs(), "the pool does not notice")
+    assert item.read_text().split() == ["begin"]
+    (tmp_path / "go").touch()
+    wait_for(lambda: "process_worker_pool ran for" in logs(), "the pool does not end")
+    assert item.read_text().split() == ["begin", "end"]
