@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hpcmass.config.document import Document, Key, read_document
 from hpcmass.config.explain import explain
 from hpcmass.config.job import Job
-from hpcmass.config.overrides import apply, parse_sets
+from hpcmass.config.overrides import apply, parse_sets, set_keys
 from hpcmass.config.resources import Target
 from hpcmass.config.site import Site
 from hpcmass.errors import ConfigError, NameNotAllowed, NotFound
@@ -90,7 +90,7 @@ def job_with(job: Job, overrides: Mapping[str, Any]) -> Job:
         ConfigError: A key does not exist, or a value does not fit.
     """
     dotted = {key if "." in key else f"params.{key}": value for key, value in overrides.items()}
-    values = apply(job.model_dump(exclude_none=True), dotted)
+    values = set_keys(job.model_dump(exclude_none=True), dotted)
     return _validate(Document(Path("job"), values, {}), values, dotted)
 
 

@@ -42,7 +42,11 @@ def apply(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     Raises:
         ConfigError: A key leads through something that is not a table.
     """
-    result = copy.deepcopy(dict(values))
+    return set_keys(copy.deepcopy(dict(values)), overrides)
+
+
+def set_keys(result: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in place, for who has the values to himself."""
     for key, value in overrides.items():
         *tables, last = key.split(".")
         place = result

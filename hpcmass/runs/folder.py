@@ -158,7 +158,7 @@ class RunFolder:
                 shutil.copyfile(recipe, self.path / "recipe.py")
             (self.path / "site.toml").write_text(site_toml, encoding="utf-8")
         # Not waited for: where the power goes it is empty, and then says the same.
-        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)), durable=False)
+        replace_json(self.path / "status.json", _status_json(Status(State.CREATED)), durable=False, flat=True)
         publish(self.job_file, job_toml)
 
     def lease(self, *, ttl_s: float = 60.0) -> Lease:
@@ -232,7 +232,7 @@ class RunFolder:
         except (NotFound, CorruptError):
             old = Status(State.CREATED)
         status = replace(old, **{**changes, "updated": time.time()})
-        replace_json(self.path / "status.json", _status_json(status))
+        replace_json(self.path / "status.json", _status_json(status), flat=True)
         return status
 
     # -- records --------------------------------------------------------------------------------------
@@ -359,7 +359,8 @@ _STATUS_KEYS = tuple(one.name for one in fields(Status))
 def _status_json(status: Status) -> dict[str, Any]:
     # A NaN or an infinity is no JSON; as text it comes back by float().
     metrics = {name: v if math.isfinite(v) else str(v) for name, v in status.metrics.items()}
-    return {"format": FORMAT, **asdict(status), "metrics": metrics, "state": status.state.value}
+    plain = {name: getattr(status, name) for name in _STATUS_KEYS}
+    return {"format": FORMAT, **plain, "metrics": metrics, "state": status.state.value}
 
 
 def _status_of(raw: Any, file: Path) -> Status:

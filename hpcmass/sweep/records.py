@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -42,7 +43,7 @@ class TrialSpec:
     changes: Mapping[str, Any] = field(default_factory=dict)
     avoid: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def run(self) -> RunFolder:
         """Its run folder."""
         return RunFolder(self.path)
@@ -55,7 +56,7 @@ class TrialSpec:
         Raises:
             AlreadyExists: There is a trial of this number.
         """
-        publish_json(self.path / "trial.json", {"format": FORMAT, **self.raw()}, sync_folder=False)
+        publish_json(self.path / "trial.json", {"format": FORMAT, **self.raw()}, sync_folder=False, flat=True)
 
     def raw(self) -> dict[str, Any]:
         """What its record says."""
@@ -97,7 +98,7 @@ class Outcome:
     def publish(self, folder: Path) -> bool:
         """Write `outcome.json`; False when the trial has been counted already."""
         try:
-            publish_json(folder / "outcome.json", {"format": FORMAT, **vars(self)})
+            publish_json(folder / "outcome.json", {"format": FORMAT, **vars(self)}, flat=True)
         except AlreadyExists:
             return False
         return True
