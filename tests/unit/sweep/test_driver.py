@@ -199,12 +199,13 @@ def test_a_trial_that_somebody_runs_is_watched_and_not_started_again(tmp_path):
 
     thread = threading.Thread(target=toy_trial, args=(str(spec.path), until_attached))
     thread.start()
-    while spec.run.status().state is State.CREATED:
+    while not list(spec.run.records("report")):
         time.sleep(0.01)
     result, started = drive(job, tmp_path, events=events)
     thread.join()
     assert ("attached", 0) in events
     assert 0 not in started
+    assert events.count(("value", 0)) == 7  # What was there before is said by nobody again.
     assert result.counts["complete"] == 4
 
 
