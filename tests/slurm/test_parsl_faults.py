@@ -92,6 +92,24 @@ def test_a_new_driver_attaches_to_what_a_killed_one_left_running(cluster, projec
     check_given(study, cluster)
 
 
+def test_blocks_that_are_left_count_as_blocks_of_their_target_but_for_one(cluster, project):
+    job = write_job(project, trials=4, parallel=2, targets=["cpu"], steps=4, way="hold")
+    study, site = project / "studies" / "where", site_of(cluster, project, cores=1, max_blocks=2)
+    driver = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    driver.until(lambda: len(seen(study, 2)) == 2)
+    driver.process.send_signal(signal.SIGKILL)
+    driver.process.wait()
+    job.write_text(job.read_text().replace("parallel = 2", "parallel = 4"))
+    again = Driver(project, "sweep", str(job), "--site", site, env=cluster.env)
+    again.until(lambda: len(seen(study, 2)) == 3)
+    kinds = [record["kind"] for record in read_records(study / "parsl" / "blocks.jsonl")]
+    assert kinds.count("block") == 3
+    (project / "go").touch()
+    assert again.wait() == 0, again.output
+    assert states(study) == ["complete"] * 4
+    assert {each["attempt"] for each in slots(study)} == {1}
+
+
 def test_blocks_without_a_driver_end_with_their_last_trial(cluster, project):
     job = write_job(project, trials=2, parallel=2, targets=["cpu", "gpu"], steps=6, way="hold")
     study = project / "studies" / "where"
