@@ -359,6 +359,7 @@ class _Driver:
 
     def _settle(self, flight: Flight, verdict: Verdict) -> None:
         spec, workers = flight.spec, self.submit
+        flight.values.freeze()
         settled = self.attempts.settle(
             spec,
             verdict,

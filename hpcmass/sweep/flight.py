@@ -128,7 +128,7 @@ def ended_of(flight: Flight, study: Path, held: Callable[[TrialSpec], bool]) -> 
         ) from error
     flight.error = error
     flight.free = flight.free or isinstance(error, BlockLost)
-    if is_running(run) and (error is not None or future is None):
+    if (error is not None or future is None) and is_running(run):
         flight.future = None  # Its ranks outlived the worker, or another process has it: watch it.
         return None
     if flight.held:
