@@ -30,7 +30,7 @@ from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.ordered import OrderedGradients
-from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
+from hpcmass.train.pace import CHECKPOINT, COMPUTE, REDUCTION, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
@@ -157,7 +157,7 @@ class Loop:
         at.loss_mean = self.gradients.soundness.mean
         if self.keeper.after_step(writing, failed):
             self._tell()
-        self._pace.lap(CHECKPOINT)
+        self._pace.lap(CHECKPOINT, self.keeper.take_own_s())
         task.schedule.before(at.step)
         rate = task.schedule.lr
         self._update()
@@ -334,6 +334,7 @@ class Loop:
         """Keep where the run is; committed on return if `wait`, else soon. Collective."""
         self.gradients.collect(self.at)
         self._share_buffers()
+        self._pace.lap(REDUCTION)  # for ranks that come late, whatever kept them
         at, best = self.at, None
         if at.kept_best is not None:
             metric = self.job.early_stop.metric if self.job.early_stop else "loss"
@@ -342,7 +343,7 @@ class Loop:
         self.keeper.keep(mark, wait=wait)
         if wait:
             self._tell()
-        self._pace.lap(CHECKPOINT)
+        self._pace.lap(CHECKPOINT, self.keeper.take_own_s())
 
     def _tell(self) -> None:
         """A checkpoint is committed: bring the status up to date."""
