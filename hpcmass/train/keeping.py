@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -61,6 +61,7 @@ class Keeper:
     def __init__(
         self, run: RunFolder, comm: Communicator, table: TrainTable, state: Callable[[], dict[str, Any]],
         weights: Collection[str], recipe: Path, say: Callable[[str], None],
+        alive: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -72,9 +73,10 @@ class Keeper:
             weights: Names of the tensors of its `model` that must be finite.
             recipe: Named in errors.
             say: A line for the user (rank 0).
+            alive: Called as a checkpoint is written while training waits.
         """
         self._run, self._comm, self._table, self._state, self._say = run, comm, table, state, say
-        self._recipe = recipe
+        self._recipe, self._alive = recipe, alive
         self._weights = frozenset(f"model/{name}" for name in weights)
         self.kept: int | None = None
         self.blocked_s = 0.0
@@ -270,11 +272,16 @@ class Keeper:
         tensors = self._snapshot.tensors() if live is None else live
         self._check_weights(mark.step, tensors)
         header = layout.header({} if skeleton is None else checkpoint.metadata(skeleton))
-        body = self._snapshot.pieces(work) if live is None else bodies(layout, tensors)
+        body = self._snapshot.pieces(work) if live is None else self._told_of(bodies(layout, tensors))
         part = checkpoint.write_part(self._run.checkpoints / self._names[number], chain([header], body))
         if len(self._names) == 1:
             self._commit(work, mark, [part])
         return part
+
+    def _told_of(self, pieces: Iterable[Any]) -> Iterator[Any]:
+        for piece in pieces:
+            self._alive()
+            yield piece
 
     def _commit_parts(self, mark: Mark, part: dict[str, Any]) -> None:
         """All parts are durable: rank 0 commits them, in a thread."""

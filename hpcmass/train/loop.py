@@ -68,7 +68,7 @@ class Loop:
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
         say = reporter.say if reporter is not None else lambda _: None
-        self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
+        self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say, watch.alive)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
         kind = OrderedGradients if self.job.reproducible else Gradients
         self.gradients = kind(task, comm, self.plan, lambda: self.at, self._pace)
@@ -283,7 +283,8 @@ class Loop:
         self._share_buffers()
         metrics = validate(
             task.model, task.recipe, task.valid, task.fields, self.comm,
-            autocast=self._precision.autocast(), read=task.job.data.read, **self.gradients.validation(),
+            autocast=self._precision.autocast(), read=task.job.data.read, alive=self.watch.alive,
+            **self.gradients.validation(),
         )  # fmt: skip
         on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)

@@ -292,7 +292,8 @@ class _Rank:
         self.hosts = [str(place["host"]) for place in places]
         if self.comm.rank == 0:
             write_places(self.run, self.attempt, places)
-        with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
+        hang_s = 0.0 if task is None else self.job.train.hang_s
+        with Watch(self.run, self.attempt, self.comm.rank, peers, hang_s=hang_s) as watch:
             try:
                 if task is None:
                     state, reason = self._fit(model, recipe, train, valid, watch)
