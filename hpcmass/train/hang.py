@@ -100,7 +100,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 class Waiting:
-    """Files of the run's folder by which ranks that wait tell each other so: `waiting/attempt-1-rank-3.json`."""
+    """Files of the run by which ranks that wait tell each other so: `waiting/attempt-1-rank-3.json`."""
 
     def __init__(self, run: Path, attempt: int, rank: int, size: int) -> None:
         self._folder, self._attempt, self._rank, self._size = run / "waiting", attempt, rank, size
