@@ -231,7 +231,7 @@ class _Rank:
         np.random.seed(seed % 2**32)
         facts = facts_of(train, self.job.data.inputs, self.job.data.targets)
         model = recipe.build_model(dict(self.job.params), facts)
-        if recipe.augment is not None and not isinstance(model, torch.nn.Module):
+        if recipe.augments and not isinstance(model, torch.nn.Module):
             raise RecipeError(
                 "augment is for torch models, and build_model made an estimator", where=recipe.path,
                 hint="take augment out, or have transform(batch, train) do it",
