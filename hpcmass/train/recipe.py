@@ -217,7 +217,7 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType, *, token
         metrics=_wrap_metrics(path, metrics, loss, own_loss=found["loss"] is not None),
         optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
         transform=_wrap_transform(path, found["transform"]) if found["transform"] else default_transform,
-        **{name: _wrap_augment(path, name, found[name]) for name in _AUGMENTS if found[name]},
+        **{name: _wrap_augment(path, name, own) for name in _AUGMENTS if (own := found[name])},
     )
 
 
