@@ -80,7 +80,7 @@ class Block(Task):
     ids: Ids
     out: Arrays
     users: int = 0
-    waiters: list[Unit] = field(default_factory=list)
+    waiters: list[Unit] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def run(self, reader: Reader) -> None:
         """See `Task`."""
@@ -109,7 +109,7 @@ class Unit(Task):
     ids: Ids
     ends: list[int]
     blocks: list[Block] | None = None
-    missing: int = 0
+    missing: int = field(default=0, init=False)
     rows: Ids | None = None
     pool: Arrays = field(default_factory=dict)
     memory: Memory | None = None
