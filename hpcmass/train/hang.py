@@ -123,6 +123,14 @@ class Waiting:
                 self._file(self._rank).unlink()
                 self._folder.rmdir()
 
+    def sweep(self) -> None:
+        """Remove what earlier attempts left that were killed meanwhile."""
+        with contextlib.suppress(OSError):
+            for file in self._folder.iterdir():
+                if not file.name.startswith(f"attempt-{self._attempt}-"):
+                    file.unlink()
+            self._folder.rmdir()
+
     def silent(self) -> list[int]:
         """The ranks that have not said that they wait."""
         found = []

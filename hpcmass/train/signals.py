@@ -134,6 +134,8 @@ class Watch:
             time.sleep(0.05)
 
     def __enter__(self) -> Watch:
+        if self._rank == 0:
+            self._waiting.sweep()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)
@@ -297,6 +299,7 @@ class Watch:
         self._record(self._rank, error, reason, None)
         if told and tell:
             print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+        self._waiting.take_back()
         os._exit(2)
 
     def _fail(self, state: State, reason: str) -> bool:

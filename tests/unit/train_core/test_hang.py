@@ -92,3 +92,8 @@ def test_ranks_that_wait_say_so(tmp_path: Path) -> None:
     for one in ranks:
         one.take_back()
     assert list(tmp_path.iterdir()) == []
+    ranks[1].say(7)  # and is killed
+    ranks[0].sweep()  # by a rank of the same attempt: it counts
+    assert ranks[0].silent() == [0, 2]
+    Waiting(tmp_path, 2, 0, 3).sweep()
+    assert list(tmp_path.iterdir()) == []
