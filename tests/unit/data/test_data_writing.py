@@ -180,6 +180,20 @@ def test_class_names_go_by_name_not_by_number(tmp_path: Path) -> None:
         (lambda s: {key: s[key] for key in ("x", "number")}, "label"),
     ],
 )
+def test_classes_may_be_written_by_name(tmp_path: Path) -> None:
+    with ShardWriter(
+        tmp_path / "d", {"x": "float32", "label": "uint8"}, classes={"label": ["cat", "dog"]}
+    ) as w:
+        w.write({"x": 0, "label": "dog"})
+        w.write_batch({"x": [1, 2, 3], "label": ["cat", "dog", "cat"]})
+        w.write({"x": 4, "label": 1})
+        with pytest.raises(DataError, match="label has no class 'cow'"):
+            w.write({"x": 5, "label": "cow"})
+        with pytest.raises(DataError, match="values that do not fit"):
+            w.write({"x": "dog", "label": 1})
+    assert open_dataset(tmp_path / "d").batch(range(5))["label"].tolist() == [1, 0, 1, 0, 1]
+
+
 def test_what_does_not_fit_is_not_appended(tmp_path: Path, change: object, message: str) -> None:
     tools.produce(tmp_path / "d", 0, 20)
     before = tools.content(tmp_path / "d")
