@@ -171,15 +171,6 @@ def test_class_names_go_by_name_not_by_number(tmp_path: Path) -> None:
     assert list((tmp_path / "d").glob(".*")) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: {**s, "x": s["x"].astype(np.float64)}, "field x: dtype is 'float32' here, and 'float64'"),
-        (lambda s: {**s, "x": s["x"][:, :1]}, r"field x: shape is \(2, 3\) here"),
-        (lambda s: {**s, "label": s["label"] + 2}, "has the classes 0 … 2, and was given 4"),
-        (lambda s: {key: s[key] for key in ("x", "number")}, "label"),
-    ],
-)
 def test_classes_may_be_written_by_name(tmp_path: Path) -> None:
     with ShardWriter(
         tmp_path / "d", {"x": "float32", "label": "uint8"}, classes={"label": ["cat", "dog"]}
@@ -194,6 +185,15 @@ def test_classes_may_be_written_by_name(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "d").batch(range(5))["label"].tolist() == [1, 0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {**s, "x": s["x"].astype(np.float64)}, "field x: dtype is 'float32' here, and 'float64'"),
+        (lambda s: {**s, "x": s["x"][:, :1]}, r"field x: shape is \(2, 3\) here"),
+        (lambda s: {**s, "label": s["label"] + 2}, "has the classes 0 … 2, and was given 4"),
+        (lambda s: {key: s[key] for key in ("x", "number")}, "label"),
+    ],
+)
 def test_what_does_not_fit_is_not_appended(tmp_path: Path, change: object, message: str) -> None:
     tools.produce(tmp_path / "d", 0, 20)
     before = tools.content(tmp_path / "d")
