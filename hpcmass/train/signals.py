@@ -249,10 +249,17 @@ class Watch:
             self._hangs(f"no step for {clock.idle_s:.0f} s: it hangs in {where}", {self._rank}, stack)
         self._waiting.say(self._step)
         self._waited_s = self._waited_s or clock.idle_s
-        if clock.idle_s - self._waited_s < min(SILENCE_S, clock.limit_s):
+        patience_s, waited_s = min(SILENCE_S, clock.limit_s), clock.idle_s - self._waited_s
+        said = self._run.errors(self._attempt) if waited_s >= patience_s else []
+        if said and waited_s >= 2 * patience_s:  # its launcher should have ended this one too
+            self._finish(State.FAILED, f"rank {said[0].rank} ended: {said[0].message}", "PeerDied")
+        if waited_s < patience_s or said:
             return
-        said = {error.rank for error in self._run.errors(self._attempt)}
-        silent = [rank for rank in self._waiting.silent() if rank not in said]
+        self._name_the_silent(clock, stack)
+
+    def _name_the_silent(self, clock: Clock, stack: str) -> None:
+        """All who can say so have said that they wait: end, for those who have not."""
+        silent = self._waiting.silent()
         names = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in silent[:4])
         if len(silent) > 4:
             names += f" and {len(silent) - 4} more"
@@ -263,8 +270,7 @@ class Watch:
         )
         if not silent:
             names, what = "all ranks", "wait for each other"
-        if not said:
-            self._hangs(f"no step for {clock.idle_s:.0f} s: {names} {what}", set(silent), stack)
+        self._hangs(f"no step for {clock.idle_s:.0f} s: {names} {what}", set(silent), stack)
 
     def _hangs(self, reason: str, who: set[int], stack: str) -> None:
         """Say which ranks hang, and end."""
