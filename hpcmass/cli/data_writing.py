@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,17 @@ def _show(folder: str, manifest: object) -> None:
     )
 
 
+def _packing(command: Any) -> Any:
+    """The options that say how new shards are compressed."""
+    command = click.option(
+        "--chunk-samples", type=click.IntRange(1), help="Samples a compressed chunk [default: as now]."
+    )(command)
+    return click.option(
+        "--compression", metavar="NAME", default="keep",
+        help="bitshuffle-lz4, gzip-4, lzf, zstd-3 or none [default: as DATASET has it].",
+    )(command)  # fmt: skip
+
+
 @click.command("append")
 @click.argument("dataset")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -31,9 +43,10 @@ def _show(folder: str, manifest: object) -> None:
     help="Tables: the columns that are the field x.",
 )  # fmt: skip
 @click.option("--resize", callback=_size, metavar="HxW", help="Images: the size to bring all to.")
+@_packing
 def append(
     dataset: str, inputs: tuple[str, ...], name: str | None, shards: int | None, input_fields: list[str] | None,
-    resize: tuple[int, int] | None,
+    resize: tuple[int, int] | None, compression: str, chunk_samples: int | None,
 ) -> None:  # fmt: skip
     """Add files to a dataset, behind the samples that it has.
 
@@ -46,7 +59,7 @@ def append(
     with Bar("appending", 0, "samples") as bar:
         manifest = append_files(
             dataset, inputs, name=name, shards=shards, input_fields=input_fields, resize=resize,
-            progress=bar.to, note=_note,
+            compression=compression, chunk_samples=chunk_samples, progress=bar.to, note=_note,
         )  # fmt: skip
     _show(dataset, manifest)
 
@@ -56,7 +69,11 @@ def append(
 @click.argument("out")
 @click.option("--shards", type=click.IntRange(1), help="Shards [default: one for each 256 MiB].")
 @click.option("--shard-samples", type=click.IntRange(1), help="Samples a shard instead.")
-def reshard(dataset: str, out: str, shards: int | None, shard_samples: int | None) -> None:
+@_packing
+def reshard(
+    dataset: str, out: str, shards: int | None, shard_samples: int | None, compression: str,
+    chunk_samples: int | None,
+) -> None:  # fmt: skip
     """Write a dataset anew into OUT, with shards of another size and its samples in the same order.
 
     Interrupted, the same command goes on; with other sizes it begins anew.
@@ -66,8 +83,9 @@ def reshard(dataset: str, out: str, shards: int | None, shard_samples: int | Non
 
     with Bar("resharding", 0, "samples") as bar:
         manifest = reshard_files(
-            dataset, out, shards=shards, shard_samples=shard_samples, progress=bar.to, note=_note
-        )
+            dataset, out, shards=shards, shard_samples=shard_samples, compression=compression,
+            chunk_samples=chunk_samples, progress=bar.to, note=_note,
+        )  # fmt: skip
     _show(out, manifest)
 
 

@@ -211,6 +211,9 @@ class TrainTable(Table):
     checkpoint_background: bool = Field(
         True, description="copy the state, and write it while training goes on; takes memory for the copy"
     )
+    hang_s: float = Field(
+        600.0, ge=0, description="a run of several ranks that makes no step for so long ends; 0: never"
+    )
     checkpoint_shard_mib: int = Field(
         1024, ge=0, description="a state above this is written in parts, by several ranks"
     )

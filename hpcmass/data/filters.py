@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hpcmass.data.manifest import Field
+from hpcmass.data.manifest import Field, Manifest
 from hpcmass.errors import DataError
 
 BITSHUFFLE, GZIP, LZF, ZSTD = "bitshuffle-lz4", "gzip", "lzf", "zstd"
 KINDS = (BITSHUFFLE, GZIP, LZF, ZSTD)
+KEEP_PACKING, NO_PACKING = "keep", "none"
 
 # Bytes of a chunk of several samples, at most. bitshuffle-lz4 loses next to nothing in small chunks (2 to 4 %
 # from 64 to 4 KiB), the others find what repeats over longer stretches.
@@ -94,6 +95,45 @@ def check_packing(name: str | None, chunk: int | None) -> Packing | None:
     if found.kind in (BITSHUFFLE, ZSTD):
         register()
     return Packing(found, chunk)
+
+
+def packing_as(manifest: Manifest, name: str | None, chunk: int | None = None) -> Packing | None:
+    """How shards are compressed that are made beside those of a dataset, or from them.
+
+    Args:
+        manifest: The dataset.
+        name: `keep`: as most of its samples are; `none` or None: not; else a compression.
+        chunk: Samples a chunk; None: as the dataset has them where its compression is kept, else by their size.
+
+    Raises:
+        DataError: As `check_packing`.
+    """
+    if name in (None, NO_PACKING):
+        return check_packing(None, chunk)
+    if name != KEEP_PACKING:
+        return check_packing(name, chunk)
+    samples: dict[str | None, int] = {}
+    for shard in manifest.shards:
+        of = next((one.compression for one in shard.chunks.values()), None)
+        samples[of] = samples.get(of, 0) + shard.samples
+    kept = max(samples, key=lambda one: samples[one])
+    if kept is None:
+        return check_packing(None, chunk)
+    return check_packing(kept, chunk or _forced_chunk(manifest, parse_compression(kept)))
+
+
+def _forced_chunk(manifest: Manifest, compression: Compression) -> int | None:
+    """Samples a chunk where all fields have as many, and not as many as their size suggests."""
+    forced, usual = set(), True
+    for shard in manifest.shards:
+        for one in manifest.fields:
+            info = shard.chunks.get(one.name)
+            if info is not None and info.compression == compression.name:
+                rows = shard.rows(one)
+                usual = usual and info.samples == chunk_samples(one, rows, compression)
+                if info.samples < rows:  # else there is but one, and it says nothing
+                    forced.add(info.samples)
+    return forced.pop() if not usual and len(forced) == 1 else None
 
 
 def chunk_samples(one: Field, samples: int, compression: Compression, asked: int | None = None) -> int:

@@ -18,7 +18,7 @@ from hpcmass.runs import RunFolder
 MAY_DIFFER = (
     "resources", "train.backend", "train.compile", "train.profile_steps", "train.max_loss", "train.shares",
     "recipe", "data.verify", "data.read", "data.stage", "train.checkpoint_background",
-    "train.checkpoint_shard_mib", "train.keep_checkpoints",
+    "train.checkpoint_shard_mib", "train.hang_s", "train.keep_checkpoints",
 )  # fmt: skip
 
 

@@ -289,7 +289,7 @@ class Gradients:
             return at.step, at.epoch, at.samples
 
         keys: dict[int, Key] = {}
-        augment = None if task.recipe.augment is None else Augment(task.recipe, job.seed)
+        augment = None if not task.recipe.augments else Augment(task.recipe, job.seed)
         plan = steps_ahead(
             task.order.ids, begin,
             usable=self._plan.usable, total_steps=self._plan.total_steps, batch=job.global_batch, cut=self._cut,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,7 @@ from hpcmass.train.tensorfile import Layout, bodies, encode, lay_out, nbytes_of,
 
 _MIB = 1 << 20
 Position = TypeVar("Position", bound=Any)
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Keeper:
     def __init__(
         self, run: RunFolder, comm: Communicator, table: TrainTable, state: Callable[[], dict[str, Any]],
         weights: Collection[str], recipe: Path, say: Callable[[str], None],
+        alive: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Prepare.
 
@@ -71,9 +73,10 @@ class Keeper:
             weights: Names of the tensors of its `model` that must be finite.
             recipe: Named in errors.
             say: A line for the user (rank 0).
+            alive: Called as a checkpoint is written while training waits.
         """
         self._run, self._comm, self._table, self._state, self._say = run, comm, table, state, say
-        self._recipe = recipe
+        self._recipe, self._alive = recipe, alive
         self._weights = frozenset(f"model/{name}" for name in weights)
         self.kept: int | None = None
         self.blocked_s = 0.0
@@ -85,6 +88,7 @@ class Keeper:
         self._began = 0.0
         self._worker: Worker | None = None
         self._told = False
+        self._own_s = 0.0
 
     # -- what the loop calls ----------------------------------------------------------------------------
     def keep(self, mark: Mark, *, wait: bool) -> None:
@@ -104,7 +108,7 @@ class Keeper:
         if self.kept == mark.step:
             return
         self._began, found = time.perf_counter(), _Found()
-        self._names = on_root(self._comm, lambda: self._plan(mark, found))
+        self._names = on_root(self._comm, self._timed(lambda: self._plan(mark, found)))
         mine = self._share(mark, found)
         layout = lay_out(mine)
         skeleton = found.skeleton if self._comm.rank == 0 else None
@@ -114,11 +118,16 @@ class Keeper:
             self.blocked_s = time.perf_counter() - asked
             return
         if mine:
-            self._snapshot.copy(mine)
+            self._timed(lambda: self._snapshot.copy(mine))()
         self.blocked_s = time.perf_counter() - asked
         if mine or self._comm.rank == 0:
             self._work = self._start(lambda work: self._write(work, mark, layout, skeleton, None))
         self.blocked_s = time.perf_counter() - asked
+
+    def take_own_s(self) -> float:
+        """Seconds since the last call in which this rank worked at checkpoints, and did not wait for others."""
+        own, self._own_s = self._own_s, 0.0
+        return own
 
     def flags(self) -> tuple[float, float]:
         """Of this rank: whether its thread is at work, and whether it has failed."""
@@ -142,7 +151,7 @@ class Keeper:
         if self._open is None or (running and not failed):
             return False
         if len(self._names) > 1 and not self._committing:
-            self._commit_parts(self._open, everywhere(self._comm, self._result))
+            self._commit_parts(self._open, everywhere(self._comm, self._timed(self._result)))
             return False
         self.finish()
         return True
@@ -158,8 +167,8 @@ class Keeper:
             return
         try:
             if len(self._names) > 1 and not self._committing:
-                self._commit_parts(mark, everywhere(self._comm, self._result))
-            on_root(self._comm, self._wait)
+                self._commit_parts(mark, everywhere(self._comm, self._timed(self._result)))
+            on_root(self._comm, self._timed(self._wait))
         except HpcmassError:
             self._open = self._work = None
             raise
@@ -204,7 +213,7 @@ class Keeper:
         """The tensors that this rank writes."""
         if len(self._names) > 1:
             if self._comm.rank > 0:
-                found.look(self._state)
+                self._timed(lambda: found.look(self._state))()
             alike = len(set(self._comm.share_objects(signature(found.tensors)))) == 1
             mine = self._number()
             if alike:
@@ -222,7 +231,8 @@ class Keeper:
     def _room(self, layout: Layout) -> bool:
         """Whether every rank has memory for the copy."""
         copies = self._comm.local_size if len(self._names) > 1 else 1
-        room = not layout.slots or self._snapshot.make_room(layout, self._comm.device, copies=copies)
+        make = self._timed(lambda: self._snapshot.make_room(layout, self._comm.device, copies=copies))
+        room = not layout.slots or make()
         enough = all(self._comm.share_objects(room)) if self._comm.size > 1 else room
         if not enough and not self._told and self._comm.rank == 0:
             size = f"{layout.nbytes / 1e9:.2f} GB"
@@ -240,9 +250,9 @@ class Keeper:
 
         try:
             if len(self._names) > 1:
-                self._commit_parts(mark, everywhere(self._comm, write))
+                self._commit_parts(mark, everywhere(self._comm, self._timed(write)))
             else:
-                on_root(self._comm, write)
+                on_root(self._comm, self._timed(write))
         except HpcmassError:
             self._open = None
             raise
@@ -262,11 +272,16 @@ class Keeper:
         tensors = self._snapshot.tensors() if live is None else live
         self._check_weights(mark.step, tensors)
         header = layout.header({} if skeleton is None else checkpoint.metadata(skeleton))
-        body = self._snapshot.pieces(work) if live is None else bodies(layout, tensors)
+        body = self._snapshot.pieces(work) if live is None else self._told_of(bodies(layout, tensors))
         part = checkpoint.write_part(self._run.checkpoints / self._names[number], chain([header], body))
         if len(self._names) == 1:
             self._commit(work, mark, [part])
         return part
+
+    def _told_of(self, pieces: Iterable[Any]) -> Iterator[Any]:
+        for piece in pieces:
+            self._alive()
+            yield piece
 
     def _commit_parts(self, mark: Mark, part: dict[str, Any]) -> None:
         """All parts are durable: rank 0 commits them, in a thread."""
@@ -292,6 +307,18 @@ class Keeper:
         if self._worker is None:
             self._worker = Worker("hpcmass-checkpoint")
         return self._worker.start(work)
+
+    def _timed(self, function: Callable[[], T]) -> Callable[[], T]:
+        """The same, whose time is this rank's own."""
+
+        def timed() -> T:
+            began = time.perf_counter()
+            try:
+                return function()
+            finally:
+                self._own_s += time.perf_counter() - began
+
+        return timed
 
     def _wait(self) -> None:
         """Until this rank's thread is done; what it made is for nobody else, and no JSON."""

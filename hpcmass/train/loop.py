@@ -30,7 +30,7 @@ from hpcmass.train.gradients import Gradients
 from hpcmass.train.inputs import forward, prepare
 from hpcmass.train.keeping import Keeper, lower_the_rate, restore, whole_state
 from hpcmass.train.ordered import OrderedGradients
-from hpcmass.train.pace import CHECKPOINT, COMPUTE, WIDTH, Pace, Row
+from hpcmass.train.pace import CHECKPOINT, COMPUTE, REDUCTION, WIDTH, Pace, Row
 from hpcmass.train.precision import quiet_schedule
 from hpcmass.train.profiling import Profiler
 from hpcmass.train.progress import Reporter
@@ -68,7 +68,7 @@ class Loop:
         self._parameters = [p for p in task.model.parameters() if p.requires_grad]
         weights = [name for name, value in task.model.named_parameters() if value.requires_grad]
         say = reporter.say if reporter is not None else lambda _: None
-        self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say)
+        self.keeper = Keeper(run, comm, self.job, self.state, weights, task.recipe.path, say, watch.alive)
         comm.broadcast_([*task.model.parameters(), *task.model.buffers()])
         kind = OrderedGradients if self.job.reproducible else Gradients
         self.gradients = kind(task, comm, self.plan, lambda: self.at, self._pace)
@@ -157,7 +157,7 @@ class Loop:
         at.loss_mean = self.gradients.soundness.mean
         if self.keeper.after_step(writing, failed):
             self._tell()
-        self._pace.lap(CHECKPOINT)
+        self._pace.lap(CHECKPOINT, self.keeper.take_own_s())
         task.schedule.before(at.step)
         rate = task.schedule.lr
         self._update()
@@ -197,7 +197,7 @@ class Loop:
     def _loss_of(self, ids: np.ndarray[Any, Any], *, train: bool = False) -> float:
         """The loss of some samples as in validation, or augmented as in training; the model stays as it is."""
         task = self.task
-        arrays = self._augmented(ids) if train and task.recipe.augment is not None else task.train.batch(ids)
+        arrays = self._augmented(ids) if train and task.recipe.augments else task.train.batch(ids)
         ready = prepare(
             {**arrays, "sample_id": ids}, task.recipe, *task.fields, train=train, device=self.comm.device
         )
@@ -283,7 +283,8 @@ class Loop:
         self._share_buffers()
         metrics = validate(
             task.model, task.recipe, task.valid, task.fields, self.comm,
-            autocast=self._precision.autocast(), read=task.job.data.read, **self.gradients.validation(),
+            autocast=self._precision.autocast(), read=task.job.data.read, alive=self.watch.alive,
+            **self.gradients.validation(),
         )  # fmt: skip
         on_root(self.comm, self.run_folder.check_held)
         self._judge(metrics)
@@ -334,6 +335,7 @@ class Loop:
         """Keep where the run is; committed on return if `wait`, else soon. Collective."""
         self.gradients.collect(self.at)
         self._share_buffers()
+        self._pace.lap(REDUCTION)  # for ranks that come late, whatever kept them
         at, best = self.at, None
         if at.kept_best is not None:
             metric = self.job.early_stop.metric if self.job.early_stop else "loss"
@@ -342,7 +344,7 @@ class Loop:
         self.keeper.keep(mark, wait=wait)
         if wait:
             self._tell()
-        self._pace.lap(CHECKPOINT)
+        self._pace.lap(CHECKPOINT, self.keeper.take_own_s())
 
     def _tell(self) -> None:
         """A checkpoint is committed: bring the status up to date."""

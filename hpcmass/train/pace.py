@@ -25,7 +25,7 @@ _SLOW_TIMES = 2.0
 _SLOW_S = 0.1  # above the usual: less is of no interest to anybody
 _BUSY_TIMES = 1.25
 _BUSY_STEPS = 5
-WIDTH = 4 + 1 + 3 + 4 + 2
+WIDTH = 4 + 1 + 3 + 4 + 2 + 1
 """Numbers of a rank's row: see `Pace.row`."""
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
@@ -42,7 +42,7 @@ class Pace:
     def __init__(self) -> None:
         self._last = time.perf_counter()
         self._step: int | None = None
-        self._parts = [0.0] * 4
+        self._parts, self._waited = [0.0] * 4, 0.0
         self._late: deque[tuple[float, ...]] = deque(maxlen=_USUAL_STEPS)
         self._clear()
 
@@ -51,6 +51,7 @@ class Pace:
         self._slow: tuple[float, list[float]] | None = None  # the step's number, and each part's excess
         self._slow_s, self._usual_s = 0.0, 0.0
         self._own: list[float] = []  # seconds of input and compute, of each step
+        self._kept = 0.0  # seconds of checkpoints, without those in which this rank waited for others
         self._samples = 0
 
     def begin(self, step: int) -> None:
@@ -58,10 +59,18 @@ class Pace:
         self.end()
         self._step, self._last = step, time.perf_counter()
 
-    def lap(self, part: int) -> None:
-        """What was done since the last lap was this part."""
+    def lap(self, part: int, own_s: float | None = None) -> None:
+        """What was done since the last lap was this part.
+
+        Args:
+            part: Which one.
+            own_s: Of these seconds those in which this rank did not wait for other ranks; default: all.
+        """
         now = time.perf_counter()
-        self._parts[part] += now - self._last
+        took = now - self._last
+        self._parts[part] += took
+        if own_s is not None:
+            self._waited += max(0.0, took - own_s)
         self._last = now
 
     def count(self, samples: int) -> None:
@@ -80,6 +89,11 @@ class Pace:
         self._total = [total + part for total, part in zip(self._total, parts, strict=True)]
         self._steps += 1
         self._own.append(parts[INPUT] + parts[COMPUTE])
+        # While another rank writes a checkpoint this one waits, as it does in a reduction.
+        waited, self._waited = self._waited, 0.0
+        parts[CHECKPOINT] -= waited
+        parts[REDUCTION] += waited
+        self._kept += parts[CHECKPOINT]
         took = sum(parts)
         if len(self._late) >= _ENOUGH_STEPS and took > self._slow_s:
             usual = statistics.median(sum(one) for one in self._late)
@@ -95,13 +109,24 @@ class Pace:
 
         Seconds of each part and the number of steps; of the slowest step that was slow its number (0: none),
         its seconds and the usual ones; of each part of it the seconds above the usual ones; and of the median
-        step the seconds of input and compute, with the mean number of samples of a step.
+        step the seconds of input and compute, with the mean number of samples of a step; and the seconds of
+        checkpoints in which this rank did not wait for others.
         """
         slow = (0.0, [0.0] * 4) if self._slow is None else self._slow
         own = statistics.median(self._own) if self._own else 0.0
         samples = self._samples / max(1, self._steps)
         row = np.array(
-            [*self._total, self._steps, slow[0], self._slow_s, self._usual_s, *slow[1], own, samples]
+            [
+                *self._total,
+                self._steps,
+                slow[0],
+                self._slow_s,
+                self._usual_s,
+                *slow[1],
+                own,
+                samples,
+                self._kept,
+            ]
         )
         self._clear()
         return row
@@ -170,7 +195,7 @@ def slow_rank(rows: Row, hosts: Sequence[str]) -> dict[str, Any] | None:
     """
     if len(rows) < 2 or rows[:, 4].min() < _BUSY_STEPS:
         return None
-    own = rows[:, [INPUT, COMPUTE, CHECKPOINT]]
+    own = rows[:, [INPUT, COMPUTE, 14]]
     if not rows[:, 5].any():
         busy = own.sum(axis=1)
     else:  # One slow step is no slow rank.

@@ -231,7 +231,7 @@ class _Rank:
         np.random.seed(seed % 2**32)
         facts = facts_of(train, self.job.data.inputs, self.job.data.targets)
         model = recipe.build_model(dict(self.job.params), facts)
-        if recipe.augment is not None and not isinstance(model, torch.nn.Module):
+        if recipe.augments and not isinstance(model, torch.nn.Module):
             raise RecipeError(
                 "augment is for torch models, and build_model made an estimator", where=recipe.path,
                 hint="take augment out, or have transform(batch, train) do it",
@@ -292,7 +292,8 @@ class _Rank:
         self.hosts = [str(place["host"]) for place in places]
         if self.comm.rank == 0:
             write_places(self.run, self.attempt, places)
-        with Watch(self.run, self.attempt, self.comm.rank, peers) as watch:
+        hang_s = 0.0 if task is None else self.job.train.hang_s
+        with Watch(self.run, self.attempt, self.comm.rank, peers, hang_s=hang_s) as watch:
             try:
                 if task is None:
                     state, reason = self._fit(model, recipe, train, valid, watch)

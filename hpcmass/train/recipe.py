@@ -41,7 +41,8 @@ Facts = dict[str, dict[str, Any]]
 Transform = Callable[[dict[str, Tensor], bool, Sequence[str]], dict[str, Tensor]]
 
 _COUNTER = itertools.count()
-_NAMES = ("build_model", "loss", "metrics", "optimizer", "transform", "augment")
+_NAMES = ("build_model", "loss", "metrics", "optimizer", "transform", "augment", "augment_batch")
+_AUGMENTS = ("augment", "augment_batch")
 _DTYPE_WORDS = ("scalar type", "same dtype", "not implemented for", "should be the same", "dtype")
 
 
@@ -62,6 +63,7 @@ class Recipe:
         optimizer: `(model, params, lr) -> Optimizer`, or None: the job file's choice.
         transform: `(batch, train, inputs) -> batch`; `inputs` are the names of the input fields.
         augment: `(sample, rng) -> sample`, one sample's arrays by field, in training alone; or None.
+        augment_batch: `(batch, rngs) -> batch`, the arrays of several samples by field; or None.
     """
 
     path: Path
@@ -75,6 +77,12 @@ class Recipe:
     optimizer: Callable[[torch.nn.Module, dict[str, Any], float], torch.optim.Optimizer] | None
     transform: Transform
     augment: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+    augment_batch: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
+
+    @property
+    def augments(self) -> bool:
+        """Whether it changes samples at random, on the reading threads."""
+        return self.augment is not None or self.augment_batch is not None
 
     def errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         """Turn what the user's code raises in the body (a model's forward, say) into `RecipeError`."""
@@ -209,7 +217,7 @@ def _complete(path: Path, source: str, sha256: str, module: ModuleType, *, token
         metrics=_wrap_metrics(path, metrics, loss, own_loss=found["loss"] is not None),
         optimizer=_wrap_optimizer(path, found["optimizer"]) if found["optimizer"] else None,
         transform=_wrap_transform(path, found["transform"]) if found["transform"] else default_transform,
-        augment=_wrap_augment(path, found["augment"]) if found["augment"] else None,
+        **{name: _wrap_augment(path, name, own) for name in _AUGMENTS if (own := found[name])},
     )
 
 
@@ -345,15 +353,17 @@ def _wrap_optimizer(
     return optimizer
 
 
-def _wrap_augment(path: Path, function: Callable[..., Any]) -> Callable[[dict[str, Any], Any], dict[str, Any]]:
+def _wrap_augment(
+    path: Path, name: str, function: Callable[..., Any]
+) -> Callable[[dict[str, Any], Any], dict[str, Any]]:
     def augment(sample: dict[str, Any], rng: Any) -> dict[str, Any]:
-        with recipe_errors(path, "augment"):
+        with recipe_errors(path, name):
             made = function(sample, rng)
         if made is None:  # changed where it lies
             return sample
         if not isinstance(made, dict):
             raise RecipeError(
-                f"augment returned {_describe(made)}, not the sample",
+                f"{name} returned {_describe(made)}, not the sample" + "s" * (name == "augment_batch"),
                 where=_definition(path, function),
                 hint="return the dict of arrays, or nothing where they were changed in place",
             )

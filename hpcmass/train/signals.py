@@ -32,6 +32,7 @@ from typing import Any
 from hpcmass.errors import HpcmassError
 from hpcmass.files import boot_id, pid_namespace, process_start
 from hpcmass.runs import RankError, RunFolder, State
+from hpcmass.train.hang import SILENCE_S, Clock, Waiting, main_place
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PROVISIONAL_S = 0.5
@@ -73,7 +74,22 @@ class Watch:
         requested: The name of the signal that asked for a stop, or None.
     """
 
-    def __init__(self, run: RunFolder, attempt: int, rank: int, peers: list[Peer]) -> None:
+    def __init__(
+        self, run: RunFolder, attempt: int, rank: int, peers: list[Peer], *, hang_s: float = 0.0
+    ) -> None:
+        """Prepare.
+
+        Args:
+            run: The run.
+            attempt: Which attempt at it this is.
+            rank: This rank.
+            peers: All ranks' processes, this one's too.
+            hang_s: A run of several ranks ends when for so long no step is done; 0: never.
+        """
+        self._hosts = {peer.rank: peer.host for peer in peers}
+        self._clock = Clock(hang_s) if hang_s and len(peers) > 1 else None
+        self._waiting = Waiting(run.path, attempt, rank, len(peers))
+        self._waited_s = 0.0
         self._run, self._attempt, self._rank = run, attempt, rank
         self._peers = [peer for peer in peers if peer.rank != rank and peer.boot == boot_id()]
         self._alone = len(peers) == 1
@@ -94,6 +110,12 @@ class Watch:
     def advance(self, step: int) -> None:
         """Say that `step` optimiser steps are done."""
         self._step = step
+        self.alive(step=True)
+
+    def alive(self, *, step: bool = False) -> None:
+        """Say that something is going on between two steps (a validation, a checkpoint)."""
+        if self._clock is not None:
+            self._clock.alive(step=step)
 
     def ending(self) -> None:
         """Say that all ranks are about to end: a process that is gone is no dead rank any more."""
@@ -112,6 +134,8 @@ class Watch:
             time.sleep(0.05)
 
     def __enter__(self) -> Watch:
+        if self._rank == 0:
+            self._waiting.sweep()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)
@@ -133,6 +157,7 @@ class Watch:
         os.write(self._write, b"\0")
         if self._thread is not None:
             self._thread.join()
+        self._waiting.take_back()
         if self._provisional and error is None:
             self._forget()  # the step was done, and the end came before the thread looked again
         os.close(self._read)
@@ -161,6 +186,7 @@ class Watch:
             if not self._alone:
                 self._look_at_peers()
                 self._look_at_steps()
+                self._look_for_hang()
 
     def _on_signal(self, name: str) -> None:
         now = time.monotonic()
@@ -209,6 +235,59 @@ class Watch:
             if self._rank == 0:
                 fail_status(self._run, reason)
 
+    def _look_for_hang(self) -> None:
+        clock = self._clock
+        if clock is None or self._ending.is_set():
+            return
+        clock.tick()
+        if clock.idle_s < clock.limit_s:
+            self._waiting.take_back()
+            self._waited_s = 0.0
+            return
+        waits, where, stack = main_place()
+        if not waits:
+            self._hangs(f"no step for {clock.idle_s:.0f} s: it hangs in {where}", {self._rank}, stack)
+        self._waiting.say(self._step)
+        self._waited_s = self._waited_s or clock.idle_s
+        patience_s, waited_s = min(SILENCE_S, clock.limit_s), clock.idle_s - self._waited_s
+        said = self._run.errors(self._attempt) if waited_s >= patience_s else []
+        if said and waited_s >= 2 * patience_s:  # its launcher should have ended this one too
+            self._finish(State.FAILED, f"rank {said[0].rank} ended: {said[0].message}", "PeerDied")
+        if waited_s < patience_s or said:
+            return
+        self._name_the_silent(clock, stack)
+
+    def _name_the_silent(self, clock: Clock, stack: str) -> None:
+        """All who can say so have said that they wait: end, for those who have not."""
+        silent = self._waiting.silent()
+        names = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in silent[:4])
+        if len(silent) > 4:
+            names += f" and {len(silent) - 4} more"
+        what = (
+            "is silent: stopped, or out of reach"
+            if len(silent) == 1
+            else "are silent: stopped, or out of reach"
+        )
+        if not silent:
+            names, what = "all ranks", "wait for each other"
+        self._hangs(f"no step for {clock.idle_s:.0f} s: {names} {what}", set(silent), stack)
+
+    def _hangs(self, reason: str, who: set[int], stack: str) -> None:
+        """Say which ranks hang, and end."""
+        record = RankError(
+            attempt=self._attempt, rank=self._rank, kind="exception" if who == {self._rank} else "signal",
+            error="Hang", message=reason, traceback=stack,
+            hint="train.hang_s is how long a step may take; the run goes on from its last checkpoint",
+            step=self._step, time=time.time(), host=socket.gethostname(),
+        )  # fmt: skip
+        self._run.record_error(record)
+        who = who - {self._rank}
+        if min(rank for rank in self._hosts if rank not in who) == self._rank:
+            fail_status(self._run, reason if who else f"rank {self._rank} on {record.host}: {reason}")
+        print(f"hpcmass: rank {self._rank}: {reason}", file=sys.stderr, flush=True)
+        self._waiting.take_back()
+        os._exit(2)
+
     def _forget(self) -> None:
         self._provisional = False
         with contextlib.suppress(OSError):
@@ -226,6 +305,7 @@ class Watch:
         self._record(self._rank, error, reason, None)
         if told and tell:
             print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+        self._waiting.take_back()
         os._exit(2)
 
     def _fail(self, state: State, reason: str) -> bool:

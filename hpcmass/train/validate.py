@@ -32,6 +32,7 @@ def validate(
     autocast: Any,
     read: str = "auto",
     seed: Callable[[int], None] | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Mean of every metric over all samples, the same on all ranks. Collective.
 
@@ -46,6 +47,7 @@ def validate(
         read: The way of reading, `data.read` of the job.
         seed: Of a reproducible run: called before each batch with its number. Then batches are the same and
             are summed in one order, and the means are the same bit for bit, on any number of ranks.
+        alive: Called after each batch.
     """
     start, stop = rank_slice(0, len(dataset), comm.rank, comm.size)
     if seed is not None:  # whole batches, which are the same on any number of ranks
@@ -63,6 +65,7 @@ def validate(
                 ids = np.arange(low, min(low + batch, stop), dtype=np.int64)
                 if seed is not None:
                     seed(low // batch)
+                alive()
                 arrays = {**data.batch(ids), "sample_id": ids}
                 ready = prepare(arrays, recipe, *fields, train=False, device=comm.device)
                 with autocast:

@@ -55,6 +55,8 @@ def append_files(
     shards: int | None = None,
     input_fields: Sequence[str] | None = None,
     resize: tuple[int, int] | None = None,
+    compression: str = "keep",
+    chunk_samples: int | None = None,
     progress: Tell | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -67,6 +69,8 @@ def append_files(
         shards: Number of new shards.
         input_fields: Columns of a table that are stacked to the field `x`.
         resize: Height and width that images are scaled to.
+        compression: Its name, `none`, or `keep`: as the dataset has it.
+        chunk_samples: Samples a compressed chunk.
         progress: Called as progress(done samples, all samples).
         note: Called with what there is to say.
     """
@@ -82,6 +86,8 @@ def append_files(
         shards=shards,
         stack=stack,
         resize=resize,
+        compression=compression,
+        chunk_samples=chunk_samples,
         progress=_shards(progress),
         note=note,
     )
@@ -93,14 +99,17 @@ def reshard_files(
     *,
     shards: int | None = None,
     shard_samples: int | None = None,
+    compression: str = "keep",
+    chunk_samples: int | None = None,
     progress: Tell | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Cut a dataset anew; see `hpcmass.data.reshard`."""
     opened = open_dataset(dataset)
     return reshard(
-        opened, out, shards=shards, shard_samples=shard_samples, progress=_shards(progress), note=note
-    )
+        opened, out, shards=shards, shard_samples=shard_samples, compression=compression,
+        chunk_samples=chunk_samples, progress=_shards(progress), note=note,
+    )  # fmt: skip
 
 
 def commit_ranks(dataset: str | Path, name: str | None = None) -> Manifest:

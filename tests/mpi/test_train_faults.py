@@ -261,3 +261,40 @@ def test_whether_a_loss_diverges_does_not_depend_on_the_ranks(more: list[str], t
     (found,) = tools.records(root, "two-2", "bad-loss")
     assert [one["rank"] for one in found["ranks"]] == [0, 1]
     assert sum(one["loss"] for one in found["ranks"]) / 2 == pytest.approx(first, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["mpi", "horovod", "torch"])
+def test_a_rank_that_hangs_ends_all_and_says_where(backend: str, tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = [f"train.backend={backend}", "train.checkpoint_every_steps=1", "train.hang_s=10"]
+    argv = tools.mpiexec(2, tools.words(root, "r", *sets))
+    done = tools.run(argv, tools.environment(root, WAIT_AT="5", WAIT_RANK="1", WAIT_S="3600"))
+    assert done.returncode != 0
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED", done.stdout
+    assert "rank 1" in said["reason"]
+    assert "it hangs in" in said["reason"]
+    assert "recipe.py:" in said["reason"]
+    assert "time.sleep" in next(e["traceback"] for e in tools.errors(root, "r") if e["rank"] == 1)
+    # It goes on from where it was.
+    done = tools.run(tools.mpiexec(2, tools.words(root, "r", *sets[:2])), tools.environment(root))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_rank_that_is_stopped_is_known_by_its_silence(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.hang_s=10"]
+    argv = tools.mpiexec(3, tools.words(root, "r", *sets))
+    process = launch(argv, tools.environment(root, HOLD_AT="5", HOLD_RANK="0"))
+    try:
+        commits = root / "runs" / "r" / "checkpoints"
+        tools.wait_for(lambda: len(list(commits.glob("*.json"))) >= 2, process)
+        os.kill(tools.seen(root)[0][0]["pid"], signal.SIGSTOP)
+        output = process.communicate(timeout=300)[0]  # it ends by itself
+    finally:
+        tools.end_group(process)
+    assert process.returncode != 0
+    said = tools.status(root, "r")
+    assert said["state"] == "FAILED", output
+    assert "rank 0 on" in said["reason"]
+    assert "is silent: stopped, or out of reach" in said["reason"]

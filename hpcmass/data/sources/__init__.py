@@ -67,17 +67,17 @@ def open_source(
         raise DataError("columns can be stacked in tables only", where=path)
     if resize is not None and (kind != "images" or min(resize) < 1):
         raise DataError("only images can be scaled, to a height and width of 1 at least", where=path)
-    if optional and kind not in ("csv", "parquet", "hdf5"):
-        fields = None  # nothing but headers is read of what is not wanted
+    if optional and kind == "images":
+        fields = None  # there are but the image and its label
     if kind == "npy":
         for other in plain:
             if other.suffix.lower() != ".npy":
                 raise DataError("is not an .npy file as the others are", where=other)
-        return _module("arrays").open_npy(given, fields)  # type: ignore[no-any-return]
+        return _module("arrays").open_npy(given, fields, optional)  # type: ignore[no-any-return]
     if len(given) > 1:
         raise DataError("only .npy files can be given together, one a field", where=plain[1])
     if kind == "npz":
-        return _module("arrays").open_npz(path, fields)  # type: ignore[no-any-return]
+        return _module("arrays").open_npz(path, fields, optional)  # type: ignore[no-any-return]
     if kind == "hdf5":
         return _module("hdf5").open_hdf5(path, fields, optional)  # type: ignore[no-any-return]
     if kind == "images":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ from hpcmass.data.sources.base import (
     check_lengths,
     pick,
 )
+from hpcmass.data.sources.words import Words, as_text, find_words, is_text, numbers
 from hpcmass.errors import CorruptError, DataError, NotFound
 from hpcmass.files import check_name, storage_errors
 
@@ -40,6 +41,7 @@ class ArrayFile:
         shape: Shape with the sample axis first.
         fortran: Whether the first axis varies fastest.
         codes: If given, stored integers are numbers into this table of what is to be read instead.
+        words: Of an array of text its words in order: what is read is their numbers.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class ArrayFile:
     shape: tuple[int, ...]
     fortran: bool = False
     codes: tuple[int, ...] | None = None
+    words: Words | None = None
 
     def check_size(self) -> None:
         """Raise CorruptError if the file ends before the array does."""
@@ -58,18 +61,27 @@ class ArrayFile:
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop as a new C-contiguous array in native byte order."""
+        if self.words is not None:
+            return numbers(self.texts(start, stop), self.words, self.path.name, self.path)
+        values = self._stored(start, stop)
+        if self.codes is not None:
+            values = np.asarray(self.codes, np.int64)[values]
+        return values.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def texts(self, start: int, stop: int) -> npt.NDArray[np.str_]:
+        """Rows start … stop of an array of text."""
+        return as_text(self._stored(start, stop), self.path.name, self.path)
+
+    def _stored(self, start: int, stop: int) -> npt.NDArray[Any]:
         if self.fortran:
             # Mapped for this block only: the pages are given back with the mapping.
             self.check_size()
             mapped = np.memmap(self.path, self.dtype, "r", offset=self.offset, shape=self.shape, order="F")
-            values = np.ascontiguousarray(mapped[start:stop])
-        else:
-            values = np.empty((stop - start, *self.shape[1:]), self.dtype)
-            row_bytes = values.nbytes // max(1, stop - start)
-            _read_fully(self.path, values, self.offset + start * row_bytes)
-        if self.codes is not None:
-            values = np.asarray(self.codes, np.int64)[values]
-        return values.astype(self.dtype.newbyteorder("="), copy=False)
+            return np.ascontiguousarray(mapped[start:stop])
+        values = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        row_bytes = values.nbytes // max(1, stop - start)
+        _read_fully(self.path, values, self.offset + start * row_bytes)
+        return values
 
 
 def _read_fully(path: Path, values: npt.NDArray[Any], offset: int) -> None:
@@ -174,6 +186,7 @@ def array_source(
     if names is not None:
         names = [name for name in names if name.removesuffix(OFFSETS) not in begins or name in begins]
     chosen = pick(known, [one.name for one in known] if names is None else names, files[0])
+    arrays, classes = dict(arrays), dict(classes or {})
     fields = []
     for one in chosen:
         array = arrays[one.name]
@@ -181,12 +194,18 @@ def array_source(
             raise DataError(f"array {one.name} is a single value, without samples", where=array.path)
         if min(array.shape[1:], default=1) < 1:
             raise DataError(f"array {one.name} has an axis of length 0 {array.shape}", where=array.path)
-        dtype = check_dtype(array.dtype, one.name, array.path)
+        text = is_text(array.dtype) and len(array.shape) == 1 and one.name not in begins
+        dtype = np.dtype(np.int64) if text else check_dtype(array.dtype, one.name, array.path)
         with storage_errors(array.path, "read the file"):
             array.check_size()
+        if text:
+            if one.name not in classes:
+                width = array.dtype.itemsize
+                classes[one.name] = find_words(array.texts, array.shape[0], width, one.name, array.path)
+            arrays[one.name] = replace(array, words=tuple(classes[one.name]))
         if array.codes is not None:
             dtype = np.dtype(np.int64)
-        of = (classes or {}).get(one.name)
+        of = classes.get(one.name)
         fields.append(SourceField(one.name, dtype, array.shape[1:], of, one.ragged))
     lengths = {
         one.name: len(begins[one.name]) - 1 if one.ragged else arrays[one.name].shape[0] for one in fields
@@ -234,7 +253,9 @@ def npy_array(path: Path) -> ArrayFile:
         return ArrayFile(path, file.tell(), dtype, shape, fortran and len(shape) > 1)
 
 
-def open_npy(paths: Sequence[str | Path], names: Sequence[str] | None = None) -> ArraySource:
+def open_npy(
+    paths: Sequence[str | Path], names: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> ArraySource:
     """Samples from `.npy` files, each `path` (the field is called as the file) or `field=path`."""
     arrays = {}
     for given in paths:
@@ -244,6 +265,7 @@ def open_npy(paths: Sequence[str | Path], names: Sequence[str] | None = None) ->
         if name in arrays:
             raise DataError(f"two files are given for field {name}", where=path, hint="write NAME=PATH")
         arrays[check_name(name, "field")] = npy_array(Path(path))
+    names = None if names is None else _beside(names, arrays, optional)
     return array_source("npy", arrays, [array.path for array in arrays.values()], names)
 
 
@@ -266,7 +288,8 @@ class NpzUnread:
                 with archive.open(member) as packed, storage_errors(target, "write the file"):
                     # The header is looked at first, so that objects are refused before any copying.
                     shape, fortran, dtype = read_npy_header(packed, f"{self.path}:{name}")
-                    check_dtype(dtype, name, self.path)
+                    if not is_text(dtype):
+                        check_dtype(dtype, name, self.path)
                     with open(target, "xb", buffering=0) as file:
                         while block := packed.read(_COPY_BYTES):
                             rest = memoryview(block)
@@ -279,12 +302,17 @@ class NpzUnread:
         return replace(array_source("npz", arrays, [self.path], self.names), files=(self.path,))
 
 
-def open_npz(path: Path, names: Sequence[str] | None = None) -> ArraySource | NpzUnread:
+def open_npz(
+    path: Path, names: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> ArraySource | NpzUnread:
     """Samples from the arrays of an `.npz` file; they are the fields.
 
     Uncompressed members (`np.savez`) are read where they lie; compressed ones must be spilled.
     """
     with _open_zip(path) as archive:
+        names = (
+            None if names is None else _beside(names, _members(archive, None, path, checked=False), optional)
+        )
         members = _members(archive, names, path)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             return NpzUnread(path, None if names is None else tuple(names))
@@ -320,7 +348,14 @@ class _open_zip:
             raise DataError(f"cannot be unpacked ({error})", where=self.path) from error
 
 
-def _members(archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path) -> dict[str, zipfile.ZipInfo]:
+def _beside(names: Sequence[str], there: Iterable[str], optional: Sequence[str]) -> list[str]:
+    """The names, and those that are there and optional (in lower case)."""
+    return [*names, *(name for name in there if name.lower() in optional and name not in names)]
+
+
+def _members(
+    archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path, *, checked: bool = True
+) -> dict[str, zipfile.ZipInfo]:
     members = {
         info.filename.removesuffix(".npy"): info
         for info in archive.infolist()
@@ -331,7 +366,8 @@ def _members(archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path) 
     for name in members if names is None else names:
         if name not in members:
             raise DataError(f"has no field {name!r}", where=path, hint=f"there are: {', '.join(members)}")
-        check_name(name, "field")
+        if checked:
+            check_name(name, "field")
     if names is None:
         return members
     wanted = [one for name in names for one in (name, name + OFFSETS) if one in members]

@@ -91,7 +91,8 @@ def check_dtype(dtype: np.dtype[Any], name: str, where: object) -> np.dtype[Any]
         raise DataError(
             f"array {name} has type {dtype}; integers, booleans and floats up to 64 bits are possible",
             where=where,
-            hint="convert it to numbers (complex numbers to two real arrays, text to class numbers)",
+            hint="convert it to numbers (complex numbers to two real arrays; several words a sample to "
+            "class numbers)",
         )
     return dtype.newbyteorder("=")
 

@@ -15,6 +15,8 @@ import numpy as np
 from hpcmass.data.filters import register
 from hpcmass.data.ragged import OFFSETS, Ids, Ragged, check_given
 from hpcmass.data.sources.base import Block, SourceField, check_dtype, check_lengths, pick
+from hpcmass.data.sources.hdf5_links import add_named, contents
+from hpcmass.data.sources.words import Texts, as_text, find_words, numbers
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
 
@@ -24,13 +26,14 @@ _open_files: dict[tuple[Path, int], Any] = {}
 
 @dataclass(frozen=True)
 class Hdf5Source:
-    """Samples in the data sets of one HDF5 file; a set in a group, `a/b`, is the field `a.b`."""
+    """Samples in the data sets of an HDF5 file, and of those it links to; a set `a/b` is the field `a.b`."""
 
     path: Path
     fields: tuple[SourceField, ...]
     sets: Mapping[str, str]
     n: int
     begins: Mapping[str, Ids]
+    others: tuple[Path, ...] = ()
     kind: str = "hdf5"
 
     def offsets(self, name: str) -> Ids:
@@ -39,8 +42,8 @@ class Hdf5Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The one file."""
-        return (self.path,)
+        """The file, and those that it links to."""
+        return (self.path, *self.others)
 
     def select(self, names: Sequence[str]) -> Hdf5Source:
         """The same with these fields only."""
@@ -60,6 +63,9 @@ class Hdf5Source:
                 offsets = self.begins[one.name][start : stop + 1]
                 rows = _rows(file[self.sets[one.name]], int(offsets[0]), int(offsets[-1]), self.path)
                 blocks[one.name] = Ragged(np.ascontiguousarray(rows, dtype=one.dtype), offsets - offsets[0])
+            elif one.classes is not None:
+                texts = _texts(file[self.sets[one.name]], start, stop, self.path)
+                blocks[one.name] = numbers(texts, one.classes, one.name, self.path)
             else:
                 rows = _rows(file[self.sets[one.name]], start, stop, self.path)
                 blocks[one.name] = np.ascontiguousarray(rows, dtype=one.dtype)
@@ -76,26 +82,33 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             of an axis (a NetCDF file's `y`).
 
     Raises:
-        DataError: The sets differ in their first axis, or one is not made of numbers.
+        DataError: The sets differ in their first axis, one is not made of numbers, or its file is missing.
         CorruptError: This is not an HDF5 file.
     """
     file = _opened(path)
-    found: dict[str, Any] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            found[name.replace("/", ".")] = item
-
-    file.visititems(visit)
+    linked = contents(file, path)
+    for name in names or ():
+        add_named(file, name.strip("/").replace("/", "."), linked, path)
+    found = linked.sets
     begins = _offsets(found, path)
     for name in begins:
         del found[name + OFFSETS]
-    wanted = list(found) if names is None else [name.strip("/").replace("/", ".") for name in names]
+    wanted = (
+        [*found, *(one for one in linked.broken if one not in found)]
+        if names is None
+        else [name.strip("/").replace("/", ".") for name in names]
+    )
     if names is not None:
         beside = (name for name in found if name.lower() in optional and name not in wanted)
         wanted += [name for name in beside if not h5py.h5ds.is_scale(found[name].id)]
     fields, sets = [], {}
     for name in wanted:
+        if name in linked.broken:
+            raise DataError(
+                f"data set {name} {linked.broken[name]}", where=path,
+                hint="bring that file beside this one; or name the fields to take (--input)",
+                field=name,
+            )  # fmt: skip
         if name not in found:
             raise DataError(f"has no data set {name!r}", where=path, hint=f"there are: {', '.join(found)}")
         item = found[name]
@@ -105,6 +118,11 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             raise DataError(f"data set {item.name} is a single value, without samples", where=path)
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        if h5py.check_string_dtype(item.dtype) is not None and len(item.shape) == 1:
+            words = _words(item, name, path)
+            fields.append(SourceField(check_name(name, "field"), np.dtype(np.int64), (), words))
+            sets[name] = linked.paths[name]
+            continue
         if h5py.check_vlen_dtype(item.dtype) is not None:
             raise DataError(
                 f"data set {item.name} has a type of variable length",
@@ -115,11 +133,13 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
         _check_filters(item, path)
         shape = tuple(item.shape[1:])
         fields.append(SourceField(check_name(name, "field"), dtype, shape, ragged=name in begins))
-        sets[name] = item.name
+        sets[name] = linked.paths[name]
     lengths = {
         one.name: len(begins[one.name]) - 1 if one.ragged else int(found[one.name].shape[0]) for one in fields
     }
-    return Hdf5Source(path, tuple(fields), sets, check_lengths(lengths, path), begins)
+    n = check_lengths(lengths, path)
+    others = {file for one in fields for file in linked.files[one.name]}
+    return Hdf5Source(path, tuple(fields), sets, n, begins, tuple(sorted(others)))
 
 
 def _offsets(found: Mapping[str, Any], path: Path) -> dict[str, Ids]:
@@ -132,6 +152,24 @@ def _offsets(found: Mapping[str, Any], path: Path) -> dict[str, Ids]:
             offsets = _rows(said, 0, said.shape[0], path) if said.shape else np.empty(0)
             begins[name] = check_given(name, np.asarray(offsets), int(item.shape[0]), path)
     return begins
+
+
+def _words(item: h5py.Dataset, name: str, path: Path) -> tuple[str, ...]:
+    """The words of a data set of text."""
+    _check_filters(item, path)
+
+    def read(start: int, stop: int) -> Texts:
+        return _texts(item, start, stop, path)
+
+    return find_words(read, int(item.shape[0]), max(64, item.dtype.itemsize), name, path)
+
+
+def _texts(item: h5py.Dataset, start: int, stop: int, path: Path) -> Texts:
+    """Texts start … stop of a data set of them."""
+    rows = _rows(item, start, stop, path)
+    if rows.dtype.kind == "O":  # of variable length: bytes
+        rows = np.array([one.encode() if isinstance(one, str) else bytes(one) for one in rows], np.bytes_)
+    return as_text(np.ascontiguousarray(rows), str(item.name), path)
 
 
 def _rows(item: h5py.Dataset, start: int, stop: int, path: Path) -> Any:

@@ -20,13 +20,13 @@ import pyarrow.parquet
 from hpcmass.data.ragged import OFFSETS, Ragged
 from hpcmass.data.sources.arrays import ArrayFile, array_source
 from hpcmass.data.sources.base import Progress, Source
+from hpcmass.data.sources.words import MAX_CLASSES
 from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
 
 _BLOCK_BYTES = 1 << 22
 _BATCH_ROWS = 1 << 14
 _CONVERSION = re.compile(r"column #(\d+)(?:.*?Row #(\d+))?.*?conversion error to (\w+): (.*)", re.DOTALL)
-MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True)

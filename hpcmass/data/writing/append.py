@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcmass.data.building import abandoned
+from hpcmass.data.filters import KEEP_PACKING
 from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.scatter import hash_files
 from hpcmass.data.sharding.work import source_record
@@ -36,6 +37,8 @@ def append(
     shards: int | None = None,
     stack: Sequence[str] = (),
     resize: tuple[int, int] | None = None,
+    compression: str | None = KEEP_PACKING,
+    chunk_samples: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -51,6 +54,8 @@ def append(
         shards: Number of new shards; default: one for each 256 MiB.
         stack: Table columns that become the vector field `x`.
         resize: (height, width) that images are scaled to.
+        compression: As of `shard`; None: none. Default: that which most of the dataset's samples have.
+        chunk_samples: Samples a compressed chunk; default: as the dataset has them, or what suits the fields.
         progress: Called as progress("shard", samples done, samples).
         note: Called with a sentence about what is resumed.
 
@@ -85,7 +90,10 @@ def append(
                 hint="give the addition another name, if they are to be there twice",
                 complete=True,
             )
-        writer = ShardWriter(folder, append=name, shard_samples=_sizes(readable, shards, there), source=record)
+        writer = ShardWriter(
+            folder, append=name, shard_samples=_sizes(readable, shards, there), source=record,
+            compression=compression, chunk_samples=chunk_samples,
+        )  # fmt: skip
         try:
             with writer:
                 if writer.resumed_samples and note:

@@ -98,8 +98,25 @@ def as_rows(fields: Sequence[Field], batch: Mapping[str, Any], where: Path) -> t
                 hint="`write` takes one sample, `write_batch` several along a first axis",
             )
         count = _same_count(one, len(values), count, where)
+        if one.classes is not None and values.dtype.kind == "U":
+            values = _numbered(one, one.classes, values, where)
         rows[one.name] = _cast(one, values, where)
     return rows, count
+
+
+def _numbered(one: Field, classes: Sequence[str], names: npt.NDArray[Any], where: Path) -> npt.NDArray[Any]:
+    """The numbers of classes that are given by name."""
+    number = {name: place for place, name in enumerate(classes)}
+    words = names.tolist()
+    unknown = next((word for word in words if word not in number), None)
+    if unknown is not None:
+        raise DataError(
+            f"field {one.name} has no class {unknown!r}",
+            where=where,
+            hint=f"it has {', '.join(map(repr, classes[:10]))}",
+            field=one.name,
+        )
+    return np.array([number[word] for word in words], np.int64)
 
 
 def _same_count(one: Field, mine: int, count: int, where: Path) -> int:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpcmass.data.manifest import Field, ShardInfo
+from hpcmass.data.filters import Packing
+from hpcmass.data.manifest import Field
 from hpcmass.data.ragged import OFFSET_BYTES, Ids, Ragged
-from hpcmass.data.scatter import finish_shard
 from hpcmass.data.shardfile import create_shard
 from hpcmass.data.stats import empty_stats, is_countable, of_block
-from hpcmass.data.writing.shardout import BLOCK_BYTES, pread, pwrite
+from hpcmass.data.writing.shardout import BLOCK_BYTES, finished, pread, pwrite
 from hpcmass.data.writing.staging import Piece
-from hpcmass.files import fsync_dir, storage_errors
+from hpcmass.files import storage_errors
 
 _BLOCK_SAMPLES = 1 << 14
 
@@ -35,7 +35,12 @@ class RaggedShard:
     """
 
     def __init__(
-        self, path: Path, fields: Sequence[Field], capacity: int, limit_bytes: int | None = None
+        self,
+        path: Path,
+        fields: Sequence[Field],
+        capacity: int,
+        limit_bytes: int | None = None,
+        packing: Packing | None = None,
     ) -> None:
         """Begin.
 
@@ -44,7 +49,9 @@ class RaggedShard:
             fields: Its fields.
             capacity: Samples at most.
             limit_bytes: It is full with the sample that brings it to so many bytes; None: with `capacity`.
+            packing: How it is compressed; None: not.
         """
+        self._packing = packing
         self.path, self.fields, self.capacity = path, tuple(fields), capacity
         self.samples = 0  # those held included
         self._limit, self._bytes = limit_bytes, 0
@@ -101,7 +108,7 @@ class RaggedShard:
         """Make the shard, whole and durable.
 
         Args:
-            name: Not needed: what the shard has room for is what it holds.
+            name: The file to use where it is compressed; else what the shard has room for is what it holds.
         """
         self._flush()
         values = {name: int(sum(one.sum() for one in lengths)) for name, lengths in self._lengths.items()}
@@ -116,10 +123,8 @@ class RaggedShard:
             finally:
                 os.close(out)
         self._drop()
-        size, digest = finish_shard(self.path)
-        with storage_errors(self.path.parent, "write the folder"):
-            fsync_dir(self.path.parent)
-        info = ShardInfo(self.path.name, self.samples, size, digest, places, {}, values)
+        info = finished(self.path, name, self.fields, self.samples, places, self._packing, values)
+        self.path = self.path.with_name(info.file)
         return Piece(info, self._stats)
 
     def discard(self) -> None:

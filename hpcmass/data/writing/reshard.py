@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcmass.data.filters import KEEP_PACKING, Packing, packing_as
 from hpcmass.data.manifest import Manifest, newest_manifest
 from hpcmass.data.reader import Dataset
-from hpcmass.data.reading.packed import compressed_fields
 from hpcmass.data.sources import Progress
 from hpcmass.data.writing.append import even_sizes
 from hpcmass.data.writing.staging import Staging, sweep
@@ -27,19 +27,23 @@ def reshard(
     *,
     shards: int | None = None,
     shard_samples: int | None = None,
+    compression: str | None = KEEP_PACKING,
+    chunk_samples: int | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the samples of a dataset anew, in their order, into shards of another size.
 
     Memory is bounded by a few blocks. Killed, the same call goes on where it was; a call with other sizes, or
-    after the dataset has changed, begins anew. The new shards are not compressed, whatever the old ones are.
+    after the dataset has changed, begins anew.
 
     Args:
         dataset: What is read.
         out: Folder of the new dataset; not there yet, or empty.
         shards: Number of shards; default: one for each 256 MiB.
         shard_samples: Samples a shard instead; the last one has what is left.
+        compression: As of `shard`; None: none. Default: that which most of the samples have now.
+        chunk_samples: Samples a compressed chunk; default: as now, or what suits the fields.
         progress: Called as progress("shard", samples done, samples).
         note: Called with a sentence about what is resumed, or begun anew.
 
@@ -61,17 +65,16 @@ def reshard(
         raise AlreadyExists("holds a dataset already", where=folder, hint="name another folder", complete=True)
     whole = dataset.manifest.data_bytes
     sizes = even_sizes(len(dataset), shards, whole) if shard_samples is None else shard_samples
+    packing = packing_as(dataset.manifest, compression, chunk_samples)
     try:
-        writer = _writer(dataset, folder, sizes)
+        writer = _writer(dataset, folder, sizes, packing)
     except DataError as error:
         if not error.data.get("differs"):
             raise
         _begin_anew(folder)
         if note:
             note("what was begun there with other arguments is given up: begins anew")
-        writer = _writer(dataset, folder, sizes)
-    if note and compressed_fields(dataset):
-        note("the new shards are written plain, not compressed as those of the old dataset are")
+        writer = _writer(dataset, folder, sizes, packing)
     with writer:
         if writer.resumed_samples and note:
             note(f"goes on where it was interrupted: {writer.resumed_samples} samples are there")
@@ -83,7 +86,7 @@ def reshard(
     return writer.manifest
 
 
-def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int]) -> ShardWriter:
+def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int], packing: Packing | None) -> ShardWriter:
     manifest = dataset.manifest
     roles = {
         role: [one.name for one in manifest.fields if one.role == role] for role in ("input", "target", "meta")
@@ -96,6 +99,8 @@ def _writer(dataset: Dataset, folder: Path, sizes: int | Sequence[int]) -> Shard
         meta=roles["meta"],
         classes={one.name: one.classes for one in manifest.fields if one.classes},
         shard_samples=sizes,
+        compression=packing.compression.name if packing else None,
+        chunk_samples=packing.chunk_samples if packing else None,
         source={"kind": "reshard", "of": manifest.id, "split": manifest.split, "source": manifest.source},
     )
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hpcmass.data.filters import Packing
 from hpcmass.data.manifest import Field, ShardInfo
-from hpcmass.data.scatter import finish_shard
 from hpcmass.data.shardfile import create_shard
+from hpcmass.data.sharding.finish import finish_part
 from hpcmass.data.stats import FieldStats, is_countable
 from hpcmass.data.writing.staging import Piece
 from hpcmass.files import fsync_dir, storage_errors
@@ -29,8 +30,10 @@ class OpenShard:
     merged block by block, are then the same to the last bit however often the writing was resumed.
     """
 
-    def __init__(self, path: Path, fields: Sequence[Field], capacity: int) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, fields: Sequence[Field], capacity: int, packing: Packing | None = None
+    ) -> None:
+        self.path, self._packing = path, packing
         self.fields = tuple(fields)
         self.capacity = capacity
         self.samples = 0
@@ -86,18 +89,18 @@ class OpenShard:
         """Make the shard whole and durable, with room for no more than it holds.
 
         Args:
-            name: The file to use where it has to be made anew, since fewer samples came than it has room for.
+            name: The file to use where it has to be made anew: it is compressed, or fewer samples came than it
+                has room for.
         """
         self._flush()
-        if self.samples < self.capacity:
+        if self.samples < self.capacity and self._packing is None:
             self._shrink(name)
         with storage_errors(self.path, "write the shard"):
             os.close(self._handle)
             self._handle = -1
-        size, digest = finish_shard(self.path)
-        with storage_errors(self.path.parent, "write the folder"):
-            fsync_dir(self.path.parent)
-        return Piece(ShardInfo(self.path.name, self.samples, size, digest, self._offsets), self._stats)
+        info = finished(self.path, name, self.fields, self.samples, self._offsets, self._packing)
+        self.path = self.path.with_name(info.file)
+        return Piece(info, self._stats)
 
     def _shrink(self, path: Path) -> None:
         _, offsets = create_shard(path, self.fields, self.samples)
@@ -122,6 +125,25 @@ class OpenShard:
                 os.close(self._handle)
             self._handle = -1
             self.path.unlink()
+
+
+def finished(
+    path: Path,
+    name: Path,
+    fields: Sequence[Field],
+    samples: int,
+    offsets: Mapping[str, int],
+    packing: Packing | None,
+    values: Mapping[str, int] | None = None,
+) -> ShardInfo:
+    """Make a shard durable whose rows are all written; or of a compressed one the file `name`, in its place."""
+    whole = path if packing is None else name
+    info = finish_part(path, whole, fields, samples, offsets, packing, values or {})
+    with storage_errors(path.parent, "write the folder"):
+        if packing is not None:
+            path.unlink()
+        fsync_dir(path.parent)
+    return info
 
 
 def pwrite(handle: int, view: memoryview, place: int) -> None:

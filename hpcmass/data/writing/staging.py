@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.data.building import abandoned
+from hpcmass.data.filters import Packing, check_packing
 from hpcmass.data.manifest import (
     Field,
     Manifest,
@@ -51,6 +52,7 @@ class WritingPlan:
         sizes: Samples of the first, second … shard of a rank; the last size holds for all further ones.
         fields: The fields, without statistics.
         source: Where the samples come from, as the manifest will say it.
+        packing: How shards are compressed; None: not.
     """
 
     name: str | None
@@ -58,6 +60,7 @@ class WritingPlan:
     sizes: tuple[int, ...]
     fields: tuple[Field, ...]
     source: dict[str, Any]
+    packing: Packing | None = None
 
     def capacity(self, number: int) -> int:
         """Samples that a rank's shard of this number holds."""
@@ -66,7 +69,12 @@ class WritingPlan:
     def to_json(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         fields = [{**one.to_json(), "stats": {}} for one in self.fields]
-        return {"format": FORMAT, **asdict(self), "sizes": list(self.sizes), "fields": fields}
+        packed = self.packing
+        said = {} if packed is None else {"compression": [packed.compression.name, packed.chunk_samples]}
+        return {
+            "format": FORMAT, "name": self.name, "ranks": self.ranks, "sizes": list(self.sizes),
+            "fields": fields, "source": self.source, **said,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class Staging:
                 sizes=tuple(int(one) for one in value["sizes"]),
                 fields=tuple(parse_field(one) for one in value["fields"]),
                 source=dict(value["source"]),
+                packing=check_packing(*value.get("compression", (None, None))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"is not a plan ({error})", where=self.path / "plan.json") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcmass.data.filters import KEEP_PACKING, NO_PACKING, check_packing, packing_as
 from hpcmass.data.manifest import Field, Manifest, read_manifest
 from hpcmass.data.ragged import OFFSET_BYTES
 from hpcmass.data.writing.commit import check_same_fields, commit
@@ -56,6 +57,8 @@ class ShardWriter:
         meta: Sequence[str] | None = None,
         classes: Mapping[str, Sequence[str]] | None = None,
         source: Mapping[str, Any] | None = None,
+        compression: str | None = KEEP_PACKING,
+        chunk_samples: int | None = None,
         publish: bool = True,
     ) -> None:
         """Begin a writing, join one, or go on with one.
@@ -76,6 +79,8 @@ class ShardWriter:
             meta: Fields that are carried along.
             classes: Names of the classes 0, 1, … by field.
             source: Where the samples come from, for the manifest: what JSON can say.
+            compression: As of `shard`; None: none. Default: that of the dataset that is appended to.
+            chunk_samples: Samples a compressed chunk; default: what suits the fields, or the dataset's.
             publish: Whether the last rank to close publishes the dataset; else `commit` does.
 
         Raises:
@@ -99,11 +104,14 @@ class ShardWriter:
             if fields is None:
                 raise DataError("the fields are not named", hint='name them: {"image": ("uint8", (3, 32, 32))}')
             made = make_fields(fields, inputs=inputs, targets=targets, meta=meta, classes=classes)
+            named = compression not in (KEEP_PACKING, NO_PACKING)
+            packing = check_packing(compression if named else None, chunk_samples)
         else:
             made = self._fields_there(fields, inputs, targets, meta, classes)
+            packing = packing_as(read_manifest(self._out), compression, chunk_samples)
         self.fields: tuple[Field, ...] = made
         sizes = _sizes(shard_samples, made)
-        self._plan = WritingPlan(append, self.ranks, sizes, made, _json(source))
+        self._plan = WritingPlan(append, self.ranks, sizes, made, _json(source), packing)
         self._done = False
         self._pieces = 0
         self._lease = self._staging.lease(self.rank)
@@ -282,8 +290,8 @@ class ShardWriter:
     def _open_shard(self, path: Path) -> OpenShard | RaggedShard:
         capacity = self._plan.capacity(self._pieces)
         if any(one.ragged for one in self.fields):
-            return RaggedShard(path, self.fields, capacity, self._limit)
-        return OpenShard(path, self.fields, capacity)
+            return RaggedShard(path, self.fields, capacity, self._limit, self._plan.packing)
+        return OpenShard(path, self.fields, capacity, self._plan.packing)
 
     def _finish_shard(self) -> None:
         assert self._shard is not None

@@ -540,7 +540,7 @@ def test_an_addition_that_is_not_compressed_leaves_the_pool_to_the_others(
     old = open_dataset(base / "bitshuffle-lz4")
     first = old.batch(np.arange(len(old)))
     shutil.copytree(base / "bitshuffle-lz4", tmp_path / "d")
-    with ShardWriter(tmp_path / "d", append="more") as writer:
+    with ShardWriter(tmp_path / "d", append="more", compression=None) as writer:
         writer.write_batch({name: values[:20] for name, values in first.items()})
     dataset = open_dataset(tmp_path / "d")
     wide = [name for name in dataset.fields if name not in ("label", "odd")]

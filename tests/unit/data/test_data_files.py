@@ -167,3 +167,31 @@ def test_where_it_cannot_be_direct_it_is_read_all_the_same(tmp_path: Path) -> No
         files.close()
     with pytest.raises(CorruptError, match="cut off"):
         DirectFiles().fill(extent, [memoryview(bytearray(100))], extent.file_bytes - 50)
+
+
+def test_wide_rows_are_all_advised_before_the_first_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", np.arange(24 * 10_000, dtype=np.float32).reshape(24, 10_000))  # 40 kB a row
+    shard(tmp_path / "x.npy", tmp_path / "d", shards=1)
+    dataset = open_dataset(tmp_path / "d")
+    place = dataset.manifest.shards[0].offsets["x"]
+    said: list[tuple[str, int]] = []
+    advise, read = os.posix_fadvise, os.preadv
+
+    def advised(handle: int, offset: int, length: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            assert length == 40_000
+            said.append(("advised", (offset - place) // 40_000))
+        advise(handle, offset, length, advice)
+
+    def was_read(handle: int, parts: list[memoryview], offset: int) -> int:
+        said.append(("read", (offset - place) // 40_000))
+        return read(handle, parts, offset)
+
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    monkeypatch.setattr(os, "preadv", was_read)
+    with Loader(dataset, [[3, 20], [9, 0]], read="pread", threads=1) as loader:
+        for ids, batch in loader:
+            np.testing.assert_array_equal(batch["x"][:, 0], ids * 10_000)
+    assert said == [("advised", n) for n in (0, 3, 9, 20)] + [("read", n) for n in (0, 3, 9, 20)]

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpcmass.data import open_dataset, shard
+from hpcmass.data import append, open_dataset, shard
 from hpcmass.data.reader import Dataset
 from hpcmass.errors import CorruptError, DataError, NameNotAllowed, NotFound
 
@@ -81,7 +81,7 @@ def test_arrays_that_are_no_samples(tmp_path: Path) -> None:
     for number, (values, message) in enumerate(
         [
             (np.float64(3), "single value"),
-            (np.array(["a", "b"]), "has type"),
+            (np.array(["a", "b"]), "x holds text"),
             (np.ones(3, complex), "complex"),
             (np.ones((0, 3)), "no samples"),
             (np.ones((3, 0)), "length 0"),
@@ -164,15 +164,99 @@ def test_hdf5_that_cannot_be_sharded(tmp_path: Path) -> None:
         file["x"] = np.arange(5)
         file["z"] = np.arange(6)
         file["text"] = ["a", "b", "c", "d", "e"]
+        lists = file.create_dataset("lists", 5, h5py.vlen_dtype(np.int64))
+        lists[0] = [1, 2]
     with pytest.raises(DataError, match="variable length"):
         shard(tmp_path / "a.h5", tmp_path / "out")
     with pytest.raises(DataError, match="x: 5, z: 6"):
         shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x", "z"], targets=[])
+    with pytest.raises(DataError, match="text holds text \\('a', 'b', 'c', …\\), which is no input"):
+        shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x", "text"], targets=[])
     (manifest,) = shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x"], targets=[])
     assert manifest.samples == 5
     (tmp_path / "b.h5").write_bytes(b"no HDF5")
     with pytest.raises(CorruptError, match="HDF5"):
         shard(tmp_path / "b.h5", tmp_path / "o")
+
+
+def words_in(path: Path, x: np.ndarray, words: list[str]) -> list[Path]:
+    """The same samples in files of every kind that holds arrays."""
+    encoded = np.char.encode(np.array(words), "utf-8")
+    np.savez(path / "a.npz", x=x, label=np.array(words))
+    np.savez(path / "bytes.npz", x=x, label=encoded)
+    np.savez_compressed(path / "packed.npz", x=x, label=np.array(words, ">U9"))
+    for name, values in (("fixed.h5", encoded), ("variable.h5", words)):
+        with h5py.File(path / name, "w") as file:
+            file["x"], file["label"] = x, values
+    return [path / name for name in ("a.npz", "bytes.npz", "packed.npz", "fixed.h5", "variable.h5")]
+
+
+def test_words_in_arrays_are_classes(tmp_path: Path) -> None:
+    words = [["dog", "öre", "ant"][n % 3] for n in range(30)]
+    x = np.arange(30, dtype=np.float32)
+    for number, path in enumerate(words_in(tmp_path, x, words)):
+        (manifest,) = shard(path, tmp_path / f"out{number}", strategy="stratified", shards=2)
+        label = {one.name: one for one in manifest.fields}["label"]
+        assert (label.role, label.dtype, label.classes) == ("target", "int64", ["ant", "dog", "öre"])
+        got = everything(open_dataset(tmp_path / f"out{number}"))
+        assert [label.classes[one] for one in got["label"]] == [words[int(one)] for one in got["x"]]
+    np.savez(tmp_path / "more.npz", x=x[:2], label=np.array(["öre", "dog"]))
+    append(tmp_path / "out0", tmp_path / "more.npz")
+    assert open_dataset(tmp_path / "out0").batch([30, 31])["label"].tolist() == [2, 1]
+    np.savez(tmp_path / "new.npz", x=x[:2], label=np.array(["öre", "eel"]))
+    with pytest.raises(DataError, match="has no class 'eel'"):
+        append(tmp_path / "out0", tmp_path / "new.npz")
+
+
+def test_words_that_are_no_classes(tmp_path: Path) -> None:
+    x = np.zeros((4, 2), np.float32)
+    for label, message in (
+        (np.array(["a", "", "b", "c"]), "field label, sample 1: the text is missing"),
+        (np.array([b"a", b"\xff", b"b", b"c"]), "no UTF-8"),
+        (np.array([["a", "b"]] * 4), "has type <U1"),
+    ):
+        np.savez(tmp_path / "a.npz", x=x, label=label)
+        with pytest.raises(DataError, match=message):
+            shard(tmp_path / "a.npz", tmp_path / "out")
+    np.savez(
+        tmp_path / "a.npz", x=x, y=np.zeros(4), notes=np.array([["a", "b"]] * 4), city=np.array(list("abab"))
+    )
+    (manifest,) = shard(tmp_path / "a.npz", tmp_path / "out", inputs=["x"])  # what is not named may be anything
+    assert [(one.name, one.role) for one in manifest.fields] == [("x", "input"), ("y", "target")]
+    with pytest.raises(DataError, match="city holds text"):
+        shard(tmp_path / "a.npz", tmp_path / "b", inputs=["x", "city"])
+    (manifest,) = shard(tmp_path / "a.npz", tmp_path / "b", inputs=["x"], categories=["city"])
+    assert {one.name: one.classes for one in manifest.fields}["city"] == ["a", "b"]
+
+
+def test_hdf5_links_are_followed_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    layout = h5py.VirtualLayout((6, 2), "f4")
+    layout[:] = h5py.VirtualSource("part.h5", "deep/x", (6, 2))
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "part.h5", "w") as file:
+        file["deep/x"] = x
+    with h5py.File(tmp_path / "in" / "linked.h5", "w") as file:
+        file["a"], file["y"] = h5py.ExternalLink("part.h5", "/deep/x"), np.arange(6)
+        file["loop"], file["soft"] = file["/"], h5py.SoftLink("/y")
+    with h5py.File(tmp_path / "in" / "virtual.h5", "w") as file:
+        file["y"] = np.arange(6)
+        file.create_virtual_dataset("a", layout)
+    monkeypatch.chdir(tmp_path)
+    for name in ("linked", "virtual"):
+        (manifest,) = shard(f"in/{name}.h5", tmp_path / name, shards=1)
+        assert [one["path"] for one in manifest.source["files"]] == [f"{name}.h5", "part.h5"]
+        got = everything(open_dataset(tmp_path / name))
+        assert sorted(got) == ["a", "y"]
+        np.testing.assert_array_equal(got["a"], x[got["y"]])
+    (manifest,) = shard("in/linked.h5", tmp_path / "named", inputs=["soft"])
+    assert [one.name for one in manifest.fields] == ["soft", "y"]
+    (tmp_path / "in" / "part.h5").unlink()
+    with pytest.raises(DataError, match=r"data set a leads to /deep/x in part\.h5, which cannot be opened"):
+        shard("in/linked.h5", tmp_path / "out")
+    with pytest.raises(DataError, match=r"data set a is made of part\.h5, which is missing"):
+        shard("in/virtual.h5", tmp_path / "out")
+    shard("in/virtual.h5", tmp_path / "out", inputs=["y"], targets=[])
 
 
 CSV = "width,height,colour,label\n1,1.5,red,cat\n2,2.5,blue,dog\n3,3.5,red,cat\n4,4.5,green,ant\n"

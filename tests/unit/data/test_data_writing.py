@@ -1,5 +1,6 @@
 """`ShardWriter`, `append`, `reshard`: every sample once and in order, whoever writes, however often."""
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -8,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,6 +169,20 @@ def test_class_names_go_by_name_not_by_number(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class 'cow'"):
         append(tmp_path / "d", tmp_path / "c.csv")
     assert list((tmp_path / "d").glob(".*")) == []
+
+
+def test_classes_may_be_written_by_name(tmp_path: Path) -> None:
+    with ShardWriter(
+        tmp_path / "d", {"x": "float32", "label": "uint8"}, classes={"label": ["cat", "dog"]}
+    ) as w:
+        w.write({"x": 0, "label": "dog"})
+        w.write_batch({"x": [1, 2, 3], "label": ["cat", "dog", "cat"]})
+        w.write({"x": 4, "label": 1})
+        with pytest.raises(DataError, match="label has no class 'cow'"):
+            w.write({"x": 5, "label": "cow"})
+        with pytest.raises(DataError, match="values that do not fit"):
+            w.write({"x": "dog", "label": 1})
+    assert open_dataset(tmp_path / "d").batch(range(5))["label"].tolist() == [1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -362,15 +378,97 @@ def test_reshard_with_other_sizes_waits_for_a_publication(
     tools.check_samples(tmp_path / "new", list(range(40)))
 
 
-def test_reshard_keeps_the_split_and_says_that_it_does_not_compress(tmp_path: Path) -> None:
+def filters(folder: Path) -> dict[str, set[tuple[str | None, tuple[int, ...] | None]]]:
+    """Of each field of a dataset h5py's own word for its compression and chunks."""
+    found: dict[str, set[tuple[str | None, tuple[int, ...] | None]]] = {}
+    for path in sorted(folder.glob("shard-*.h5")):
+        with h5py.File(path) as file:
+            for name in file:
+                if not name.startswith("_"):
+                    found.setdefault(name, set()).add((file[name].compression, file[name].chunks))
+    return found
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_reshard_keeps_the_split_and_the_compression_unless_told_otherwise(
+    tmp_path: Path, chunk: int | None
+) -> None:
     save(tmp_path / "raw.npz", 0, 60)
     shard(tmp_path / "raw.npz", tmp_path / "d", shards=3, workers=1, splits={"train": 0.5, "valid": 0.5},
-          compression="gzip")  # fmt: skip
+          compression="gzip-2", chunk_samples=chunk)  # fmt: skip
     dataset = open_dataset(tmp_path / "d" / "train")
-    said: list[str] = []
-    manifest = reshard(dataset, tmp_path / "new", shards=2, note=said.append)
-    assert manifest.split == "train"
-    assert any("not compressed" in one for one in said)
+    every = dataset.batch(np.arange(len(dataset)))
+    for out, options in {"same": {}, "plain": {"compression": None}, "other": {"compression": "lzf"}}.items():
+        manifest = reshard(dataset, tmp_path / out, shards=2, **options)
+        assert manifest.split == "train"
+        assert verify_dataset(tmp_path / out).ok
+        again = open_dataset(tmp_path / out)
+        for name, values in again.batch(np.arange(len(again))).items():
+            np.testing.assert_array_equal(values, every[name])
+    assert {one for of in filters(tmp_path / "plain").values() for one in of} == {(None, None)}
+    assert {kind for of in filters(tmp_path / "other").values() for kind, _ in of} == {"lzf"}
+    kept = filters(tmp_path / "same")
+    assert {kind for of in kept.values() for kind, _ in of} == {"gzip"}
+    assert {chunks[0] for of in kept.values() for _, chunks in of if chunks} == {chunk or 15}
+    names = {
+        c.compression for one in open_dataset(tmp_path / "same").manifest.shards for c in one.chunks.values()
+    }
+    assert names == {"gzip-2"}
+
+
+def test_writers_compress_and_what_is_appended_is_as_the_rest(tmp_path: Path) -> None:
+    fields = {"x": ("float32", (50,)), "tokens": ("uint16", (None,)), "label": "int64"}
+    rows = [
+        {"x": np.full(50, n), "tokens": np.arange(n % 7), "label": n % 3} for n in range(47)
+    ]  # the last shard is not full
+    for ranks in ({"rank": 0, "ranks": 2}, {"rank": 1, "ranks": 2}):
+        with ShardWriter(tmp_path / "d", fields, shard_samples=20, compression="zstd-2", **ranks) as writer:
+            for row in rows[writer.rank * 24 : 24 + writer.rank * 23]:
+                writer.write(row)
+    np.savez(tmp_path / "more.npz", x=np.zeros((30, 50), np.float32), label=np.zeros(30, np.int64),
+             tokens=np.zeros(60, np.uint16), **{"tokens.offsets": np.arange(0, 61, 2)})  # fmt: skip
+    append(tmp_path / "d", tmp_path / "more.npz")
+    dataset = open_dataset(tmp_path / "d")
+    assert [len(one.chunks) for one in dataset.manifest.shards] == [3] * 5
+    assert {c.compression for one in dataset.manifest.shards for c in one.chunks.values()} == {"zstd-2"}
+    assert verify_dataset(tmp_path / "d").ok
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            np.testing.assert_array_equal(dataset[number][name], value)
+    append(tmp_path / "d", tmp_path / "more.npz", name="plain", compression=None)
+    assert not open_dataset(tmp_path / "d").manifest.shards[-1].chunks
+    assert len(open_dataset(tmp_path / "d")) == 107
+    with pytest.raises(DataError, match="unknown compression 'best'"):
+        ShardWriter(tmp_path / "e", fields, compression="best")
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_compressed_shard_that_was_not_finished_leaves_nothing(tmp_path: Path, ragged: bool) -> None:
+    fields = {"x": ("int64", (None,)) if ragged else "int64"}
+
+    def rows(low: int, high: int) -> list[object]:
+        return [[n] * (n % 4) if ragged else n for n in range(low, high)]
+
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ShardWriter(tmp_path / "d", fields, shard_samples=10, compression="gzip") as writer,
+    ):
+        writer.write_batch({"x": rows(0, 25)})
+        raise KeyboardInterrupt
+    with ShardWriter(tmp_path / "d", fields, shard_samples=10, compression="gzip") as writer:
+        assert writer.resumed_samples == 20
+        writer.write_batch({"x": rows(20, 35)})
+    assert sorted(one.name for one in (tmp_path / "d").iterdir()) == [
+        "manifest-000001.json", *(f"shard-{number:05d}.h5" for number in range(4))
+    ]  # fmt: skip
+    dataset = open_dataset(tmp_path / "d")
+    assert [dataset[n]["x"].tolist() for n in range(35)] == rows(0, 35)
+    with (
+        pytest.raises(DataError, match="compression"),
+        ShardWriter(tmp_path / "e", fields, ranks=2, compression="gzip"),
+    ):
+        ShardWriter(tmp_path / "e", fields, rank=1, ranks=2)
 
 
 def test_reshard_says_where_it_came_from_and_begins_anew_for_other_sizes(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def augment(sample, rng):
 
 SEEN = set()
 """
+BATCH = """
+import numpy as np
+
+def augment_batch(batch, rngs):
+    assert len(rngs) == len(batch["x"]) == len(batch["label"])
+    noise = np.stack([rng.normal(size=6) for rng in rngs])
+    SEEN.add(threading.current_thread().name)
+    return {"x": batch["x"] + noise.astype("float32")}
+"""
 
 
 class Counting(ReadAhead):
@@ -119,11 +128,14 @@ def test_a_run_that_goes_on_is_foretold_too(tmp_path: Path, monkeypatch: pytest.
     assert all(values.numpy().tobytes() == second[name].numpy().tobytes() for name, values in first.items())
 
 
-def test_samples_are_augmented_ahead_and_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [False, True])
+def test_samples_are_augmented_ahead_and_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
     """On reading threads or when asked for, in one go or stopped and gone on with."""
     plain = train(tmp_path, "plain", ReadAhead, monkeypatch)
     recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE + AUGMENT)
+    recipe.write_text(RECIPE + AUGMENT + (BATCH if batch else ""))
     monkeypatch.setattr(Counting, "made", [])
     whole = train(tmp_path, "whole", Counting, monkeypatch)
     assert (Counting.made[0].foretold, Counting.made[0].surprises) == (3 * 7 * 3, 0)
@@ -142,13 +154,15 @@ def test_samples_are_augmented_ahead_and_alike(tmp_path: Path, monkeypatch: pyte
     assert [other == first for other in others] == [True, True, False]
 
 
-def augmented(tmp_path: Path, rank: int, size: int, batch: int, begin: tuple[int, int, int]) -> dict:
+def augmented(
+    tmp_path: Path, rank: int, size: int, batch: int, begin: tuple[int, int, int], recipe: str = AUGMENT
+) -> dict:
     """What a rank is given of each (epoch, sample), from a place in a run of 2 epochs to its end."""
     if not (tmp_path / "d").exists():
         np.savez(tmp_path / "a.npz", x=np.zeros((40, 6), np.float32), label=np.zeros(40, np.int64))
         shard(tmp_path / "a.npz", tmp_path / "d", shards=3, workers=1)
-        (tmp_path / "r.py").write_text(RECIPE + AUGMENT)
-    recipe, dataset = load_recipe(tmp_path / "r.py"), open_dataset(tmp_path / "d")
+        (tmp_path / "r.py").write_text(RECIPE + recipe)
+    loaded, dataset = load_recipe(tmp_path / "r.py"), open_dataset(tmp_path / "d")
     keys: dict[int, Key] = {}
     steps = -(-40 // batch)
     plan = list(
@@ -159,7 +173,7 @@ def augmented(tmp_path: Path, rank: int, size: int, batch: int, begin: tuple[int
     )  # fmt: skip
     told = dict(keys)
     found = {}
-    with ReadAhead(dataset, plan, read="pread", augment=Augment(recipe, 3), keys=keys) as data:
+    with ReadAhead(dataset, plan, read="pread", augment=Augment(loaded, 3), keys=keys) as data:
         for number, ids in enumerate(plan):
             arrays = data.batch(ids, told[number])
             found |= {
@@ -169,8 +183,9 @@ def augmented(tmp_path: Path, rank: int, size: int, batch: int, begin: tuple[int
     return found
 
 
-def test_what_is_random_in_a_sample_depends_on_its_place_alone(tmp_path: Path) -> None:
-    whole = augmented(tmp_path, 0, 1, 10, (0, 0, 0))
+@pytest.mark.parametrize("recipe", [AUGMENT, "import threading\nSEEN = set()" + BATCH, AUGMENT + BATCH])
+def test_what_is_random_in_a_sample_depends_on_its_place_alone(tmp_path: Path, recipe: str) -> None:
+    whole = augmented(tmp_path, 0, 1, 10, (0, 0, 0), recipe)
     assert len(whole) == 80
     assert len(set(whole.values())) == 80
     for size in (2, 3):
@@ -187,7 +202,7 @@ def test_what_is_random_in_a_sample_depends_on_its_place_alone(tmp_path: Path) -
     [
         ("return {'x': sample['x'][:3]}", r"augment gave float32 \[3\] for 'x', which is float32 \[6\]"),
         ("return {'label': 0.5}", r"augment gave float64 \[\] for 'label', which is int64 \[\]"),
-        ("return {'z': 1}", "augment gave a field 'z'"),
+        ("return {'z': 1}", "augment gave a field 'z', which is ragged or not there"),
         ("return 5", "augment returned a int"),
         ("raise ValueError('no')", "augment: ValueError: no"),
     ],

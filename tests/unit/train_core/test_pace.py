@@ -67,6 +67,34 @@ def test_a_checkpoint_lets_the_others_wait_in_the_next_step(clock: Clock) -> Non
     assert (found["step"], found["rank"], found["part"]) == (15, 0, "checkpoint")
 
 
+def keeping(stopwatch: Pace, clock: Clock, took_s: float, own_s: float) -> np.ndarray:
+    """Twenty steps, and a checkpoint after each fifth one, of which this rank waits for all but `own_s`."""
+    for step in range(1, 21):
+        stopwatch.begin(step)
+        for part, seconds in enumerate((0.01, 0.08, 0.01)):
+            clock.now += seconds
+            stopwatch.lap(part)
+        if step % 5 == 0:
+            clock.now += took_s
+            stopwatch.lap(CHECKPOINT, own_s)
+    stopwatch.end()
+    return stopwatch.row()
+
+
+def test_who_waits_for_anothers_checkpoint_is_not_told_as_its_cause(clock: Clock) -> None:
+    waits = keeping(Pace(), clock, 2.0, 0.0)
+    # It returns last, as the others do not have to be told.
+    found = np.stack([waits, keeping(Pace(), clock, 1.99, 1.98), waits])
+    said = slow_step(found, HOSTS)
+    assert said is not None
+    assert (said["rank"], said["part"]) == (1, "checkpoint")
+    assert said["part_s"] == pytest.approx(1.98)
+    behind = slow_rank(found, HOSTS)
+    assert behind is not None
+    assert (behind["rank"], behind["part"]) == (1, "checkpoint")
+    assert pace.seconds_a_step(found)["checkpoint_s"] == pytest.approx(2.0 / 5, rel=0.01)
+
+
 def test_a_slow_network_is_no_ranks_fault(clock: Clock) -> None:
     waits = {15: (0.01, 0.09, 2.01, 0.0)}
     found = slow_step(rows(clock, waits, waits, waits), HOSTS)
