@@ -10,7 +10,7 @@ from hpcmass.catalogue.journal import Pointer, Position
 from hpcmass.catalogue.rows import FIXED, Row, row_of
 from hpcmass.catalogue.version import Version
 
-LAYOUT = 2
+LAYOUT = 3
 
 COLUMNS = 1000
 """Keys that have a column of their own; further ones lie in a table `more` (SQLite takes 2,000 columns)."""
