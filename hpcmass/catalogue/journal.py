@@ -1,7 +1,8 @@
 r"""Append-only journals of claims: `journals/HOST-BOOT-USER.jsonl`, by which readers learn what is new.
 
 A line is the CRC-32 of its JSON in eight hexadecimal digits, a space, and the JSON:
-`{"model":"m","version":101}` or `{"model":"m","alias":"production","number":3}`.
+`{"model":"m","version":101}`, `{"model":"m","version":101,"evaluation":2}` or
+`{"model":"m","alias":"production","number":3}`.
 It is appended before the claim is tried, so a claim whose writer dies is known, and a line may name a claim
 that never comes. One kernel's processes of one user share a journal: each appends with one `write` on
 O_APPEND, which a kernel does whole and in turn; no two machines write to one file. Each line begins with a
@@ -21,31 +22,46 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue.blobs import make_durable_dir
-from hpcmass.catalogue.claims import listdir
+from hpcmass.catalogue.claims import listdir, numbered
 from hpcmass.files import boot_id, fsync_dir, settle_open, storage_errors
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a line names: the claim of a version (or of several from it on), or a move of an alias.
+    """What a line names: the claim of a version (or of several from it on), an evaluation, an alias's move.
 
     Attributes:
         model: The model's name, not checked yet.
-        number: The claim's number.
-        alias: The alias that moves, or None for versions.
+        number: The claim's number; of an evaluation the version's.
+        alias: The alias that moves, or None.
+        evaluation: The evaluation's number, or None.
     """
 
     model: str
     number: int
     alias: str | None = None
+    evaluation: int | None = None
 
     @property
     def ref(self) -> str:
         """The reference that it is about."""
+        if self.evaluation is not None:
+            return f"{self.model}@{self.number}/{self.evaluation}"
         return f"{self.model}@{self.number if self.alias is None else self.alias}"
+
+    def path(self, root: Path) -> Path:
+        """The claim that it is about, in a catalogue; only of names that were checked."""
+        folder = root / "models" / self.model
+        if self.evaluation is not None:
+            return numbered(folder / "evaluations" / f"{self.number:06d}", self.evaluation)
+        return numbered(
+            folder / "versions" if self.alias is None else folder / "aliases" / self.alias, self.number
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The line's content."""
+        if self.evaluation is not None:
+            return {"model": self.model, "version": self.number, "evaluation": self.evaluation}
         if self.alias is None:
             return {"model": self.model, "version": self.number}
         return {"model": self.model, "alias": self.alias, "number": self.number}
@@ -91,12 +107,13 @@ def parse_line(line: bytes) -> Pointer | None:
         return None
     try:
         raw = json.loads(line[9:])
-        model, alias = raw["model"], raw.get("alias")
+        model, alias, evaluation = raw["model"], raw.get("alias"), raw.get("evaluation")
         number = raw["version"] if alias is None else raw["number"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     fits = isinstance(model, str) and type(number) is int and 0 < number < 1 << 40
-    return Pointer(model, number, alias) if fits and isinstance(alias, (str, type(None))) else None
+    fits &= evaluation is None or (type(evaluation) is int and 0 < evaluation < 1 << 40 and alias is None)
+    return Pointer(model, number, alias, evaluation) if fits and isinstance(alias, (str, type(None))) else None
 
 
 _TORN_KEPT = 64

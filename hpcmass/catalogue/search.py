@@ -75,6 +75,11 @@ class Found:
         """Its tags and what they say."""
         return self._below("tags.")
 
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """What its newest evaluation on each data set measured, flat: `test.accuracy`."""
+        return self._below("eval.")
+
     def get(self, name: str) -> Any:
         """A fact by its whole name, or what stands for it (of `job.params.lr` `job.train.lr`), or None."""
         flat = self.to_json()

@@ -8,6 +8,7 @@ import pytest
 
 from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import journal as journal_module
+from hpcmass.catalogue.index_rows import LAYOUT
 from hpcmass.catalogue.journal import Pointer, Position, append, journal_path, parse_line, read_new
 
 
@@ -92,7 +93,7 @@ def test_an_index_that_is_none_is_made_anew(catalogue, damage, tmp_path):
     assert indexed(again) == right
     if again.index.path.is_file():
         facts = dict(sqlite3.connect(again.index.path).execute("SELECT key, value FROM facts"))
-        assert (facts["layout"], facts["root"]) == ("2", os.path.realpath(catalogue.path))
+        assert (facts["layout"], facts["root"]) == (str(LAYOUT), os.path.realpath(catalogue.path))
     else:
         assert damage == "directory"
     assert indexed(again) == right

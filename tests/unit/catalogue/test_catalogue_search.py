@@ -404,7 +404,7 @@ def test_a_parameter_is_found_where_it_is_an_option_of_training():
     assert [one.get("job.params.lr") for one in search(connection, None, (), None)] == [0.05, 0.5, 0.01, None]
     only = index_of([version(1, job=jobs[0])])
     assert search(only, "params.lr < 0.1", (), None).fields == ["job.train.lr"]
-    with pytest.raises(CatalogueError, match="no version has 'params.depth'"):
+    with pytest.raises(CatalogueError, match=r"no version has 'params.depth'"):
         refs(connection, "params.depth == 1")
 
 
