@@ -22,7 +22,7 @@ _AT_ONCE = 5000
 # No column of a fact has a type: SQLite would turn a text into a number, and could not join by an index.
 _TABLES = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE journals (name TEXT PRIMARY KEY, offset INTEGER, torn TEXT) WITHOUT ROWID;
+CREATE TABLE journals (name TEXT PRIMARY KEY, offset INTEGER, torn TEXT, last INTEGER, sum TEXT) WITHOUT ROWID;
 CREATE TABLE pending (model TEXT, number INTEGER, alias TEXT, evaluation INTEGER,
     PRIMARY KEY (model, number, alias, evaluation)) WITHOUT ROWID;
 CREATE TABLE evaluations (id INTEGER, label TEXT, number INTEGER, PRIMARY KEY (id, label)) WITHOUT ROWID;
@@ -70,9 +70,10 @@ class IndexRows:
     # -- what is known ---------------------------------------------------------------------------------
     def positions(self) -> dict[str, Position]:
         """How far each journal was read."""
-        rows = self.connection.execute("SELECT name, offset, torn FROM journals")
+        rows = self.connection.execute("SELECT name, offset, torn, last, sum FROM journals")
         return {
-            name: Position(offset, tuple((a, b) for a, b in json.loads(torn))) for name, offset, torn in rows
+            name: Position(offset, tuple((a, b) for a, b in json.loads(torn)), (last, checksum))
+            for name, offset, torn, last, checksum in rows
         }
 
     def pending(self) -> list[Pointer]:
@@ -100,8 +101,8 @@ class IndexRows:
     def keep_positions(self, positions: Mapping[str, Position]) -> None:
         """How far each journal was read."""
         self.connection.executemany(
-            "INSERT OR REPLACE INTO journals VALUES (?, ?, ?)",
-            [(name, at.offset, json.dumps(at.torn)) for name, at in positions.items()],
+            "INSERT OR REPLACE INTO journals VALUES (?, ?, ?, ?, ?)",
+            [(name, at.offset, json.dumps(at.torn), *at.last) for name, at in positions.items()],
         )
 
     def set_pending(self, pointer: Pointer, pending: bool) -> None:

@@ -2,7 +2,9 @@ r"""Append-only journals of claims: `journals/HOST-BOOT-USER.jsonl`, by which re
 
 A line is the CRC-32 of its JSON in eight hexadecimal digits, a space, and the JSON:
 `{"model":"m","version":101}`, `{"model":"m","version":101,"evaluation":2}` or
-`{"model":"m","alias":"production","number":3}`.
+`{"model":"m","alias":"production","number":3}`, each with `"at"`, when it was written. That makes lines that
+name the same differ: a reader knows by the last one it read whether a journal is still the one that it read,
+and not one restored from a backup that has grown since.
 It is appended before the claim is tried, so a claim whose writer dies is known, and a line may name a claim
 that never comes. One kernel's processes of one user share a journal: each appends with one `write` on
 O_APPEND, which a kernel does whole and in turn; no two machines write to one file. Each line begins with a
@@ -15,6 +17,7 @@ import json
 import os
 import re
 import socket
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -97,7 +100,8 @@ def append(folder: Path, pointers: Iterable[Pointer]) -> None:
 
 
 def _line(pointer: Pointer) -> bytes:
-    text = json.dumps(pointer.to_json(), separators=(",", ":")).encode()
+    said = {**pointer.to_json(), "at": round(time.time(), 6)}
+    text = json.dumps(said, separators=(",", ":")).encode()
     return b"%08x " % zlib.crc32(text) + text
 
 
@@ -127,14 +131,16 @@ class Position:
         offset: Bytes of whole lines read.
         torn: First and last byte of lines that did not fit their checksum. They are looked at again: a page of
             a file that another machine writes may come later than the one after it.
+        last: Where the last line begins that fitted its checksum, and that checksum as it is written.
     """
 
     offset: int = 0
     torn: tuple[tuple[int, int], ...] = ()
+    last: tuple[int, str] = (0, "")
 
 
 def read_new(path: Path, position: Position) -> tuple[list[Pointer], Position] | None:
-    """What a journal has since a position, and the position after it; None where it became shorter.
+    """What a journal has since a position, and the position after it; None where it is another than was read.
 
     Only the file's size and content count, never its times.
 
@@ -148,24 +154,34 @@ def read_new(path: Path, position: Position) -> tuple[list[Pointer], Position] |
         size = file.seek(0, os.SEEK_END)
         if size < position.offset:
             return None
+        file.seek(position.last[0])
+        if file.read(len(position.last[1])) != position.last[1].encode():
+            return None
+        last = position.last
         for start, end in position.torn:
             file.seek(start)
-            _scan(file.read(end - start), start, found, torn)
+            last = _scan(file.read(end - start), start, found, torn, last)
         file.seek(position.offset)
         data = file.read() if size > position.offset else b""
     whole = data[: data.rfind(b"\n") + 1]
-    _scan(whole, position.offset, found, torn)
-    return found, Position(position.offset + len(whole), tuple(torn[-_TORN_KEPT:]))
+    last = _scan(whole, position.offset, found, torn, last)
+    return found, Position(position.offset + len(whole), tuple(torn[-_TORN_KEPT:]), last)
 
 
-def _scan(data: bytes, at: int, found: list[Pointer], torn: list[tuple[int, int]]) -> None:
+def _scan(
+    data: bytes, at: int, found: list[Pointer], torn: list[tuple[int, int]], last: tuple[int, str]
+) -> tuple[int, str]:
+    """Take lines in; gives the last one that fits, or the one before them."""
     for line in data.split(b"\n"):
         pointer = parse_line(line)
         if pointer is not None:
             found.append(pointer)
+            if at >= last[0]:
+                last = at, line[:8].decode()
         elif line:
             torn.append((at, at + len(line)))
         at += len(line) + 1
+    return last
 
 
 def named(folder: Path) -> set[Pointer]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpcmass.catalogue.version import Version
 
+_TRIAL = re.compile(r"-[0-9]{6}$")
 _INT_LIMIT = 1 << 63
 _INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -81,7 +83,7 @@ def recipe_of(job: Mapping[str, Any]) -> str | None:
     """The name of a job's recipe: of `recipes/trees.py` trees; of `mnist/recipe.py` its folder's, mnist.
 
     Of a copy, which is written `recipe.py` (trials of a study, submitted runs), where the original lay is not
-    known: it has the job's name. None where the job has no recipe.
+    known: it has the job's name, without a trial's number. None where the job has no recipe.
     """
     recipe, name = job.get("recipe"), job.get("name")
     if not isinstance(recipe, str):
@@ -93,7 +95,7 @@ def recipe_of(job: Mapping[str, Any]) -> str | None:
         if around not in ("", ".", ".."):
             stem = around
         elif isinstance(name, str) and name:
-            stem = name
+            stem = _TRIAL.sub("", name)
     return clean(stem)
 
 

@@ -370,7 +370,9 @@ def test_dates_recipes_and_large_numbers():
     [
         ("/w/workflows/mnist/recipe.py", "best", "mnist"),
         ("mnist/recipe.py", None, "mnist"),
-        ("recipe.py", "mnist", "mnist"),  # a trial's copy
+        ("recipe.py", "mnist", "mnist"),  # a copy
+        ("recipe.py", "mnist-000012", "mnist"),  # a trial's
+        ("recipe.py", "mnist-12", "mnist-12"),
         ("./recipe.py", "mnist", "mnist"),
         ("../recipe.py", "mnist", "mnist"),
         ("recipe.py", None, "recipe"),
