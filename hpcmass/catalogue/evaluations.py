@@ -235,6 +235,19 @@ class Evaluations:
         """The newest evaluation of a version on each data set, by the data set's id."""
         return {record.dataset: record for record in self.of(version)}
 
+    def searched(self, version: Version) -> dict[str, float | int]:
+        """What searches know of a version's evaluations, see `searched`; the newest on each data set counts.
+
+        Raises:
+            CorruptError: One of them is damaged.
+        """
+        said = version.lineage.get("datasets")
+        datasets = {str(key): str(one) for key, one in said.items()} if isinstance(said, dict) else {}
+        newest = {label_of(record, datasets): record for record in self.of(version)}
+        return {
+            key: value for label, record in newest.items() for key, value in searched(record, label).items()
+        }
+
     def _need(self, version: Version) -> None:
         """Refuse a version that is not there: a record would take the number of one that went with it."""
         claims = VersionClaims(self._models / version.name / "versions", version.name, {}, wait_s=0)

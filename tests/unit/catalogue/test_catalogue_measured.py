@@ -17,6 +17,7 @@ from hpcmass.catalogue.journal import Pointer, append, journal_path, parse_line
 from hpcmass.catalogue.mending import repair
 from hpcmass.catalogue.removing import revive
 from hpcmass.catalogue.retention import Rules
+from hpcmass.errors import CorruptError
 
 
 @pytest.fixture(params=["live", "copied"])
@@ -142,6 +143,24 @@ def test_what_goes_with_its_version_comes_back_with_it(catalogue: Catalogue) -> 
     assert refs(catalogue, "eval.test.accuracy > 0") == ["m@3"]
     assert revive(catalogue.path, "m", 1)
     assert refs(catalogue, "eval.test.accuracy > 0") == ["m@1", "m@3"]
+
+
+def test_the_best_by_evaluations_are_kept(catalogue: Catalogue) -> None:
+    for number, accuracy in ((1, 0.5), (1, 0.9), (2, 0.8)):
+        evaluate(catalogue, number, measured(accuracy))
+    rules = Rules(keep_best=(("eval.test.accuracy", 1, False),))
+    report = collect(catalogue.path, rules, dry_run=True)
+    assert {one.version.ref: one.why for one in report.decisions} == {
+        "m@1": ("eval.test.accuracy: best 1 of 2",),
+        "m@2": ("no rule keeps it",),
+        "m@3": ("newest of its model",),
+    }
+    path = Evaluations(catalogue.path).path(catalogue.get("m@2"), 1)
+    os.chmod(path, 0o644)
+    path.write_text("{")
+    with pytest.raises(CorruptError):  # what is the best is not known
+        collect(catalogue.path, rules)
+    assert len(catalogue.list()) == 3
 
 
 def test_one_that_fsck_sets_aside_is_found_no_more(catalogue: Catalogue) -> None:
