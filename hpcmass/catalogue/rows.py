@@ -58,7 +58,7 @@ def row_of(version: Version) -> Row:
             clean(version.description),
             min(version.bytes, _INT_LIMIT - 1),
             len(version.files),
-            recipe_of(job),
+            recipe_of(job, lineage.get("run")),
             *(_text(lineage.get(key)) for key in ("run", "parent", "commit")),
         ),
         datasets={
@@ -79,11 +79,11 @@ def row_of(version: Version) -> Row:
     return row
 
 
-def recipe_of(job: Mapping[str, Any]) -> str | None:
+def recipe_of(job: Mapping[str, Any], run: Any = None) -> str | None:
     """The name of a job's recipe: of `recipes/trees.py` trees; of `mnist/recipe.py` its folder's, mnist.
 
-    Of a copy, which is written `recipe.py` (trials of a study, submitted runs), where the original lay is not
-    known: it has the job's name, without a trial's number. None where the job has no recipe.
+    Of a copy in the folder of the run (trials of a study, submitted runs), where the original lay is not known:
+    it has the job's name, without a trial's number. None where the job has no recipe.
     """
     recipe, name = job.get("recipe"), job.get("name")
     if not isinstance(recipe, str):
@@ -92,7 +92,7 @@ def recipe_of(job: Mapping[str, Any]) -> str | None:
     stem = file.removesuffix(".py")
     if stem == "recipe":
         around = folder.rstrip("/").rpartition("/")[2]
-        if around not in ("", ".", ".."):
+        if around not in ("", ".", "..") and folder != run:
             stem = around
         elif isinstance(name, str) and name:
             stem = _TRIAL.sub("", name)

@@ -373,6 +373,9 @@ def test_dates_recipes_and_large_numbers():
         ("recipe.py", "mnist", "mnist"),  # a copy
         ("recipe.py", "mnist-000012", "mnist"),  # a trial's
         ("recipe.py", "mnist-12", "mnist-12"),
+        ("/lab/runs/7/recipe.py", "mnist-000007", "mnist"),
+        ("/lab/runs/7/recipe.py", None, "recipe"),
+        ("/lab/runs/8/recipe.py", "mnist", "8"),
         ("./recipe.py", "mnist", "mnist"),
         ("../recipe.py", "mnist", "mnist"),
         ("recipe.py", None, "recipe"),
@@ -384,7 +387,7 @@ def test_dates_recipes_and_large_numbers():
     ],
 )
 def test_what_a_recipe_is_called(recipe, name, found):
-    connection = index_of([version(1, job={"recipe": recipe, "name": name})])
+    connection = index_of([version(1, job={"recipe": recipe, "name": name}, run="/lab/runs/7")])
     assert [one.recipe for one in search(connection, None, (), None)] == [found]
     assert refs(connection, f"recipe == {found!r}") == ["m@1"]
 
