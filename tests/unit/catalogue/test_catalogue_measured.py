@@ -155,24 +155,27 @@ def test_the_best_by_evaluations_are_kept(catalogue: Catalogue) -> None:
         "m@2": ("no rule keeps it",),
         "m@3": ("newest of its model",),
     }
-    path = Evaluations(catalogue.path).path(catalogue.get("m@2"), 1)
-    os.chmod(path, 0o644)
-    path.write_text("{")
+    damage(catalogue, 2)
     with pytest.raises(CorruptError):  # what is the best is not known
         collect(catalogue.path, rules)
     assert len(catalogue.list()) == 3
 
 
-def test_one_that_fsck_sets_aside_is_found_no_more(catalogue: Catalogue) -> None:
-    evaluate(catalogue, 1, measured(0.8))
-    assert refs(catalogue, "eval.test.accuracy > 0") == ["m@1"]
-    evaluate(catalogue, 3, measured(0.7))
-    path = Evaluations(catalogue.path).path(catalogue.get("m@1"), 1)
+def damage(catalogue: Catalogue, number: int) -> None:
+    path = Evaluations(catalogue.path).path(catalogue.get(f"m@{number}"), 1)
     os.chmod(path, 0o644)
     path.write_text("{")
-    assert refs(anew(catalogue), "eval.test.accuracy > 0") == ["m@3"]  # a damaged one is left out
+
+
+def test_one_that_is_damaged_is_found_no_more(catalogue: Catalogue) -> None:
+    for number, accuracy in ((1, 0.8), (2, 0.9), (3, 0.7)):
+        evaluate(catalogue, number, measured(accuracy))
+    assert refs(catalogue, "eval.test.accuracy > 0") == ["m@1", "m@2", "m@3"]
+    damage(catalogue, 1)
     assert repair(catalogue.path).ok
-    assert refs(catalogue, "eval.test.accuracy > 0") == ["m@3"]
+    assert refs(catalogue, "eval.test.accuracy > 0") == ["m@2", "m@3"]
+    damage(catalogue, 2)
+    assert refs(anew(catalogue), "eval.test.accuracy > 0") == ["m@3"]
 
 
 @pytest.mark.parametrize(
