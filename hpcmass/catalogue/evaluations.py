@@ -304,11 +304,21 @@ def searched(record: EvaluationRecord, label: str) -> dict[str, float | int]:
     for name, one in record.metrics.items():
         ends = {"": one.value, "_low": one.low, "_high": one.high}
         found.update((f"eval.{label}.{name}{end}", v) for end, v in ends.items() if v is not None)
-    parts = dict(record.classes)
-    parts.update((f"{field} == {value}", scores) for field, value, _, scores in record.slices)
-    for part, scores in parts.items() if len(parts) <= _SEARCHED else ():
-        found.update((f"eval.{label}.{name}.{part}", one.value) for name, one in scores.items())
+    # For each of 10^5 evaluations when an index is built, so without what `classes` and `slices` make of them.
+    parts = [(str(one.get("name")), one, _SCORES) for one in _dicts(record.result.get("per_class"))]
+    for part in _dicts(record.result.get("slices")):
+        if type(scores := part.get("metrics")) is dict:
+            parts.append((f"{part.get('field')} == {part.get('value')}", scores, tuple(scores)))
+    for called, scores, names in parts if len(parts) <= _SEARCHED else ():
+        for name in names:
+            score = scores.get(name)
+            if type(score) is dict and (value := _number(score.get("value"))) is not None:
+                found[f"eval.{label}.{name}.{called}"] = value
     return found
+
+
+def _dicts(listed: Any) -> list[dict[str, Any]]:
+    return [one for one in listed if type(one) is dict] if type(listed) is list else []
 
 
 def parse_evaluation(raw: Any, name: str, version: int, number: int, path: Path) -> EvaluationRecord:

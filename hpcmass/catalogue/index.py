@@ -176,8 +176,9 @@ class Index:
         new = self._news(rows)
         pointers, positions = new if new is not None else (set(), {})
         self._apply(rows, self.tree())
-        rows.finish()
+        rows.known()
         self._apply(rows, self.measured())
+        rows.sort()
         self._apply(rows, pointers)
         rows.keep_positions(positions)
 

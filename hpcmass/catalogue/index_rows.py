@@ -214,12 +214,20 @@ class IndexRows:
 
     def finish(self) -> None:
         """End a build: write what is waiting, and make the indexes."""
+        self.known()
+        self.sort()
+
+    def known(self) -> None:
+        """All versions of a build are in: what was measured of them may follow, before `sort`."""
         self.flush()
         self._building = False
         self._taken.clear()
         for statement in _INDEXES.split(";"):
             self.connection.execute(statement)
-        for key in sorted(self._keys):
+
+    def sort(self) -> None:
+        """Make the indexes of metrics; until then facts are written for less."""
+        for key in sorted(self._keys, key=lambda key: (not key.startswith("metrics."), key)):
             self._sort(key)
 
     def _new_key(self, key: str) -> None:
