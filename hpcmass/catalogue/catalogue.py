@@ -404,7 +404,8 @@ class Catalogue:
         append(self.path / "journals", [Pointer(name, number)])
 
     def _unlisted(self) -> Pointers:
-        return sorted({*self.index.tree()} - named(self.path / "journals"), key=lambda pointer: pointer.ref)
+        there = {*self.index.tree(), *self.index.measured()}
+        return sorted(there - named(self.path / "journals"), key=lambda pointer: pointer.ref)
 
     def _identify(self) -> None:
         """Give the catalogue an id, by which an index knows that it is of another one at the same place."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from hpcmass.catalogue.blobs import make_durable_dir
 from hpcmass.catalogue.claims import claim_json, numbered, numbers, read_claim
+from hpcmass.catalogue.journal import Pointer, append
 from hpcmass.catalogue.ranges import VersionClaims
 from hpcmass.catalogue.version import Version, check_format, plain, who
 from hpcmass.errors import CatalogueError, CorruptError
@@ -25,6 +26,7 @@ from hpcmass.files import check_name
 FORMAT = 1
 _TIMED = ("p50_ms", "p99_ms", "samples_per_s", "peak_rss_mb")
 _SCORES = ("precision", "recall", "f1")
+_SEARCHED = 100  # classes and slices of one evaluation
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class Evaluations:
             number = max(numbers(folder), default=0) + 1
             now, by = time.time(), who()
             record = EvaluationRecord(version.name, version.version, number, now, by, *words, made)
+            append(self._models.parent / "journals", [Pointer(version.name, version.version, None, number)])
             if claim_json(numbered(folder, number), record.to_json()):
                 # `gc` takes the version first, then what was measured of it: the later one finds the other.
                 try:
@@ -226,11 +229,24 @@ class Evaluations:
         """
         path = self.path(version, number)
         raw = read_claim(path, 0.0)
-        return None if raw is None else _parse(raw, version.name, version.version, number, path)
+        return None if raw is None else parse_evaluation(raw, version.name, version.version, number, path)
 
     def latest(self, version: Version) -> dict[str, EvaluationRecord]:
         """The newest evaluation of a version on each data set, by the data set's id."""
         return {record.dataset: record for record in self.of(version)}
+
+    def searched(self, version: Version) -> dict[str, float | int]:
+        """What searches know of a version's evaluations, see `searched`; the newest on each data set counts.
+
+        Raises:
+            CorruptError: One of them is damaged.
+        """
+        said = version.lineage.get("datasets")
+        datasets = {str(key): str(one) for key, one in said.items()} if isinstance(said, dict) else {}
+        newest = {label_of(record, datasets): record for record in self.of(version)}
+        return {
+            key: value for label, record in newest.items() for key, value in searched(record, label).items()
+        }
 
     def _need(self, version: Version) -> None:
         """Refuse a version that is not there: a record would take the number of one that went with it."""
@@ -263,7 +279,54 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _parse(raw: Any, name: str, version: int, number: int, path: Path) -> EvaluationRecord:
+def label_of(record: EvaluationRecord, datasets: Mapping[str, str]) -> str:
+    """What searches call an evaluation's data set: `test` where it is the version's own, or its folder's name.
+
+    Args:
+        record: The evaluation.
+        datasets: Data set ids of the version by split. Another data set of which the folder is called like one
+            of these gets the beginning of its id behind it.
+    """
+    for split in sorted(datasets, key=lambda split: (split != "test", split != "valid", split)):
+        if datasets[split] == record.dataset and split != "evaluated":
+            return split
+    name = record.data.rstrip("/").rpartition("/")[2] or "data"
+    return f"{name}-{record.dataset[:8]}" if name in datasets else name
+
+
+def searched(record: EvaluationRecord, label: str) -> dict[str, float | int]:
+    """What searches know of an evaluation: `eval.test.accuracy`, its `_low` and `_high`, `eval.test.n`.
+
+    Of up to a hundred classes and slices also theirs, called as gates call them: `eval.test.recall['cat']`,
+    `eval.test.accuracy['site == 3']`.
+    """
+    found: dict[str, float | int] = {f"eval.{label}.n": record.n}
+    for name, one in record.metrics.items():
+        ends = {"": one.value, "_low": one.low, "_high": one.high}
+        found.update((f"eval.{label}.{name}{end}", v) for end, v in ends.items() if v is not None)
+    # For each of 10^5 evaluations when an index is built, so without what `classes` and `slices` make of them.
+    parts = [(str(one.get("name")), one, _SCORES) for one in _dicts(record.result.get("per_class"))]
+    for part in _dicts(record.result.get("slices")):
+        if type(scores := part.get("metrics")) is dict:
+            parts.append((f"{part.get('field')} == {part.get('value')}", scores, tuple(scores)))
+    for called, scores, names in parts if len(parts) <= _SEARCHED else ():
+        for name in names:
+            score = scores.get(name)
+            if type(score) is dict and (value := _number(score.get("value"))) is not None:
+                found[f"eval.{label}.{name}.{called}"] = value
+    return found
+
+
+def _dicts(listed: Any) -> list[dict[str, Any]]:
+    return [one for one in listed if type(one) is dict] if type(listed) is list else []
+
+
+def parse_evaluation(raw: Any, name: str, version: int, number: int, path: Path) -> EvaluationRecord:
+    """An evaluation out of the JSON of its claim.
+
+    Raises:
+        CorruptError: It is none of this version.
+    """
     try:
         check_format(raw, path)
         if raw["name"] != name or raw["version"] != version or not isinstance(raw["result"], dict):

@@ -249,8 +249,19 @@ def _left_over(root: Path, tree: Survey) -> Iterator[Finding]:
         if pointer not in known:
             path = tree.root / "models" / name / "aliases" / alias
             yield Finding("unlisted", path, "is in no journal", (pointer.ref,), pointer=pointer)
+    yield from _unlisted_evaluations(tree, known)
     for name in journals(root / "journals"):
         read = read_new(root / "journals" / name, Position())
         if read is not None and read[1].torn:
             told = f"{len(read[1].torn)} torn lines, of writers that were killed; readers pass over them"
             yield Finding("torn", root / "journals" / name, told)
+
+
+def _unlisted_evaluations(tree: Survey, known: set[Pointer]) -> Iterator[Finding]:
+    records = Evaluations(tree.root)
+    for version in tree.versions:
+        for number in records.numbers(version):
+            pointer = Pointer(version.name, version.version, None, number)
+            if pointer not in known:
+                path = records.path(version, number)
+                yield Finding("unlisted", path, "is in no journal", (pointer.ref,), pointer=pointer)

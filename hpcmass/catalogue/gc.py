@@ -24,7 +24,7 @@ from hpcmass.catalogue.claims import claim_json
 from hpcmass.catalogue.leftovers import age_s, file_system_now, left_behind, temporaries
 from hpcmass.catalogue.moved import blob_files, moved_file, moved_packs, pack_files, write_moved
 from hpcmass.catalogue.packs import PACK_BYTES
-from hpcmass.catalogue.removing import gravestone, revive, take_out
+from hpcmass.catalogue.removing import STALLED_S, gravestone, gravestones, revive, take_out
 from hpcmass.catalogue.reserve import with_room
 from hpcmass.catalogue.retention import Decision, Rules, decide
 from hpcmass.catalogue.survey import Content, Survey, content_of, pending, survey
@@ -33,7 +33,6 @@ from hpcmass.errors import AlreadyExists, CatalogueError, HpcmassError, StorageE
 from hpcmass.files import publishing, settle, storage_errors
 
 DAY_S = 86400.0
-_PENDING_S = 3600.0  # a writer between announcing a version and claiming it is held for dead after so long
 _MOSTLY_DEAD = 0.5  # a pack of which less is used is written anew
 
 
@@ -182,7 +181,12 @@ class _Run:
     def all(self) -> GcReport:
         report = self.report
         finish(self.root)
-        tree = sound(self.root)
+        sound(self.root)
+        for path in gravestones(self.root):
+            self._begin([])
+            with self._permitted():
+                self.aside.take(path)
+        tree = sound(self.root)  # which also finds an alias whose version was brought back there just then
         if self._point_somewhere(tree):
             tree = sound(self.root)
         report.decisions = decide(tree, self.rules, time.time())
@@ -292,7 +296,7 @@ class _Run:
             self.report.brought_back += bring_back_used(aside, self.store, content)
             if aside.age_s < self.grace_s:
                 continue
-            if waiting and aside.age_s < _PENDING_S:
+            if waiting and aside.age_s < STALLED_S:
                 ref = min(pointer.ref for pointer in waiting)
                 self.report.waiting.append(
                     f"{ref} is announced and not there: its writer may be about to claim it and use what"

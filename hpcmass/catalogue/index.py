@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hpcmass.catalogue.aliases import read_move
-from hpcmass.catalogue.claims import listdir, numbers
+from hpcmass.catalogue.claims import listdir, numbers, read_claim
+from hpcmass.catalogue.evaluations import parse_evaluation
 from hpcmass.catalogue.index_file import CopiedIndex, IndexFile, LiveIndex, MemoryIndex, index_file
 from hpcmass.catalogue.index_rows import LAYOUT, IndexRows
 from hpcmass.catalogue.journal import Pointer, Position, journals, read_new
@@ -76,7 +77,7 @@ class Index:
         if new is None:
             return None
         pointers, positions = new
-        if not pointers and positions == rows.positions() and not any(map(self._exists, rows.pending())):
+        if not pointers and positions == rows.positions() and not self._came(rows):
             return connection
         with self._file.changing() as changing:
             # Looked at again, for another process may have been faster.
@@ -92,6 +93,13 @@ class Index:
             # Another process makes the index anew, and has removed this one's log from under the reader.
             raise sqlite3.OperationalError("the index was removed")
         return self._file.current
+
+    def _came(self, rows: IndexRows) -> bool:
+        """Whether some of what was waited for is there; an evaluation waits for its version's line too."""
+        return any(
+            self._exists(one) and (one.evaluation is None or rows.has(one.model, one.number))
+            for one in rows.pending()
+        )
 
     def rebuild(self) -> sqlite3.Connection:
         """The index made anew from the tree, for reading only.
@@ -168,7 +176,9 @@ class Index:
         new = self._news(rows)
         pointers, positions = new if new is not None else (set(), {})
         self._apply(rows, self.tree())
-        rows.finish()
+        rows.known()
+        self._apply(rows, self.measured())
+        rows.sort()
         self._apply(rows, pointers)
         rows.keep_positions(positions)
 
@@ -182,33 +192,50 @@ class Index:
                 for number in numbers(folder / "aliases" / alias)[-1:]:
                     yield Pointer(model, number, alias)
 
+    def measured(self) -> Iterator[Pointer]:
+        """Every evaluation there is, the newest of a version first."""
+        for model in listdir(self.root / "models"):
+            folder = self.root / "models" / model / "evaluations"
+            for version in listdir(folder):
+                if version.isdecimal() and version.isascii() and int(version):
+                    for number in reversed(numbers(folder / version)):
+                        yield Pointer(model, int(version), None, number)
+
     def _exists(self, pointer: Pointer) -> bool:
         try:
-            return _named(pointer) and self._path(pointer).stat().st_size > 0
+            return _named(pointer) and pointer.path(self.root).stat().st_size > 0
         except OSError:
             return False
-
-    def _path(self, pointer: Pointer) -> Path:
-        folder = self.root / "models" / pointer.model
-        folder = folder / "versions" if pointer.alias is None else folder / "aliases" / pointer.alias
-        return folder / f"{pointer.number:06d}.json"
 
     def _apply(self, rows: IndexRows, pointers: Iterable[Pointer]) -> None:
         """Take in what pointers name; what is not there yet is kept as pending, what is damaged is left out."""
         last: dict[Path, int] = {}
+        measured: list[Pointer] = []
         for pointer in pointers:
-            if not _named(pointer):
-                continue
-            try:
-                known = pointer.alias is None and rows.has(pointer.model, pointer.number)
-                there = known or self._take(rows, pointer)
-            except HpcmassError:
-                there = True  # `verify` names it
-            rows.set_pending(pointer, not there and not self._removed(pointer, last))
+            if pointer.evaluation is not None:
+                measured.append(pointer)
+            elif _named(pointer):
+                self._apply_one(rows, pointer, last)
         rows.flush()
+        for pointer in measured:  # of versions that may have come just now
+            if _named(pointer):
+                self._apply_one(rows, pointer, last)
+
+    def _apply_one(self, rows: IndexRows, pointer: Pointer, last: dict[Path, int]) -> None:
+        is_version = pointer.alias is None and pointer.evaluation is None
+        try:
+            known = is_version and rows.has(pointer.model, pointer.number)
+            there = known or self._take(rows, pointer)
+        except HpcmassError:
+            there = True  # `verify` names it
+        rows.set_pending(pointer, not there and not self._removed(pointer, last))
 
     def _take(self, rows: IndexRows, pointer: Pointer) -> bool:
-        path = self._path(pointer)
+        path = pointer.path(self.root)
+        if pointer.evaluation is not None:
+            raw = read_claim(path, 0.0)
+            what = pointer.model, pointer.number, pointer.evaluation
+            return raw is not None and rows.measured(parse_evaluation(raw, *what, path))
         if pointer.alias is not None:
             move = read_move(path.parent, pointer.number, wait_s=0)
             if move is not None:
@@ -221,10 +248,10 @@ class Index:
 
     def _removed(self, pointer: Pointer, last: dict[Path, int]) -> bool:
         """Whether a claim that is not there will not come: numbers behind it are taken."""
-        path = self._path(pointer)
+        path = pointer.path(self.root)
         if path.parent not in last:
             last[path.parent] = max(numbers(path.parent), default=0)
-        return pointer.number < last[path.parent] and not path.exists()
+        return (pointer.evaluation or pointer.number) < last[path.parent] and not path.exists()
 
 
 def _named(pointer: Pointer) -> bool:

@@ -83,7 +83,22 @@ class IndexFile:
         self.folder = folder
         self.stem = stem
         self._fits = fits
-        self._open: tuple[tuple[object, ...], sqlite3.Connection] | None = None
+        self._opened_by: dict[int, tuple[tuple[object, ...], sqlite3.Connection]] = {}
+
+    @property
+    def _open(self) -> tuple[tuple[object, ...], sqlite3.Connection] | None:
+        """What this thread has open: two that use one connection at once end in a segmentation fault.
+
+        A thread that began after another had ended may have its number, and goes on with its connection.
+        """
+        return self._opened_by.get(threading.get_ident())
+
+    @_open.setter
+    def _open(self, opened: tuple[tuple[object, ...], sqlite3.Connection] | None) -> None:
+        if opened is None:
+            self._opened_by.pop(threading.get_ident(), None)
+        else:
+            self._opened_by[threading.get_ident()] = opened
 
     @property
     def path(self) -> Path:
@@ -326,7 +341,7 @@ class LiveIndex(IndexFile):
 
 
 class MemoryIndex(IndexFile):
-    """An index for this object alone: where the cache cannot be written."""
+    """An index for a thread of this object alone: where the cache cannot be written."""
 
     def reader(self) -> sqlite3.Connection | None:
         """See `IndexFile.reader`."""

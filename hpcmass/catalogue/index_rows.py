@@ -6,11 +6,12 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 
+from hpcmass.catalogue.evaluations import EvaluationRecord, label_of, searched
 from hpcmass.catalogue.journal import Pointer, Position
-from hpcmass.catalogue.rows import FIXED, Row, row_of
+from hpcmass.catalogue.rows import FIXED, Row, clean, row_of
 from hpcmass.catalogue.version import Version
 
-LAYOUT = 2
+LAYOUT = 3
 
 COLUMNS = 1000
 """Keys that have a column of their own; further ones lie in a table `more` (SQLite takes 2,000 columns)."""
@@ -21,8 +22,10 @@ _AT_ONCE = 5000
 # No column of a fact has a type: SQLite would turn a text into a number, and could not join by an index.
 _TABLES = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE journals (name TEXT PRIMARY KEY, offset INTEGER, torn TEXT) WITHOUT ROWID;
-CREATE TABLE pending (model TEXT, number INTEGER, alias TEXT, PRIMARY KEY (model, number, alias)) WITHOUT ROWID;
+CREATE TABLE journals (name TEXT PRIMARY KEY, offset INTEGER, torn TEXT, last INTEGER, sum TEXT) WITHOUT ROWID;
+CREATE TABLE pending (model TEXT, number INTEGER, alias TEXT, evaluation INTEGER,
+    PRIMARY KEY (model, number, alias, evaluation)) WITHOUT ROWID;
+CREATE TABLE evaluations (id INTEGER, label TEXT, number INTEGER, PRIMARY KEY (id, label)) WITHOUT ROWID;
 CREATE TABLE keys (key TEXT PRIMARY KEY, number INTEGER) WITHOUT ROWID;
 CREATE TABLE versions (id INTEGER PRIMARY KEY, {", ".join(f'"{name}"' for name in FIXED)}, lists);
 CREATE TABLE datasets (id INTEGER, split, dataset);
@@ -67,15 +70,19 @@ class IndexRows:
     # -- what is known ---------------------------------------------------------------------------------
     def positions(self) -> dict[str, Position]:
         """How far each journal was read."""
-        rows = self.connection.execute("SELECT name, offset, torn FROM journals")
+        rows = self.connection.execute("SELECT name, offset, torn, last, sum FROM journals")
         return {
-            name: Position(offset, tuple((a, b) for a, b in json.loads(torn))) for name, offset, torn in rows
+            name: Position(offset, tuple((a, b) for a, b in json.loads(torn)), (last, checksum))
+            for name, offset, torn, last, checksum in rows
         }
 
     def pending(self) -> list[Pointer]:
         """Claims that a journal names and that were not there."""
-        rows = self.connection.execute("SELECT model, number, alias FROM pending")
-        return [Pointer(model, number, alias or None) for model, number, alias in rows]
+        rows = self.connection.execute("SELECT model, number, alias, evaluation FROM pending")
+        return [
+            Pointer(model, number, alias or None, evaluation or None)
+            for model, number, alias, evaluation in rows
+        ]
 
     def has(self, name: str, number: int) -> bool:
         """Whether a version is known."""
@@ -94,8 +101,8 @@ class IndexRows:
     def keep_positions(self, positions: Mapping[str, Position]) -> None:
         """How far each journal was read."""
         self.connection.executemany(
-            "INSERT OR REPLACE INTO journals VALUES (?, ?, ?)",
-            [(name, at.offset, json.dumps(at.torn)) for name, at in positions.items()],
+            "INSERT OR REPLACE INTO journals VALUES (?, ?, ?, ?, ?)",
+            [(name, at.offset, json.dumps(at.torn), *at.last) for name, at in positions.items()],
         )
 
     def set_pending(self, pointer: Pointer, pending: bool) -> None:
@@ -103,11 +110,12 @@ class IndexRows:
         if self._building and not pending:
             return
         statement = (
-            "INSERT OR IGNORE INTO pending VALUES (?, ?, ?)"
+            "INSERT OR IGNORE INTO pending VALUES (?, ?, ?, ?)"
             if pending
-            else "DELETE FROM pending WHERE model = ? AND number = ? AND alias = ?"
+            else "DELETE FROM pending WHERE model = ? AND number = ? AND alias = ? AND evaluation = ?"
         )
-        self.connection.execute(statement, (pointer.model, pointer.number, pointer.alias or ""))
+        what = (pointer.model, pointer.number, pointer.alias or "", pointer.evaluation or 0)
+        self.connection.execute(statement, what)
 
     def move_alias(self, name: str, alias: str, number: int, version: int) -> None:
         """Where an alias points since its move `number`, unless a later one is known."""
@@ -116,6 +124,46 @@ class IndexRows:
             " SET number = excluded.number, version = excluded.version WHERE excluded.number > number",
             (name, alias, number, version),
         )
+
+    def measured(self, record: EvaluationRecord) -> bool:
+        """Take in what was measured of a version; of the evaluations on one data set the newest counts.
+
+        Returns:
+            Whether the version is known.
+        """
+        found = self.connection.execute(
+            "SELECT id FROM versions WHERE name = ? AND version = ?", (record.name, record.version)
+        ).fetchone()
+        if found is None:
+            return False
+        (place,) = found
+        splits = self.connection.execute("SELECT split, dataset FROM datasets WHERE id = ?", found)
+        label = clean(label_of(record, dict(splits.fetchall())))
+        known = self.connection.execute(
+            "SELECT number FROM evaluations WHERE id = ? AND label = ?", (place, label)
+        ).fetchone()
+        if known is not None and known[0] >= record.number:
+            return True
+        self.connection.execute(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?)", (place, label, record.number)
+        )
+        facts: dict[str, float | int | None] = {}
+        if known is not None:  # nothing of an earlier one is left among the newer one's
+            facts.update(dict.fromkeys(key for key in self._keys if key.startswith(f"eval.{label}.")))
+        facts.update((clean(key), value) for key, value in searched(record, label).items())
+        for key in facts:
+            if key not in self._keys:
+                self._new_key(key)
+        columns = [key for key in facts if self._keys[key] is not None]
+        if columns:
+            text = ", ".join(f"c{self._keys[key]} = ?" for key in columns)
+            values = [*(facts[key] for key in columns), place]
+            self.connection.execute(f"UPDATE versions SET {text} WHERE id = ?", values)
+        more = [(place, key, value) for key, value in facts.items() if self._keys[key] is None]
+        self.connection.executemany("DELETE FROM more WHERE id = ? AND key = ?", [one[:2] for one in more])
+        more = [one for one in more if one[2] is not None]
+        self.connection.executemany("INSERT INTO more VALUES (?, ?, ?)", more)
+        return True
 
     def add(self, versions: Iterable[Version]) -> None:
         """Take versions in; they are written by `flush` at the latest."""
@@ -166,14 +214,21 @@ class IndexRows:
 
     def finish(self) -> None:
         """End a build: write what is waiting, and make the indexes."""
+        self.known()
+        self.sort()
+
+    def known(self) -> None:
+        """All versions of a build are in: what was measured of them may follow, before `sort`."""
         self.flush()
         self._building = False
         self._taken.clear()
         for statement in _INDEXES.split(";"):
             self.connection.execute(statement)
-        for key in sorted(self._keys):
-            if key.startswith("metrics."):
-                self._sort(key)
+
+    def sort(self) -> None:
+        """Make the indexes of metrics; until then facts are written for less."""
+        for key in sorted(self._keys, key=lambda key: (not key.startswith("metrics."), key)):
+            self._sort(key)
 
     def _new_key(self, key: str) -> None:
         taken = sum(number is not None for number in self._keys.values())
@@ -188,5 +243,6 @@ class IndexRows:
     def _sort(self, key: str) -> None:
         count = self.connection.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE 'best%'").fetchone()
         number = self._keys[key]
-        if number is not None and key.startswith("metrics.") and count[0] < _SORTED:
+        metric = key.startswith(("metrics.", "eval.")) and not key.endswith(("_low", "_high"))
+        if number is not None and metric and count[0] < _SORTED:
             self.connection.execute(f"CREATE INDEX best{number} ON versions (c{number})")

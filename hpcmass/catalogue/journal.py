@@ -1,7 +1,10 @@
 r"""Append-only journals of claims: `journals/HOST-BOOT-USER.jsonl`, by which readers learn what is new.
 
 A line is the CRC-32 of its JSON in eight hexadecimal digits, a space, and the JSON:
-`{"model":"m","version":101}` or `{"model":"m","alias":"production","number":3}`.
+`{"model":"m","version":101}`, `{"model":"m","version":101,"evaluation":2}` or
+`{"model":"m","alias":"production","number":3}`, each with `"at"`, when it was written. That makes lines that
+name the same differ: a reader knows by the last one it read whether a journal is still the one that it read,
+and not one restored from a backup that has grown since.
 It is appended before the claim is tried, so a claim whose writer dies is known, and a line may name a claim
 that never comes. One kernel's processes of one user share a journal: each appends with one `write` on
 O_APPEND, which a kernel does whole and in turn; no two machines write to one file. Each line begins with a
@@ -14,6 +17,7 @@ import json
 import os
 import re
 import socket
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,31 +25,46 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue.blobs import make_durable_dir
-from hpcmass.catalogue.claims import listdir
+from hpcmass.catalogue.claims import listdir, numbered
 from hpcmass.files import boot_id, fsync_dir, settle_open, storage_errors
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a line names: the claim of a version (or of several from it on), or a move of an alias.
+    """What a line names: the claim of a version (or of several from it on), an evaluation, an alias's move.
 
     Attributes:
         model: The model's name, not checked yet.
-        number: The claim's number.
-        alias: The alias that moves, or None for versions.
+        number: The claim's number; of an evaluation the version's.
+        alias: The alias that moves, or None.
+        evaluation: The evaluation's number, or None.
     """
 
     model: str
     number: int
     alias: str | None = None
+    evaluation: int | None = None
 
     @property
     def ref(self) -> str:
         """The reference that it is about."""
+        if self.evaluation is not None:
+            return f"{self.model}@{self.number}/{self.evaluation}"
         return f"{self.model}@{self.number if self.alias is None else self.alias}"
+
+    def path(self, root: Path) -> Path:
+        """The claim that it is about, in a catalogue; only of names that were checked."""
+        folder = root / "models" / self.model
+        if self.evaluation is not None:
+            return numbered(folder / "evaluations" / f"{self.number:06d}", self.evaluation)
+        return numbered(
+            folder / "versions" if self.alias is None else folder / "aliases" / self.alias, self.number
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The line's content."""
+        if self.evaluation is not None:
+            return {"model": self.model, "version": self.number, "evaluation": self.evaluation}
         if self.alias is None:
             return {"model": self.model, "version": self.number}
         return {"model": self.model, "alias": self.alias, "number": self.number}
@@ -81,7 +100,8 @@ def append(folder: Path, pointers: Iterable[Pointer]) -> None:
 
 
 def _line(pointer: Pointer) -> bytes:
-    text = json.dumps(pointer.to_json(), separators=(",", ":")).encode()
+    said = {**pointer.to_json(), "at": round(time.time(), 6)}
+    text = json.dumps(said, separators=(",", ":")).encode()
     return b"%08x " % zlib.crc32(text) + text
 
 
@@ -91,12 +111,13 @@ def parse_line(line: bytes) -> Pointer | None:
         return None
     try:
         raw = json.loads(line[9:])
-        model, alias = raw["model"], raw.get("alias")
+        model, alias, evaluation = raw["model"], raw.get("alias"), raw.get("evaluation")
         number = raw["version"] if alias is None else raw["number"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     fits = isinstance(model, str) and type(number) is int and 0 < number < 1 << 40
-    return Pointer(model, number, alias) if fits and isinstance(alias, (str, type(None))) else None
+    fits &= evaluation is None or (type(evaluation) is int and 0 < evaluation < 1 << 40 and alias is None)
+    return Pointer(model, number, alias, evaluation) if fits and isinstance(alias, (str, type(None))) else None
 
 
 _TORN_KEPT = 64
@@ -110,14 +131,16 @@ class Position:
         offset: Bytes of whole lines read.
         torn: First and last byte of lines that did not fit their checksum. They are looked at again: a page of
             a file that another machine writes may come later than the one after it.
+        last: Where the last line begins that fitted its checksum, and that checksum as it is written.
     """
 
     offset: int = 0
     torn: tuple[tuple[int, int], ...] = ()
+    last: tuple[int, str] = (0, "")
 
 
 def read_new(path: Path, position: Position) -> tuple[list[Pointer], Position] | None:
-    """What a journal has since a position, and the position after it; None where it became shorter.
+    """What a journal has since a position, and the position after it; None where it is another than was read.
 
     Only the file's size and content count, never its times.
 
@@ -131,24 +154,34 @@ def read_new(path: Path, position: Position) -> tuple[list[Pointer], Position] |
         size = file.seek(0, os.SEEK_END)
         if size < position.offset:
             return None
+        file.seek(position.last[0])
+        if file.read(len(position.last[1])) != position.last[1].encode():
+            return None
+        last = position.last
         for start, end in position.torn:
             file.seek(start)
-            _scan(file.read(end - start), start, found, torn)
+            last = _scan(file.read(end - start), start, found, torn, last)
         file.seek(position.offset)
         data = file.read() if size > position.offset else b""
     whole = data[: data.rfind(b"\n") + 1]
-    _scan(whole, position.offset, found, torn)
-    return found, Position(position.offset + len(whole), tuple(torn[-_TORN_KEPT:]))
+    last = _scan(whole, position.offset, found, torn, last)
+    return found, Position(position.offset + len(whole), tuple(torn[-_TORN_KEPT:]), last)
 
 
-def _scan(data: bytes, at: int, found: list[Pointer], torn: list[tuple[int, int]]) -> None:
+def _scan(
+    data: bytes, at: int, found: list[Pointer], torn: list[tuple[int, int]], last: tuple[int, str]
+) -> tuple[int, str]:
+    """Take lines in; gives the last one that fits, or the one before them."""
     for line in data.split(b"\n"):
         pointer = parse_line(line)
         if pointer is not None:
             found.append(pointer)
+            if at >= last[0]:
+                last = at, line[:8].decode()
         elif line:
             torn.append((at, at + len(line)))
         at += len(line) + 1
+    return last
 
 
 def named(folder: Path) -> set[Pointer]:

@@ -67,6 +67,7 @@ class _Mender:
         self.aside = Aside(root, QUARANTINE)
         self.done: list[str] = []
         self.gone: list[str] = []  # versions set aside
+        self.unmeasured: list[str] = []  # evaluations set aside
         self.lost: list[str] = []  # aliases of which no move is left, whose moves count from 1 again
 
     def all(self, findings: list[Finding]) -> None:
@@ -94,8 +95,9 @@ class _Mender:
             self._contents([one.entry for one in by_kind["content"] if one.entry is not None])
         self._bring_back()
         self.aside.settle()
-        if self.lost:
-            log_removal(self.root, {"why": self.why, "run": self.aside.run, "aliases": self.lost})
+        if self.lost or self.unmeasured:
+            gone = {"aliases": self.lost, "evaluations": self.unmeasured}
+            log_removal(self.root, {"why": self.why, "run": self.aside.run, **gone})
         if self.gone:
             self.aside.begin({"why": self.why, "versions": self.gone})
             log_removal(self.root, {"why": self.why, "run": self.aside.run, "versions": self.gone})
@@ -160,6 +162,7 @@ class _Mender:
         for one in found:
             newest = int(one.where.stem) == numbers(one.where.parent)[-1]
             if self.aside.take(one.where):
+                self.unmeasured += one.refs
                 if newest:
                     claim(one.where)
                 self.done.append(f"set aside the damaged evaluation {one.where}")

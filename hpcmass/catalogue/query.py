@@ -39,11 +39,13 @@ class Field:
         name: `version`, `metrics.accuracy`, `job.params.lr`, `alias`, `datasets.train` …
         many: It may have several values: `alias`, `dataset`, `datasets.SPLIT`, `tag`, `ancestor`.
         known: Some version may have it.
+        others: Names of the facts that stand for it in a version that lacks it, the first that is there.
     """
 
     name: str
     many: bool = False
     known: bool = True
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

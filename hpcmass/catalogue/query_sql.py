@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpcmass.catalogue.query import Field, Joined, Node, Not, Test
-from hpcmass.catalogue.rows import FIXED
+from hpcmass.catalogue.rows import FIXED, stand_ins
 
 _SQL = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _INDEXED = ("name", "version")
@@ -40,7 +40,10 @@ class Names:
             return Field(name, many=True)
         for prefix in ("", "metrics.", "job.", "tags.", "lineage."):
             if (key := prefix + name) in self.keys:
-                return Field(key)
+                return Field(key, others=tuple(one for one in stand_ins(key) if one in self.keys))
+        found = [one for prefix in ("", "job.") for one in stand_ins(prefix + name) if one in self.keys]
+        if found:
+            return Field(found[0], others=tuple(found[1:]))
         return Field(name, known=False) if self.empty else None
 
     def all(self) -> list[str]:
@@ -76,10 +79,15 @@ class Sql:
             return "NULL"
         if one.name in FIXED:
             return f'v."{one.name}"' if plain or one.name in _INDEXED else f'+v."{one.name}"'
-        number = self.names.keys[one.name]
+        if one.others:
+            return f"coalesce({', '.join(self._key(name) for name in (one.name, *one.others))})"
+        return self._key(one.name) if plain else f"+{self._key(one.name)}"
+
+    def _key(self, name: str) -> str:
+        number = self.names.keys[name]
         if number is not None:
-            return f"v.c{number:d}" if plain else f"+v.c{number:d}"
-        self.values.append(one.name)
+            return f"v.c{number:d}"
+        self.values.append(name)
         return "(SELECT value FROM more WHERE more.id = v.id AND more.key = ?)"
 
     def _single(self, test: Test) -> str:

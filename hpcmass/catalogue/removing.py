@@ -2,7 +2,9 @@
 
 A claim whose versions all go is moved to the trash. Of a claim of several the others stay, and in the place of
 each that goes stands who removed it, when and why: numbers keep their meaning, and none is given twice. So the
-last claim of a model is never taken away either.
+last claim of a model is never taken away either, and none that is younger than an hour: a writer that looked
+for the next number before it was claimed, and has not tried it yet, would get it. After an hour such a writer
+is held for dead, and `gc` takes what stands there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 from hpcmass.catalogue.aside import QUARANTINE, TRASH, Aside, log_removal, runs
 from hpcmass.catalogue.claims import listdir, numbered
+from hpcmass.catalogue.leftovers import age_s, file_system_now
 from hpcmass.catalogue.moved import blob_place, pack_place
 from hpcmass.catalogue.ranges import VersionClaims, removed
 from hpcmass.catalogue.version import MOST, REMOVED_FORMAT, Version
@@ -22,6 +25,8 @@ from hpcmass.errors import CatalogueError, CorruptError, HpcmassError
 from hpcmass.files import read_json, replace, settle
 
 _TRIES = 20
+STALLED_S = 3600.0
+"""A writer between looking for a number, or announcing it, and claiming it is held for dead after so long."""
 
 
 def claims_of(root: Path, name: str) -> VersionClaims:
@@ -60,7 +65,7 @@ def take_out(aside: Aside, name: str, start: int, stones: Mapping[int, dict[str,
     left = [
         start + place for place, one in enumerate(found) if not removed(one) and start + place not in stones
     ]
-    if not left and start != claims.starts()[-1]:
+    if not left and start != claims.starts()[-1] and passed(path, file_system_now(aside.root / "care")):
         if not aside.take(path):
             return False
     else:
@@ -69,6 +74,24 @@ def take_out(aside: Aside, name: str, start: int, stones: Mapping[int, dict[str,
     for number in stones:
         _take_evaluations(aside, name, number)
     return True
+
+
+def passed(path: Path, now: float) -> bool:
+    """Whether nobody can be about to claim a number that is taken, by the time of the file system."""
+    return age_s(path, now) > STALLED_S
+
+
+def gravestones(root: Path) -> list[Path]:
+    """Claims in which only who removed their versions stands, that nobody can be about to claim any more."""
+    found, now = [], file_system_now(root / "care")
+    for name in listdir(root / "models"):
+        claims = VersionClaims(root / "models" / name / "versions", name, {}, wait_s=0)
+        for start in claims.starts()[:-1]:
+            path = numbered(claims.folder, start)
+            raw = claims.content(start) if passed(path, now) else None
+            if raw is not None and all(map(removed, raw.get("versions", [raw]))):
+                found.append(path)
+    return found
 
 
 def _evaluations(root: Path, name: str, number: int) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hpcmass.catalogue.evaluations import Evaluations
 from hpcmass.catalogue.survey import Survey, parents
 from hpcmass.catalogue.version import FileEntry, Version
 
@@ -75,7 +77,9 @@ def decide(found: Survey, rules: Rules, now: float) -> list[Decision]:
     for version in versions:
         for entry in set(version.files.values()):
             users[entry] += 1
-    size, files = sum(entry.bytes for entry in users), _files_of(users) + len(found.claims)
+    # What stands where versions were removed does not count: it goes within the hour.
+    claims = sum(1 for held in found.claims.values() if held)
+    size, files = sum(entry.bytes for entry in users), _files_of(users) + claims
     goes: dict[str, int] = {}
     candidates = [version for version in versions if rules.any and not why[version.ref]]
     for version in sorted(candidates, key=lambda version: version.created):
@@ -120,7 +124,8 @@ def _kept(versions: list[Version], found: Survey, rules: Rules, now: float) -> d
         for version in mine[-rules.keep_last :] if rules.keep_last else []:
             why[version.ref].append(f"one of the last {rules.keep_last}")
         for metric, count, less in rules.keep_best:
-            measured = [(value, one) for one in mine if (value := metric_of(one.metrics, metric)) is not None]
+            values = ((metric_of(_metrics(one, metric, found.root), metric), one) for one in mine)
+            measured = [(value, one) for value, one in values if value is not None]
             measured.sort(key=lambda pair: (pair[0] if less else -pair[0], -pair[1].version))
             for place, (_, version) in enumerate(measured[:count], 1):
                 why[version.ref].append(f"{metric}: best {place} of {len(measured)}")
@@ -129,6 +134,11 @@ def _kept(versions: list[Version], found: Survey, rules: Rules, now: float) -> d
             if now - version.created < rules.newer_than_s:
                 why[version.ref].append("registered lately")
     return why
+
+
+def _metrics(version: Version, name: str, root: Path) -> Mapping[str, Any]:
+    """The metrics that a name is of: of the version's record, or `eval.test.accuracy` of its evaluations."""
+    return Evaluations(root).searched(version) if name.startswith("eval.") else version.metrics
 
 
 def _ancestors(versions: list[Version], why: dict[str, list[str]]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpcmass.catalogue.version import Version
 
+_TRIAL = re.compile(r"-[0-9]{6}$")
 _INT_LIMIT = 1 << 63
 _INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -46,7 +48,6 @@ def row_of(version: Version) -> Row:
     lineage = version.lineage
     job = lineage.get("job")
     job = job if isinstance(job, dict) else {}
-    recipe = job.get("recipe")
     datasets = lineage.get("datasets")
     row = Row(
         (
@@ -57,9 +58,7 @@ def row_of(version: Version) -> Row:
             clean(version.description),
             min(version.bytes, _INT_LIMIT - 1),
             len(version.files),
-            clean(recipe.rstrip("/").rpartition("/")[2].removesuffix(".py"))
-            if isinstance(recipe, str)
-            else None,
+            recipe_of(job, lineage.get("run")),
             *(_text(lineage.get(key)) for key in ("run", "parent", "commit")),
         ),
         datasets={
@@ -78,6 +77,39 @@ def row_of(version: Version) -> Row:
     if rest := {key: value for key, value in lineage.items() if key not in _TAKEN}:
         _flatten("lineage.", rest, row, 0, numbers=False)
     return row
+
+
+def recipe_of(job: Mapping[str, Any], run: Any = None) -> str | None:
+    """The name of a job's recipe: of `recipes/trees.py` trees; of `mnist/recipe.py` its folder's, mnist.
+
+    Of a copy in the folder of the run (trials of a study, submitted runs), where the original lay is not known:
+    it has the job's name, without a trial's number. None where the job has no recipe.
+    """
+    recipe, name = job.get("recipe"), job.get("name")
+    if not isinstance(recipe, str):
+        return None
+    folder, _, file = recipe.rstrip("/").rpartition("/")
+    stem = file.removesuffix(".py")
+    if stem == "recipe":
+        around = folder.rstrip("/").rpartition("/")[2]
+        if around not in ("", ".", "..") and folder != run:
+            stem = around
+        elif isinstance(name, str) and name:
+            stem = _TRIAL.sub("", name)
+    return clean(stem)
+
+
+def stand_ins(key: str) -> tuple[str, ...]:
+    """The facts that stand for a parameter in a version whose recipe has none of that name.
+
+    What a person calls the learning rate is `params.lr` of one recipe and the option `train.lr` of another; a
+    sweep varies both in one list of parameters, the options by their whole names.
+    """
+    name = key.removeprefix("job.params.")
+    if name == key:
+        return ()
+    whole = (f"job.{name}",) if name.startswith(("train.", "resources.")) else ()
+    return (*whole, f"job.train.{name}")
 
 
 def clean(text: str) -> str:

@@ -13,7 +13,7 @@ from hpcmass.catalogue.frame import frame
 from hpcmass.catalogue.index_file import keep_open
 from hpcmass.catalogue.query import Field, nearest, parse
 from hpcmass.catalogue.query_sql import Names, Sql
-from hpcmass.catalogue.rows import FIXED
+from hpcmass.catalogue.rows import FIXED, stand_ins
 from hpcmass.errors import CatalogueError
 
 _AT_ONCE = 500
@@ -31,7 +31,7 @@ class Found:
         description: One or a few sentences, or empty.
         bytes: Bytes of all its files.
         files: Their number.
-        recipe: The recipe's file name without folder and `.py`, or None.
+        recipe: The recipe's name, see `recipe_of`, or None.
         run: The folder of its run, or None.
         parent: The version that it was made from, or None.
         commit: The git commit, or None.
@@ -74,6 +74,16 @@ class Found:
     def tags(self) -> dict[str, Any]:
         """Its tags and what they say."""
         return self._below("tags.")
+
+    @property
+    def evaluations(self) -> dict[str, Any]:
+        """What its newest evaluation on each data set measured, flat: `test.accuracy`."""
+        return self._below("eval.")
+
+    def get(self, name: str) -> Any:
+        """A fact by its whole name, or what stands for it (of `job.params.lr` `job.train.lr`), or None."""
+        flat = self.to_json()
+        return next((flat[one] for one in (name, *stand_ins(name)) if flat.get(one) is not None), None)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -202,8 +212,8 @@ def stream(
     wanted = -1 if limit is None else min(max(0, limit), sys.maxsize)
     last = ["v.name", "v.version"]
     ids = None
-    if len(order) == 1 and wanted >= 0 and names.keys.get(order[0][0].name) is not None:
-        one, down = order[0]
+    one, down = order[0] if order else (Field(""), False)
+    if len(order) == 1 and wanted >= 0 and names.keys.get(one.name) is not None and not one.others:
         column = sql.column(one, plain=node is None)
         best = f"{where} AND {column} IS NOT NULL AND typeof({column}) <> 'text'"
         by = [column + (" DESC" if down else "")]

@@ -168,9 +168,10 @@ def pending(root: Path) -> set[Pointer]:
             check_name(pointer.alias or "none")
         except NameNotAllowed:
             continue
-        folder = root / "models" / pointer.model
-        folder = folder / "versions" if pointer.alias is None else folder / "aliases" / pointer.alias
-        path = numbered(folder, pointer.number)
+        if pointer.evaluation is not None:  # it uses no content
+            continue
+        path = pointer.path(root)
+        folder = path.parent
         try:
             if path.stat().st_size:
                 continue

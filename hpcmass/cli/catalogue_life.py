@@ -9,6 +9,7 @@ import click
 from hpcmass.cli.console import csv_table, day, dump, table, visible
 from hpcmass.cli.export import FORMS, told
 from hpcmass.cli.options import project_option
+from hpcmass.errors import ConfigError
 from hpcmass.files import replace
 
 
@@ -82,14 +83,29 @@ def promote(
     show_default=True,
     help="dot: for Graphviz; mermaid: for Markdown.",
 )
+@click.option(
+    "--deployment",
+    "deployed",
+    multiple=True,
+    metavar="NAME=REFERENCE",
+    help="Where one is served (repeatable).",
+)
 @project_option
-def lineage(model: str, shape: str, project_root: str | None) -> None:
-    """Show what a version was made of, and what was made of it."""
+def lineage(model: str, shape: str, deployed: tuple[str, ...], project_root: str | None) -> None:
+    """Show what a version was made of, and what was made of it.
+
+    --deployment web=mnist@production shows that what is called web serves that version or alias.
+    """
     from hpcmass.catalogue import graph_text
     from hpcmass.catalogue.graph import lineage_graph
     from hpcmass.workflow.registry import open_catalogue
 
-    graph = lineage_graph(open_catalogue(project_root), model)
+    if wrong := [one for one in deployed if not all(one.partition("="))]:
+        raise ConfigError(
+            f"'{wrong[0]}' is no deployment", where="--deployment", hint="such as web=mnist@production"
+        )
+    served = {name: ref for name, _, ref in (one.partition("=") for one in deployed)}
+    graph = lineage_graph(open_catalogue(project_root), model, deployments=served)
     if shape == "json":
         dump(graph.to_json())
         return

@@ -76,8 +76,7 @@ def search(expression: str | None, sort: str, limit: int, shape: str, project_ro
 
     def rows() -> Iterator[Sequence[Any]]:
         for one in found:
-            flat = one.to_json()
-            yield (one.ref, one.aliases, *(flat.get(key) for key in fields), size(one.bytes), day(one.created))
+            yield (one.ref, one.aliases, *map(one.get, fields), size(one.bytes), day(one.created))
 
     stream_table(rows(), ["version", "aliases", *map(short, fields), "size", "created"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -13,6 +14,8 @@ import click
 
 # What moves a terminal's cursor, sets its title, or turns the direction of writing; not the end of a line.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
@@ -72,10 +75,25 @@ def csv_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
     out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(keys)
+    out.writerow(map(csv_cell, keys))
     for row in rows:
         values = (row.get(key) for key in keys)
-        out.writerow([json.dumps(one) if isinstance(one, (list, dict)) else one for one in values])
+        out.writerow(map(csv_cell, values))
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for comma-separated values; lists as JSON.
+
+    A text that a spreadsheet would run as a formula has a `'` before it: others may have written it.
+    """
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        with contextlib.suppress(ValueError):
+            float(value)
+            return value
+        return "'" + value
+    return value
 
 
 def size(count: int) -> str:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from hpcmass.cli.console import text
+from hpcmass.cli.console import csv_cell, text
 
 _LOOKED_AT = 1000  # rows by which the columns' widths are set
 _NARROWEST = 8
@@ -73,10 +73,10 @@ def stream_csv(rows: Callable[[], Iterable[Mapping[str, Any]]], out: TextIO | No
     out = out or sys.stdout
     keys = list(dict.fromkeys(key for row in rows() for key in row))
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(keys)
+    writer.writerow(map(csv_cell, keys))
     for row in rows():
         values = (row.get(key) for key in keys)
-        writer.writerow([json.dumps(one) if isinstance(one, (list, dict)) else one for one in values])
+        writer.writerow(map(csv_cell, values))
 
 
 def _plain(cell: str) -> str:

@@ -137,7 +137,7 @@ def register_run(
     Args:
         run: The run, or its name.
         project: The project.
-        name: The model's name; default: the job's.
+        name: The model's name; default: the job's, of a study's trial the study's job's.
         description: One line for the people who find it.
         evaluate_on: Evaluate on this dataset and keep the metrics.
         evaluation: Metrics measured before, to be kept.
@@ -168,9 +168,11 @@ def register_run(
         metrics |= evaluation.flat()
         ids.setdefault("evaluated", evaluation.dataset)
     record = lineage(folder.path, datasets=ids, job_folder=_folder_of(job), parent=parent)
+    if (trial := _trial_of(folder)) is not None:
+        record["sweep"] = {"study": trial[0].name, "trial": trial[1]}
     record["cost"] = cost_of(folder, None).to_json()  # the run's folder may be gone when somebody asks
     return open_catalogue(found).register(
-        name or job.name,
+        name or _called(folder, job),
         folder.model,
         metrics=metrics,
         lineage=record,
@@ -194,13 +196,27 @@ def keep_run(
     """
     found = project_of(project)
     catalogue = open_catalogue(found)
-    called = name or read_run_job(run.job_file).name
+    called = name or _called(run, read_run_job(run.job_file))
     version = catalogue.get(called) if called in catalogue.models() else None
     if version is None or version.lineage.get("run") != str(run.path):
         version = register_run(run, found, name=called, evaluation=evaluation)
     if catalogue.aliases(called).get(alias) != version.version:
         catalogue.alias(called, alias, version.version, why=why)
     return version
+
+
+def _trial_of(run: RunFolder) -> tuple[Path, int] | None:
+    """The study's folder and the number of a trial; None for any other run."""
+    above = run.path.absolute().parent
+    study, number = above.parent, run.path.name.partition("-")[0]
+    is_trial = above.name in ("trials", "reruns") and number.isdecimal() and (study / "job.toml").is_file()
+    return (study, int(number)) if is_trial else None
+
+
+def _called(run: RunFolder, job: Job) -> str:
+    """What the model of a run is called by itself: of a trial, whose job has its number, as its study's job."""
+    trial = _trial_of(run)
+    return job.name if trial is None else read_run_job(trial[0] / "job.toml").name
 
 
 def dataset_ids(job: Job, project: Project, pins: Mapping[str, str] | None = None) -> dict[str, str]:

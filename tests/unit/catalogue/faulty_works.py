@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from hpcmass.catalogue import Catalogue, Registration
+from hpcmass.catalogue import Catalogue, Evaluations, Registration
 from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.mending import repair
@@ -25,6 +25,7 @@ from hpcmass.errors import HpcmassError
 READER = Path(__file__).parents[3] / "docs" / "read_catalogue.py"
 FAULTS = {"none": 0, "kill": 1, "eio": 2, "enospc": 3, "edquot": 4, "late": 5}
 LINKS = {"links": 0, "eperm": errno.EPERM, "eopnotsupp": errno.EOPNOTSUPP}
+MEASURED = {"n": 3, "metrics": {"accuracy": {"value": 0.5}}}
 shim = ctypes.CDLL(None)
 shim.fault_seen.restype = ctypes.c_long
 
@@ -134,6 +135,25 @@ class Alias(Work):
         assert catalogue.aliases("m")["best"] == 3
 
 
+class Evaluate(Work):
+    """A record beside a version."""
+
+    def work(self, catalogue: Catalogue) -> None:
+        version = catalogue.get("m@2")
+        made = Evaluations(catalogue.path).add(version, MEASURED, dataset="d", data="data/test", why="test")
+        assert Evaluations(catalogue.path).of(version)[-1] == made
+
+    def whole(self, root: Path) -> set[str]:
+        found = Evaluations(root).of(Catalogue(root).get("m@2"))
+        assert [one.result for one in found] in ([], [MEASURED])
+        assert scan(root).ok
+        return super().whole(root)
+
+    def after(self, root: Path, refs: set[str]) -> None:
+        super().after(root, refs)
+        assert [one.ref for one in Catalogue(root).search("eval.test.accuracy == 0.5")] == ["m@2"]
+
+
 class Gc(Work):
     may_go = frozenset({"m@1", "m@3", "m@4"})  # 2 has an alias, 5 is the first of the best, 6 the newest
 
@@ -195,7 +215,7 @@ def flip(path: Path, at: int) -> None:
     os.chmod(path, 0o444)
 
 
-WORKS = {one.__name__: one for one in (Register, First, Many, ManyWithoutLinks, Alias, Gc, Fsck)}
+WORKS = {one.__name__: one for one in (Register, First, Many, ManyWithoutLinks, Alias, Evaluate, Gc, Fsck)}
 
 
 def child(work: Work, root: Path, fault: str, links: str, number: int, told: int) -> None:

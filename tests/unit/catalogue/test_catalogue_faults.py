@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WORKS = ("Register", "First", "Many", "Alias", "Gc", "Fsck")
+WORKS = ("Register", "First", "Many", "Alias", "Evaluate", "Gc", "Fsck")
 FAULTS = ("kill", "eio", "enospc", "edquot", "late")  # late: it is done and reports EIO; a write is torn
 
 

@@ -18,9 +18,11 @@ from hpcmass.catalogue import ranges as ranges_module
 from hpcmass.catalogue.aliases import AliasMove
 from hpcmass.catalogue.aside import lease, runs
 from hpcmass.catalogue.claims import claim_json
+from hpcmass.catalogue.fsck import scan
 from hpcmass.catalogue.gc import collect
 from hpcmass.catalogue.journal import Pointer, append
 from hpcmass.catalogue.moved import elsewhere, read_moved
+from hpcmass.catalogue.removing import gravestones, revive
 from hpcmass.catalogue.retention import Rules, decide
 from hpcmass.catalogue.survey import pending, survey
 from hpcmass.catalogue.version import FileEntry
@@ -155,6 +157,59 @@ def test_readers_indices_learn_what_is_gone_and_no_number_is_given_twice(tmp_pat
     assert [one.ref for one in catalogue.search()] == ["m@3", "m@4"]
 
 
+def test_a_writer_that_stalls_beside_a_collector_gets_no_number_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, stalled = Catalogue(tmp_path / "c"), Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 1)
+    announce, seen = stalled._announce, []
+
+    def slowly(name: str, number: int) -> None:
+        announce(name, number)
+        if not seen:
+            register(catalogue, tmp_path, 2)
+            collect(catalogue.path, Rules(keep_last=1), grace_s=0)
+        seen.append(number)
+
+    monkeypatch.setattr(stalled, "_announce", slowly)
+    made = stalled.register("m", model(tmp_path, 9), metrics={}, lineage={})
+    assert (seen, made.ref) == ([2, 4], "m@4")
+    with pytest.raises(NotFound):
+        catalogue.get("m@2")
+    assert refs(catalogue) == ["m@3", "m@4"]
+    # Nobody stalls for longer than an hour: then what stands there goes, and an alias still brings a version back.
+    folder = catalogue.path / "models/m/versions"
+    assert sorted(os.listdir(folder)) == [f"{n:06d}.json" for n in (1, 2, 3, 4)]
+    for number in (1, 2, 4):
+        os.utime(folder / f"{number:06d}.json", (time.time() - 3700,) * 2)
+    assert not scan(catalogue.path).findings
+    assert not collect(catalogue.path).gone
+    assert sorted(os.listdir(folder)) == ["000003.json", "000004.json"]
+    assert catalogue.register("m", model(tmp_path, 10), metrics={}, lineage={}).ref == "m@5"
+
+
+def test_a_version_that_is_brought_back_to_where_its_stone_goes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(tmp_path / "c")
+    register(catalogue, tmp_path, 3)
+    collect(catalogue.path, Rules(keep_last=1))
+    path = catalogue.path / "models/m/versions/000001.json"
+    os.utime(path, (1, 1))
+
+    def slowly(root: Path) -> list[Path]:
+        found = gravestones(root)
+        assert found == [path]
+        assert revive(root, "m", 1)
+        catalogue.alias("m", "back", 1, why="")
+        return found
+
+    monkeypatch.setattr("hpcmass.catalogue.gc.gravestones", slowly)
+    collect(catalogue.path)
+    assert catalogue.get("m@back").version == 1
+    assert catalogue.verify().ok
+
+
 def test_of_a_claim_of_several_the_others_stay(tmp_path: Path) -> None:
     catalogue = Catalogue(tmp_path / "c")
     catalogue.register_many([Registration("m", model(tmp_path, one), {"n": one % 10}) for one in range(40)])
@@ -178,6 +233,7 @@ def test_of_a_claim_of_several_the_others_stay(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "m@1..40")
     # The claim is the last one no more, and goes when all of it goes; what says where the pack went goes, too.
+    os.utime(catalogue.path / "models/m/versions/000001.json", (1, 1))
     collect(catalogue.path, Rules(keep_last=1), grace_s=0)
     assert refs(catalogue) == ["m@41"]
     assert not [path for path in (catalogue.path / "cas" / "packs").rglob("*") if path.is_file()]

@@ -1,6 +1,7 @@
 """Journals, and the index that a reader makes from them."""
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from hpcmass.catalogue import Catalogue, Registration
 from hpcmass.catalogue import journal as journal_module
+from hpcmass.catalogue.index_rows import LAYOUT
 from hpcmass.catalogue.journal import Pointer, Position, append, journal_path, parse_line, read_new
 
 
@@ -92,7 +94,7 @@ def test_an_index_that_is_none_is_made_anew(catalogue, damage, tmp_path):
     assert indexed(again) == right
     if again.index.path.is_file():
         facts = dict(sqlite3.connect(again.index.path).execute("SELECT key, value FROM facts"))
-        assert (facts["layout"], facts["root"]) == ("2", os.path.realpath(catalogue.path))
+        assert (facts["layout"], facts["root"]) == (str(LAYOUT), os.path.realpath(catalogue.path))
     else:
         assert damage == "directory"
     assert indexed(again) == right
@@ -160,6 +162,23 @@ def test_a_catalogue_without_journals(catalogue):
     (catalogue.path / "catalogue.json").unlink()
     assert indexed(catalogue) == (["m@1", "m@2"], [("m", "best", 1)])
     assert catalogue.reindex() == ["m@1", "m@best"]
+
+
+def test_a_journal_from_a_backup_that_has_grown_is_told_from_the_one_that_was_read(catalogue, tmp_path):
+    register(catalogue, 2)
+    backup = tmp_path / "backup"
+    shutil.copytree(catalogue.path, backup)
+    reader = Catalogue(catalogue.path)
+    register(catalogue, 1, lost=1)
+    assert [one.ref for one in reader.search("lost == 1")] == ["m@3"]
+    shutil.rmtree(catalogue.path)
+    shutil.copytree(backup, catalogue.path)
+    restored = Catalogue(catalogue.path)
+    register(restored, 1, kept=1)  # the very same number, and as long a line
+    register(restored, 1, kept=2)
+    found = {one.ref: one.metrics for one in reader.search()}
+    assert [found[f"m@{number}"].get("kept") for number in (3, 4)] == [1, 2]
+    assert all("lost" not in metrics for metrics in found.values())
 
 
 def test_torn_lines(tmp_path, monkeypatch):

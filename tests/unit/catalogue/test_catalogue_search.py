@@ -365,6 +365,64 @@ def test_dates_recipes_and_large_numbers():
     assert refs(index_of([]), "accuracy > 0.9") == []
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name", "found"),
+    [
+        ("/w/workflows/mnist/recipe.py", "best", "mnist"),
+        ("mnist/recipe.py", None, "mnist"),
+        ("recipe.py", "mnist", "mnist"),  # a copy
+        ("recipe.py", "mnist-000012", "mnist"),  # a trial's
+        ("recipe.py", "mnist-12", "mnist-12"),
+        ("/lab/runs/7/recipe.py", "mnist-000007", "mnist"),
+        ("/lab/runs/7/recipe.py", None, "recipe"),
+        ("/lab/runs/8/recipe.py", "mnist", "8"),
+        ("./recipe.py", "mnist", "mnist"),
+        ("../recipe.py", "mnist", "mnist"),
+        ("recipe.py", None, "recipe"),
+        ("recipe.py", 3, "recipe"),
+        ("flights/trees.py", "flights", "trees"),
+        ("trees", "x", "trees"),
+        (None, "mnist", None),
+        (["recipe.py"], "mnist", None),
+    ],
+)
+def test_what_a_recipe_is_called(recipe, name, found):
+    connection = index_of([version(1, job={"recipe": recipe, "name": name}, run="/lab/runs/7")])
+    assert [one.recipe for one in search(connection, None, (), None)] == [found]
+    assert refs(connection, f"recipe == {found!r}") == ["m@1"]
+
+
+def test_a_parameter_is_found_where_it_is_an_option_of_training():
+    jobs = [
+        {"train": {"lr": 0.05}, "params": {"width": 8}},
+        {"train": {"lr": 0.001}, "params": {"lr": 0.5}},  # a recipe's own comes first
+        {"params": {"lr": 0.01}},
+        {"params": {"width": 16}},
+    ]
+    connection = index_of([version(i, job=job) for i, job in enumerate(jobs, 1)])
+    assert refs(connection, "params.lr < 0.1") == ["m@1", "m@3"]
+    assert refs(connection, "params.lr == 0.5 or params.lr == 'x'") == ["m@2"]
+    assert refs(connection, "params.lr == None") == ["m@4"]
+    assert refs(connection, "train.lr < 0.1") == ["m@1", "m@2"]
+    assert refs(connection, None, ["-params.lr"], 3) == ["m@2", "m@1", "m@3"]
+    assert refs(connection, "params['train.lr'] == 0.05 and job.params.train.lr > 0") == ["m@1"]
+    assert [one.get("job.params.lr") for one in search(connection, None, (), None)] == [0.05, 0.5, 0.01, None]
+    only = index_of([version(1, job=jobs[0])])
+    assert search(only, "params.lr < 0.1", (), None).fields == ["job.train.lr"]
+    with pytest.raises(CatalogueError, match=r"no version has 'params.depth'"):
+        refs(connection, "params.depth == 1")
+
+
+def test_a_stand_in_beyond_the_columns_is_found():
+    many = {f"p{i}": i for i in range(1000)}
+    jobs = [{"params": many}, {"params": {"lr": 1}, "train": {"lr": 2}}, {"train": {"lr": 3, "x": "a"}}]
+    connection = index_of([version(i, job=job) for i, job in enumerate(jobs, 1)])
+    assert connection.execute("SELECT count(*) FROM keys WHERE number IS NULL").fetchone()[0] >= 2
+    assert refs(connection, "params.lr >= 1 and params.lr < 3", ["-params.lr"], 5) == ["m@2"]
+    assert refs(connection, "'a' in params.x") == ["m@3"]
+    assert refs(connection, "params.lr != None", ["-params.lr"], 1) == ["m@3"]
+
+
 def test_kinds_have_no_order_among_them_and_what_lacks_a_fact_compares_to_nothing():
     connection = index_of([version(i, metrics=one) for i, one in enumerate(({"a": 1}, {"a": "x"}, {}), 1)])
     for text, right in {

@@ -1,11 +1,13 @@
 """Tables of very many rows."""
 
+import csv
 import io
 import json
 import os
 
 import pytest
 
+from hpcmass.cli.console import csv_cell
 from hpcmass.cli.tables import stream_csv, stream_json, stream_table
 
 
@@ -80,3 +82,23 @@ def test_json_and_csv(values: list) -> None:
     stream_csv(lambda: iter(values), out)
     keys = list(dict.fromkeys(key for one in values for key in one))
     assert out.getvalue().splitlines()[0] == ",".join(keys)
+
+
+def test_no_text_is_a_formula_in_csv() -> None:
+    out = io.StringIO()
+    said = {
+        "=x": "=1+1",
+        "b": "-2.5",
+        "c": -1,
+        "d": "@a",
+        "e": "+x",
+        "f": "-",
+        "g": "a=b",
+        "h": "\t=1",
+        "i": ["=1"],
+    }
+    stream_csv(lambda: iter([said]), out)
+    header, row = csv.reader(io.StringIO(out.getvalue()))
+    assert header == ["'=x", *"bcdefghi"]
+    assert row == ["'=1+1", "-2.5", "-1", "'@a", "'+x", "'-", "a=b", "'\t=1", '["=1"]']
+    assert csv_cell("=1") == "'=1"

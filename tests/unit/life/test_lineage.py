@@ -140,3 +140,9 @@ def test_on_the_command_line(lab: Lab) -> None:
     assert {"from": "version:eyes@1", "to": "version:eyes@2", "as": "parent"} in raw["edges"]
     assert lab.call("catalogue", "lineage", "eyes@1", "--format", "dot").out.startswith("digraph lineage {")
     assert lab.call("catalogue", "lineage", "eyes@1", "--format", "mermaid").out.startswith("graph LR")
+    lab.catalogue.alias("eyes", "production", 2, why="")
+    served = lab.call("catalogue", "lineage", "eyes@2", "--deployment", "web=eyes@production")
+    assert "served by: deployment web" in served.out
+    wrong = lab.call("catalogue", "lineage", "eyes@2", "--deployment", "web")
+    assert wrong.code == 2
+    assert "'web' is no deployment" in wrong.err

@@ -5,8 +5,10 @@ from study_jobs import RECIPE, RECIPE_JOB, SCRIPT_JOB, job_of
 
 from hpcmass.config import Site, load_job, load_site
 from hpcmass.errors import ConfigError, NotFound, SweepError
-from hpcmass.runs import State
+from hpcmass.runs import RunFolder, State
 from hpcmass.sweep.records import TrialSpec, read_trials, trial_path
+from hpcmass.workflow.models import keep_run, register_run
+from hpcmass.workflow.registry import open_catalogue
 from hpcmass.workflow.sweeps import lay_down_run, sweep
 
 
@@ -24,6 +26,12 @@ def test_a_recipe_is_searched_and_each_trial_is_a_run_like_any_other(project):
     job = job_of(project, RECIPE_JOB, trials=3)
     again = sweep(job, project, Site.local(), resume=True)
     assert (again.ran, again.counts["complete"]) == (1, 3)
+    # In the catalogue it is called as the study's job, and knows which trial it was.
+    version = register_run("toy/1", project)
+    assert (version.ref, version.lineage["sweep"]) == ("toy@1", {"study": "toy", "trial": 1})
+    assert keep_run(RunFolder(project.studies / "toy" / "trials" / "000002"), project).ref == "toy@2"
+    found = open_catalogue(project).search("recipe == 'toy' and params.lr > 0 and lineage.sweep.trial == 1")
+    assert [one.ref for one in found] == ["toy@1"]
 
 
 def test_own_scripts_run_on_several_ranks_each(project):
