@@ -11,7 +11,7 @@ import orjson
 
 from hpcmass import __version__
 from hpcmass.serve.batcher import Batcher, Job, Outputs
-from hpcmass.serve.http import BINARY, JSON, TEXT, Exchange
+from hpcmass.serve.exchange import BINARY, JSON, TEXT, Exchange
 from hpcmass.serve.interfaces import Refused
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.protocol import Schema
