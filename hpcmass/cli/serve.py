@@ -23,6 +23,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-cert", metavar="FILE.pem", type=FILE, help="Certificate, and those above it.")
 @click.option("--tls-key", metavar="FILE.pem", type=FILE, help="Its key.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Cores of a computation.")
+@click.option("--runtime", type=click.Choice(["auto", "torch", "onnxruntime"]), default="auto",
+              show_default=True, help="What computes: the quicker; what trained it; ONNX Runtime.")  # fmt: skip
 @click.option("--latency-ms", type=float, help="What a request should take, from which batches are cut. [10]")
 @click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [512]")
 @click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
@@ -44,6 +46,7 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     threads: int,
+    runtime: str,
     latency_ms: float | None,
     queue: int | None,
     wait_ms: float | None,
@@ -70,8 +73,8 @@ def command(
         "connections": connections,
     }
     options = ServeOptions(
-        host=host, port=port, threads=threads, endpoint=endpoint, tokens=tokens, anybody=anybody,
-        certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
+        host=host, port=port, threads=threads, runtime=runtime, endpoint=endpoint, tokens=tokens,
+        anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
         limits={name: float(value) for name, value in asked.items() if value is not None},
     )  # fmt: skip
     serve_model(model, project_root, options, say=lambda text: click.echo(text))

@@ -44,6 +44,7 @@ class App:
         self.info: dict[str, str] = {"model": name, "version": version}
         self._batcher: Batcher | None = None
         self._schema: Schema | None = None
+        self._runtime: dict[str, Any] = {}
         model = f"/v2/models/{name}".encode()
         both = (model, model + f"/versions/{version}".encode())
         self._infer = {path + b"/infer" for path in both}
@@ -57,9 +58,9 @@ class App:
             **{path + b"/ready": self._is_ready for path in both},
         }
 
-    def load(self, schema: Schema, batcher: Batcher) -> None:
-        """The model is here and warm."""
-        self._schema, self._batcher = schema, batcher
+    def load(self, schema: Schema, batcher: Batcher, runtime: dict[str, Any]) -> None:
+        """The model is here and warm; `runtime` is what is told of its choice."""
+        self._schema, self._batcher, self._runtime = schema, batcher, runtime
         self.ready = True
 
     @property
@@ -148,7 +149,7 @@ class App:
     def _model(self, exchange: Exchange) -> None:
         if self._schema is None or self._batcher is None:
             raise Refused(503, "the model is being loaded", retry_after=1)
-        _say(exchange, self._schema.metadata(self._batcher.runner.platform))
+        _say(exchange, self._schema.metadata(self._batcher.runner.platform, self._runtime))
 
     def _metrics(self, exchange: Exchange) -> None:
         batcher = self._batcher

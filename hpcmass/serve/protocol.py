@@ -89,7 +89,7 @@ class Schema:
         self._all = {binary: tuple(Wanted(name, binary) for name in self._outputs) for binary in (False, True)}
         self._free = any(spec.free for spec in self._inputs.values())
 
-    def metadata(self, platform: str) -> dict[str, Any]:
+    def metadata(self, platform: str, runtime: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What `v2/models/NAME` says."""
         sides = (("inputs", self.interface.inputs), ("outputs", self.interface.outputs))
         listed = {
@@ -97,9 +97,10 @@ class Schema:
             for side, fields in sides
         }
         said: dict[str, Any] = {"name": self.name, "versions": [self.version], "platform": platform, **listed}
+        parameters: dict[str, Any] = {"runtime": dict(runtime)} if runtime else {}
         if self.interface.classes is not None:
-            said["parameters"] = {"classes": list(self.interface.classes)}
-        return said
+            parameters["classes"] = list(self.interface.classes)
+        return {**said, "parameters": parameters} if parameters else said
 
     # -- a request --------------------------------------------------------------------------------------
     def parse(self, body: bytes, json_bytes: int | None) -> Request:

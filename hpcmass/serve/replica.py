@@ -23,13 +23,12 @@ from hpcmass.errors import ConfigError, HpcmassError, StorageError
 from hpcmass.files import replace_json
 from hpcmass.serve.app import App
 from hpcmass.serve.batcher import INLINE_S, Batcher
+from hpcmass.serve.choice import Choice, Offer, choose
 from hpcmass.serve.http import Server
-from hpcmass.serve.interfaces import Limits, Runner
+from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
-from hpcmass.serve.pace import Pace
 from hpcmass.serve.protocol import Schema
-from hpcmass.serve.runners import warm_up
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
@@ -70,12 +69,12 @@ class Settings:
     say: Callable[[str], None] = print
 
 
-def serve(settings: Settings, load: Callable[[], Runner]) -> None:
+def serve(settings: Settings, load: Callable[[], Offer]) -> None:
     """Serve a model until SIGTERM or SIGINT, then answer what has been taken on, and return.
 
     Args:
         settings: How.
-        load: Gives the model; called in a thread, while the replica is live and not yet ready.
+        load: Gives what can compute the model; called in a thread, while the replica is live and not yet ready.
 
     Raises:
         HpcmassError: It cannot listen, or the model cannot be loaded.
@@ -93,16 +92,14 @@ class _Replica:
         self.metrics = Metrics()
         self.app = App(settings.name, settings.version, self.metrics, settings.tokens)
         self.server = Server(self.app, settings.limits, self.metrics)
-        self.app.gauges = lambda: {
-            "connections": float(len(self.server.open)),
-            "buffered_bytes": float(self.server.buffered),
-        }
+        self.app.gauges = self._gauges
+        self.choice: Choice | None = None
         self.port = 0
         self.batcher: Batcher | None = None
         self._stop = asyncio.Event()
         self._signals = 0
 
-    async def run(self, load: Callable[[], Runner]) -> None:
+    async def run(self, load: Callable[[], Offer]) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked)
@@ -144,13 +141,12 @@ class _Replica:
             self.server.connection, sock=self._socket, backlog=BACKLOG, **secure
         )
 
-    async def _load(self, load: Callable[[], Runner]) -> bool:
+    async def _load(self, load: Callable[[], Offer]) -> bool:
         """Load and warm the model in a thread; False where the replica is to end before that is done."""
         settings = self.settings
 
-        def loaded() -> tuple[Runner, Pace]:
-            runner = load()
-            return runner, warm_up(runner, settings.limits, settings.threads)
+        def loaded() -> Choice:
+            return choose(load(), settings.limits, settings.threads)
 
         work = asyncio.ensure_future(asyncio.to_thread(loaded))
         stop = asyncio.ensure_future(self._stop.wait())
@@ -158,14 +154,16 @@ class _Replica:
         stop.cancel()
         if not work.done():
             return False
-        runner, pace = work.result()
+        choice = self.choice = work.result()
+        runner, pace = choice.runner, choice.pace
+        settings.say(f"{runner.platform} serves: {choice.why}")
         inline = pace.seconds[1] <= INLINE_S
         self.batcher = Batcher(
             runner, pace, settings.limits, self.metrics, inline=inline, threads=settings.threads
         )
         schema = Schema(settings.name, settings.version, runner.interface, settings.limits.rows)
         self.app.info["platform"] = runner.platform
-        self.app.load(schema, self.batcher)
+        self.app.load(schema, self.batcher, choice.to_json())
         # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
         gc.collect()
         gc.freeze()
@@ -179,6 +177,13 @@ class _Replica:
             f"{self.batcher.runner.platform}, {1e3 * pace.seconds[1]:.2f} ms alone, "
             f"batches up to {pace.limit}, {1 / max(pace.row_s, 1e-9):.0f} rows/s"
         )
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "connections": float(len(self.server.open)),
+            "buffered_bytes": float(self.server.buffered),
+            **(self.choice.gauges() if self.choice is not None else {}),
+        }
 
     def _publish(self, state: str) -> None:
         """Say in `endpoint.json` where the replica is and what it does."""

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmass.catalogue import Catalogue, Version
-from hpcmass.errors import ConfigError, MissingDependency
+from hpcmass.errors import ConfigError, HpcmassError, MissingDependency
 from hpcmass.evaluate.models import cached, resolve_bundle
 from hpcmass.files import check_name, sha256_file
+from hpcmass.workflow.onnx_forms import onnx_form
 from hpcmass.workflow.projects import ProjectRef, maybe_project
 
 if TYPE_CHECKING:
+    from hpcmass.serve.choice import Offer
     from hpcmass.serve.interfaces import Limits
 
 
@@ -32,6 +34,7 @@ class ServeOptions:
     key: Path | None = None
     notice_s: float = 1.0
     drain_s: float = 30.0
+    runtime: str = "auto"
     limits: dict[str, float] = field(default_factory=dict)
 
 
@@ -55,7 +58,6 @@ def serve_model(
     asked = options or ServeOptions()
     try:
         from hpcmass.serve.replica import LOOPBACK, Settings, serve
-        from hpcmass.serve.runners import load_runner
         from hpcmass.serve.tokens import read_tokens
     except ModuleNotFoundError as error:
         raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
@@ -75,7 +77,35 @@ def serve_model(
         endpoint=asked.endpoint, tokens=tokens, certificate=asked.certificate, key=asked.key,
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
     )  # fmt: skip
-    serve(settings, lambda: load_runner(folder))
+    serve(settings, lambda: _offer(folder, asked.runtime, asked.threads, say))
+
+
+def _offer(folder: Path, runtime: str, threads: int, say: Callable[[str], None]) -> Offer:
+    """What can compute a model: what trained it, and ONNX Runtime where the model has a form in ONNX.
+
+    Raises:
+        ConfigError: What was asked for is not there.
+    """
+    from hpcmass.serve.choice import Offer
+    from hpcmass.serve.runners import BundleRunner, OnnxRunner, load_runner
+    from hpcmass.train.bundle import read_bundle
+
+    own = load_runner(folder, threads)
+    if not isinstance(own, BundleRunner):
+        if runtime == "torch":
+            raise ConfigError("an ONNX file is run by ONNX Runtime alone", where="--runtime torch")
+        return Offer((own,), "it is an ONNX file")
+    if runtime == "torch":
+        return Offer((own,), "it was asked for")
+    say("looking for its form in ONNX, which is made at the first time")
+    try:
+        other = OnnxRunner(read_bundle(onnx_form(folder)), threads)
+    except (HpcmassError, OSError) as error:
+        why = error.message if isinstance(error, HpcmassError) else str(error)
+        if runtime == "onnxruntime":
+            raise ConfigError(f"ONNX Runtime cannot run it: {why}", where="--runtime onnxruntime") from error
+        return Offer((own,), f"ONNX Runtime cannot run it: {why}")
+    return Offer((own, other), forced=runtime == "onnxruntime")
 
 
 def _limits(asked: dict[str, float]) -> Limits:
