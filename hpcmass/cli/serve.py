@@ -30,6 +30,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
 @click.option("--rows", type=click.IntRange(1), help="Samples in a request. [1024]")
 @click.option("--body-mb", type=float, help="Size of a request. [8]")
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Requests a second of one client (token, else address), before it gets 429.")  # fmt: skip
 @click.option("--connections", type=click.IntRange(1), help="Open at once. [1024]")
 @click.option("--notice", "notice_s", default=1.0, show_default=True, type=click.FloatRange(0),
               help="Seconds after SIGTERM in which new connections are still taken.")  # fmt: skip
@@ -52,6 +54,7 @@ def command(
     wait_ms: float | None,
     rows: int | None,
     body_mb: float | None,
+    rate: float | None,
     connections: int | None,
     notice_s: float,
     drain_s: float,
@@ -73,7 +76,7 @@ def command(
         "connections": connections,
     }
     options = ServeOptions(
-        host=host, port=port, threads=threads, runtime=runtime, endpoint=endpoint, tokens=tokens,
+        host=host, port=port, threads=threads, runtime=runtime, rate=rate, endpoint=endpoint, tokens=tokens,
         anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
         limits={name: float(value) for name, value in asked.items() if value is not None},
     )  # fmt: skip

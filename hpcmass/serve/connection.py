@@ -16,6 +16,7 @@ import httptools
 
 from hpcmass.serve.exchange import Exchange
 from hpcmass.serve.interfaces import Refused
+from hpcmass.serve.rate import address_of
 
 if TYPE_CHECKING:
     from hpcmass.serve.http import Server
@@ -48,7 +49,15 @@ class Connection(asyncio.Protocol):
         self._raw = self._head = self._fields = 0
         self._paused = False
         self._writable = True
+        self._client: str | None = None
         self._over = False  # the client will send no more
+
+    @property
+    def client(self) -> str:
+        """The address of the other end, as `rate.address_of` has it."""
+        if self._client is None:
+            self._client = address_of(self._transport.get_extra_info("peername"))
+        return self._client
 
     # -- asyncio ------------------------------------------------------------------------------------------
     def connection_made(self, transport: Any) -> None:

@@ -10,9 +10,11 @@ from email.utils import formatdate
 from time import monotonic
 
 from hpcmass.serve.connection import Connection
-from hpcmass.serve.exchange import Handler
+from hpcmass.serve.exchange import BINARY, JSON, TEXT, Exchange, Handler
 from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.metrics import Metrics
+
+__all__ = ["BINARY", "JSON", "TEXT", "Connection", "Exchange", "Handler", "Server"]
 
 
 class Server:

@@ -29,6 +29,7 @@ from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.protocol import Schema
+from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
@@ -47,6 +48,7 @@ class Settings:
         threads: Cores of one computation.
         endpoint: A file that says where the replica is, replaced whenever its state changes.
         tokens: Who is let in; None: everybody.
+        rate: Requests a second that one client may send, by its token, else its address; None: any number.
         certificate: PEM file of the certificate and those above it; None: no TLS.
         key: PEM file of its key.
         notice_s: After SIGTERM, how long it goes on taking new connections, not ready any more.
@@ -61,6 +63,7 @@ class Settings:
     threads: int = 1
     endpoint: Path | None = None
     tokens: Tokens | None = None
+    rate: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     notice_s: float = 1.0
@@ -90,7 +93,8 @@ class _Replica:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.app = App(settings.name, settings.version, self.metrics, settings.tokens)
+        rate = None if settings.rate is None else Rate(settings.rate)
+        self.app = App(settings.name, settings.version, self.metrics, settings.tokens, rate)
         self.server = Server(self.app, settings.limits, self.metrics)
         self.app.gauges = self._gauges
         self.choice: Choice | None = None

@@ -30,6 +30,7 @@ class ServeOptions:
     endpoint: Path | None = None
     tokens: Path | None = None
     anybody: bool = False
+    rate: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     notice_s: float = 1.0
@@ -74,7 +75,7 @@ def serve_model(
     say(f"loading {name}@{version}")
     settings = Settings(
         name=name, version=version, host=asked.host, port=asked.port, threads=asked.threads,
-        endpoint=asked.endpoint, tokens=tokens, certificate=asked.certificate, key=asked.key,
+        endpoint=asked.endpoint, tokens=tokens, rate=asked.rate, certificate=asked.certificate, key=asked.key,
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
     )  # fmt: skip
     serve(settings, lambda: _offer(folder, asked.runtime, asked.threads, say))
