@@ -25,6 +25,12 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Cores of a computation.")
 @click.option("--runtime", type=click.Choice(["auto", "torch", "onnxruntime"]), default="auto",
               show_default=True, help="What computes: the quicker; what trained it; ONNX Runtime.")  # fmt: skip
+@click.option("--command", "program", metavar="'WORDS… {port}'",
+              help="Serve by this program; {port}, {host}, {model} … are filled in, no shell.")  # fmt: skip
+@click.option("--health", default="/v2/health/ready", show_default=True, metavar="PATH",
+              help="Where the program says that it is ready.")  # fmt: skip
+@click.option("--ready", "ready_s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True),
+              help="Seconds that the program may take to be so.")  # fmt: skip
 @click.option("--latency-ms", type=float, help="What a request should take, from which batches are cut. [10]")
 @click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [512]")
 @click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
@@ -49,6 +55,9 @@ def command(
     tls_key: Path | None,
     threads: int,
     runtime: str,
+    program: str | None,
+    health: str,
+    ready_s: float,
     latency_ms: float | None,
     queue: int | None,
     wait_ms: float | None,
@@ -76,7 +85,8 @@ def command(
         "connections": connections,
     }
     options = ServeOptions(
-        host=host, port=port, threads=threads, runtime=runtime, rate=rate, endpoint=endpoint, tokens=tokens,
+        host=host, port=port, threads=threads, runtime=runtime, command=program, health=health,
+        ready_s=ready_s, rate=rate, endpoint=endpoint, tokens=tokens,
         anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
         limits={name: float(value) for name, value in asked.items() if value is not None},
     )  # fmt: skip

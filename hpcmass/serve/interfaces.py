@@ -12,6 +12,7 @@ from hpcmass.errors import HpcmassError
 
 Array = np.ndarray[Any, Any]
 ANY = -1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Refused(HpcmassError):

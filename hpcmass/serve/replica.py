@@ -34,7 +34,6 @@ from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
 _IDLE_S = 0.25  # a connection that was just accepted, or answered, may have a request on its way
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmass.catalogue import Catalogue, Version
-from hpcmass.errors import ConfigError, HpcmassError, MissingDependency
+from hpcmass.errors import ConfigError, HpcmassError, MissingDependency, NotFound
 from hpcmass.evaluate.models import cached, resolve_bundle
 from hpcmass.files import check_name, sha256_file
 from hpcmass.workflow.onnx_forms import onnx_form
@@ -36,6 +36,9 @@ class ServeOptions:
     notice_s: float = 1.0
     drain_s: float = 30.0
     runtime: str = "auto"
+    command: str | None = None
+    health: str = "/v2/health/ready"
+    ready_s: float = 600.0
     limits: dict[str, float] = field(default_factory=dict)
 
 
@@ -57,8 +60,12 @@ def serve_model(
         CorruptError: A file does not fit its digest.
     """
     asked = options or ServeOptions()
+    if asked.command is not None:
+        _serve_command(model, project, asked, say)
+        return
     try:
-        from hpcmass.serve.replica import LOOPBACK, Settings, serve
+        from hpcmass.serve.interfaces import LOOPBACK
+        from hpcmass.serve.replica import Settings, serve
         from hpcmass.serve.tokens import read_tokens
     except ModuleNotFoundError as error:
         raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
@@ -79,6 +86,41 @@ def serve_model(
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
     )  # fmt: skip
     serve(settings, lambda: _offer(folder, asked.runtime, asked.threads, say))
+
+
+def _serve_command(model: str, project: ProjectRef, asked: ServeOptions, say: Callable[[str], None]) -> None:
+    """Serve by a program that is not ours; `{model}` in its command is the model's folder."""
+    from hpcmass.serve.command import Wrapped, serve_command
+    from hpcmass.serve.interfaces import LOOPBACK
+
+    assert asked.command is not None
+    ours = {
+        "--tokens": asked.tokens, "--tls-cert": asked.certificate, "--tls-key": asked.key,
+        "--rate": asked.rate, **{f"limit {name}": value for name, value in asked.limits.items()},
+    }  # fmt: skip
+    if given := [name for name, value in ours.items() if value is not None]:
+        raise ConfigError(
+            "requests go to the command itself, which lets in whom it likes", where=", ".join(given),
+            hint="set it in the command, or at the gateway",
+        )  # fmt: skip
+    if asked.host not in LOOPBACK and not asked.anybody:
+        raise ConfigError(
+            f"{asked.host} can be reached from other machines, and only the command can ask for tokens",
+            where="--host", hint="give --anybody where the command asks for its own, or everyone may use it",
+        )  # fmt: skip
+    try:
+        name, version, folder = _found(model, project)
+    except NotFound:
+        if "{model}" in asked.command:
+            raise
+        name, version, folder = check_name(model), "1", None  # the command has its model from elsewhere
+    place = None if folder is None else folder.absolute()
+    wrapped = Wrapped(
+        name=name, version=version, command=asked.command, model=place, host=asked.host, port=asked.port,
+        health=asked.health, ready_s=asked.ready_s, endpoint=asked.endpoint, notice_s=asked.notice_s,
+        drain_s=asked.drain_s, say=say,
+    )  # fmt: skip
+    serve_command(wrapped)
 
 
 def _offer(folder: Path, runtime: str, threads: int, say: Callable[[str], None]) -> Offer:
