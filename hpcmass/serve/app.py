@@ -14,6 +14,7 @@ from hpcmass.serve.batcher import Batcher, Job, Outputs
 from hpcmass.serve.exchange import BINARY, JSON, TEXT, Exchange
 from hpcmass.serve.interfaces import Refused
 from hpcmass.serve.metrics import Metrics
+from hpcmass.serve.openapi import document
 from hpcmass.serve.protocol import Schema
 from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import Tokens
@@ -58,6 +59,7 @@ class App:
             b"/v2/health/live": self._live,
             b"/v2/health/ready": self._is_ready,
             b"/metrics": self._metrics,
+            b"/openapi.json": self._document,
             **dict.fromkeys(both, self._model),
             **{path + b"/ready": self._is_ready for path in both},
         }
@@ -167,6 +169,11 @@ class App:
         if self._schema is None or self._batcher is None:
             raise Refused(503, "the model is being loaded", retry_after=1)
         _say(exchange, self._schema.metadata(self._batcher.runner.platform, self._runtime))
+
+    def _document(self, exchange: Exchange) -> None:
+        if self._schema is None:
+            raise Refused(503, "the model is being loaded", retry_after=1)
+        _say(exchange, document(self._schema, self.tokens is not None))
 
     def _metrics(self, exchange: Exchange) -> None:
         batcher = self._batcher
