@@ -1,0 +1,192 @@
+"""Requests a second at p99 <= 10 ms: one replica against LitServe, MLServer, Ray Serve, FastAPI and a bare loop.
+
+    python benchmarks/serve_peers.py --peer-python /tmp/peers/bin/python [--quick] [--only fastapi,ray]
+
+The same MNIST CNN as one ONNX file, the same ONNX Runtime with one thread, the same JSON, the same client
+(`_openloop.py`: Poisson arrivals over 32 connections, latencies from when a request was due). Servers take
+turns, each started for its turn, so that none runs while another is measured. In a turn the rate is looked
+for: from what 16 clients in a closed loop reach, down by a fifth until p99 is at most 10 ms, everything was
+answered with 200 and the load offered was sent; then the step is halved twice. A rate gets a second try, since noise of
+the machine makes it worse and never better. A figure is the median over rounds; a peer that --peer-python lacks
+is left out, and the reason printed. Make that environment with:
+
+    uv pip install onnxruntime numpy orjson uvloop httptools uvicorn fastapi litserve mlserver 'ray[serve]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from serve_replica import free_port, load, write_bundle
+
+HERE = Path(__file__).parent
+NEEDS = {
+    "bare": "uvicorn", "fastapi": "fastapi", "litserve": "litserve", "mlserver": "mlserver", "ray": "ray.serve",
+}  # fmt: skip
+P99_MS = 10.0
+PATH = "/v2/models/mnist/infer"
+
+
+def onnx_of(bundle: Path) -> Path:
+    from hpcmass.workflow.onnx_forms import onnx_form
+
+    return onnx_form(bundle)
+
+
+def missing(python: str, module: str) -> str | None:
+    """Why a peer cannot be measured."""
+    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+
+
+def start(kind: str, python: str, onnx: Path, port: int, log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    if kind == "hpcmass":
+        command = [sys.executable, "-m", "hpcmass", "serve", str(onnx), "--port", str(port), "--notice", "0"]
+    else:
+        command = [python, str(HERE / "_serve_peers.py"), kind, str(port), str(onnx / "model.onnx")]
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            cwd=log.parent,
+        )
+
+
+def wait(port: int, body: bytes, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}{PATH}", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=5) as answer:
+                found = json.loads(answer.read())["outputs"][0]["data"]
+                assert abs(sum(found) - 1) < 1e-3, found
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"it does not answer: {log.read_text()[-1500:]}")
+
+
+def stop(process: subprocess.Popen) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    time.sleep(0.5)
+
+
+def good(port: int, body: Path, rate: float, seconds: float) -> bool:
+    """Whether a rate is answered in time, all of it."""
+    for seed in (0, 1):
+        found = load(port, body, rate, seconds, 32, seed, "Content-Type: application/json")
+        whole = not found["others"] and found["ok"] == found["sent"] and found["sent"] >= 0.9 * rate * seconds
+        if whole and found["p99_ms"] <= P99_MS:
+            return True
+    return False
+
+
+def sustained(port: int, body: Path, seconds: float) -> tuple[float, float]:
+    """The rate at saturation, and the largest one found at which p99 is at most 10 ms."""
+    line = "Content-Type: application/json"
+    top = load(port, body, 0, seconds, 16, 0, "closed", line)["rate"]
+    rate, step = 0.95 * top, 0.8
+    while not good(port, body, rate, seconds):
+        rate *= step
+        if rate < 10:
+            return top, 0.0
+    best = rate
+    for _ in range(2):
+        step **= 0.5
+        if rate / step < top and good(port, body, best / step, seconds):
+            best /= step
+    return top, best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", help="Python of an environment with the peers.")
+    parser.add_argument("--only", help="Peers, with commas between.")
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    rounds, seconds = (1, 1.5) if given.quick else (3, 4.0)
+    asked = given.only.split(",") if given.only else list(NEEDS)
+    left_out = {
+        kind: "no --peer-python was given"
+        if given.peer_python is None
+        else missing(given.peer_python, NEEDS[kind])
+        for kind in asked
+    }
+    kinds = ["hpcmass", *(kind for kind, why in left_out.items() if why is None)]
+    for kind, why in left_out.items():
+        if why is not None:
+            print(f"{kind} is left out: {why}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        onnx = folder / "mnist"
+        onnx.symlink_to(onnx_of(write_bundle(folder / "torch")))
+        image = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8)
+        one = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": image.ravel().tolist()}
+        body = folder / "json"
+        body.write_text(json.dumps({"inputs": [one]}, separators=(",", ":")))
+        tops: dict[str, list[float]] = {kind: [] for kind in kinds}
+        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        broken: set[str] = set()
+        for number in range(rounds):
+            for kind in kinds if number % 2 == 0 else reversed(kinds):
+                port, log = free_port(), folder / f"{kind}.log"
+                process = start(kind, given.peer_python or "", onnx, port, log)
+                try:
+                    wait(port, body.read_bytes(), process, log)
+                    load(port, body, 0, 0.5, 16, 0, "closed", "Content-Type: application/json")
+                    top, rate = sustained(port, body, seconds)
+                except (RuntimeError, subprocess.CalledProcessError) as error:
+                    print(f"{kind} is left out: {error}")
+                    broken.add(kind)
+                    continue
+                finally:
+                    stop(process)
+                tops[kind].append(top)
+                rates[kind].append(rate)
+                print(
+                    f"round {number}: {kind:9} {top:7.0f}/s saturated, {rate:7.0f}/s at p99 <= 10 ms",
+                    flush=True,
+                )
+    tell([kind for kind in kinds if kind not in broken], tops, rates)
+
+
+def tell(kinds: list[str], tops: dict[str, list[float]], rates: dict[str, list[float]]) -> None:
+    found = {kind: statistics.median(rates[kind]) for kind in kinds}
+    result: dict[str, float] = {f"{kind}_per_s": rate for kind, rate in found.items()}
+    result |= {f"{kind}_saturated_per_s": statistics.median(tops[kind]) for kind in kinds}
+    peers = [kind for kind in kinds if kind not in ("hpcmass", "bare")]
+    if peers:
+        best = max(peers, key=found.__getitem__)
+        result["ratio_best"] = found["hpcmass"] / max(found[best], 1e-9)
+        print(f"hpcmass against the best peer ({best}): {result['ratio_best']:.2f} (goal 2)")
+    if "bare" in kinds:
+        result["ratio_bare"] = found["hpcmass"] / max(found["bare"], 1e-9)
+        print(f"hpcmass against the bare loop: {result['ratio_bare']:.2f} (goal 0.8)")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
