@@ -6,8 +6,6 @@ Each as its documentation shows it for one replica on one core, with what is qui
 batching (one computation takes a fiftieth of a request), orjson, uvloop and httptools where it lets choose.
 """
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np
@@ -66,11 +64,10 @@ def fastapi() -> None:
         found = model.run(None, {"image": read(await request.body())})[0]
         return Response(write(found), media_type="application/json")
 
-    infer.__annotations__.update(request=Request, return_=Response)
     uvicorn.run(app, host=HOST, port=PORT, loop="uvloop", http="httptools", access_log=False)
 
 
-def litserve() -> None:
+if KIND == "litserve":
     import litserve
 
     class Api(litserve.LitAPI):
@@ -88,14 +85,14 @@ def litserve() -> None:
             one = {"name": "probabilities", "datatype": "FP32", "shape": list(found.shape)}
             return {"model_name": "mnist", "outputs": [{**one, "data": found.reshape(-1).tolist()}]}
 
+
+def lit() -> None:
     server = litserve.LitServer(Api(api_path=PATH), accelerator="cpu", fast_queue=True)
     server.run(host=HOST, port=PORT, num_api_servers=1, log_level="error", generate_client_file=False)
 
 
-def mlserver() -> None:
-    import asyncio
-
-    from mlserver import MLModel, MLServer, ModelSettings, Settings
+if KIND == "mlserver":
+    from mlserver import MLModel
     from mlserver.codecs import NumpyCodec
     from mlserver.types import InferenceResponse
 
@@ -110,6 +107,12 @@ def mlserver() -> None:
             outputs = [NumpyCodec.encode_output("probabilities", found)]
             return InferenceResponse(model_name=self.name, outputs=outputs)
 
+
+def ml() -> None:
+    import asyncio
+
+    from mlserver import MLServer, ModelSettings, Settings
+
     async def run() -> None:
         settings = Settings(
             host=HOST,
@@ -120,7 +123,7 @@ def mlserver() -> None:
             debug=False,
         )
         server = MLServer(settings)
-        await server.start(models_settings=[ModelSettings(name="mnist", implementation=Onnx)])
+        await server.start(models_settings=[ModelSettings(name="mnist", implementation="_serve_peers.Onnx")])
 
     asyncio.run(run())
 
@@ -149,4 +152,4 @@ def ray() -> None:
 
 
 if __name__ == "__main__":
-    {"bare": bare, "fastapi": fastapi, "litserve": litserve, "mlserver": mlserver, "ray": ray}[KIND]()
+    {"bare": bare, "fastapi": fastapi, "litserve": lit, "mlserver": ml, "ray": ray}[KIND]()

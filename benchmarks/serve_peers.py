@@ -70,7 +70,7 @@ def start(kind: str, python: str, onnx: Path, port: int, log: Path) -> subproces
 
 
 def wait(port: int, body: bytes, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 40
     while time.monotonic() < end and process.poll() is None:
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}{PATH}", body, {"Content-Type": "application/json"}
