@@ -32,7 +32,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--ready", "ready_s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="Seconds that the program may take to be so.")  # fmt: skip
 @click.option("--latency-ms", type=float, help="What a request should take, from which batches are cut. [10]")
-@click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [512]")
+@click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [1024]")
 @click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
 @click.option("--rows", type=click.IntRange(1), help="Samples in a request. [1024]")
 @click.option("--body-mb", type=float, help="Size of a request. [8]")

@@ -90,7 +90,7 @@ class Limits:
     """
 
     latency_s: float = 0.010
-    queue: int = 512
+    queue: int = 1024
     wait_s: float = 0.100
     rows: int = 1024
     batch_rows: int = 64

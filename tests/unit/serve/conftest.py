@@ -123,7 +123,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory, bundle: Path):
-    made = Replica(tmp_path_factory.mktemp("replica"), str(bundle), "--notice", "0.2")
+    made = Replica(tmp_path_factory.mktemp("replica"), str(bundle), "--notice", "0.2", "--runtime", "torch")
     try:
         made.until("ready")
         yield made

@@ -210,7 +210,9 @@ def test_each_gets_its_own_answer_whatever_others_do(tmp_path: Path, bundle: Pat
                 break
             assert time.monotonic() < gone, left
             time.sleep(0.1)
-        assert "Traceback" not in replica.log.read_text().replace("RuntimeError: unlucky", "")
+        log = replica.log.read_text()
+        for said in ("a request failed", "was not understood", "not be written", "Exception in", "Fatal"):
+            assert said not in log, log[-3000:]
     finally:
         assert replica.stop() == 0
 
@@ -248,6 +250,6 @@ def test_no_request_hides_in_another(replica: Replica, lines: list[bytes]) -> No
         with contextlib.suppress(ConnectionResetError):
             while part := one.recv(65536):
                 found += part
-    assert found.count(b"HTTP/1.1 ") == 1, found
+    assert found.count(b"\r\nDate: ") == 1, found
     assert found.startswith(b"HTTP/1.1 400"), found
     assert b"Connection: close" in found
