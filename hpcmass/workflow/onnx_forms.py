@@ -11,8 +11,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hpcmass.errors import AlreadyExists, HpcmassError, RecipeError, StorageError
+from hpcmass.errors import AlreadyExists, CorruptError, HpcmassError, NotFound, RecipeError, StorageError
 from hpcmass.files import cache_folder, make_dir, read_json, replace_json, storage_errors
+from hpcmass.train.bundle import read_bundle
 
 _PACKAGES = ("hpcmass", "torch", "onnx", "onnxruntime", "onnxscript", "skl2onnx", "scikit-learn", "numpy")
 _LIMIT_S = 600.0
@@ -35,7 +36,7 @@ def onnx_form(folder: Path) -> Path:
     """
     target = cache_folder("onnx") / _key(folder)
     refused = target.with_suffix(".json")
-    if (target / "model.json").is_file():
+    if _whole(target):
         return target
     if refused.is_file():
         raise RecipeError(str(read_json(refused).get("why")))
@@ -51,9 +52,21 @@ def onnx_form(folder: Path) -> Path:
             os.rename(scratch, target)
     except (AlreadyExists, StorageError):
         shutil.rmtree(scratch, ignore_errors=True)
-        if not (target / "model.json").is_file():  # else another process was faster
+        if not _whole(target):  # else another process was faster
             raise
     return target
+
+
+def _whole(target: Path) -> bool:
+    """Whether a form is there as it was written; one that is not is removed, to be made anew."""
+    if not target.is_dir():
+        return False
+    try:
+        read_bundle(target, verify=True)
+    except (NotFound, CorruptError):
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    return True
 
 
 def _made(folder: Path, scratch: Path) -> str | None:

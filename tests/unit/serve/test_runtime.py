@@ -105,6 +105,10 @@ def test_the_form_in_onnx_is_made_once(tmp_path: Path, plain: Path, monkeypatch:
     assert time.monotonic() - begun < 1.0  # no process was started
     assert (made / "model.onnx").stat().st_mtime_ns == stamp
     assert [one.name for one in made.parent.iterdir()] == [made.name]
+    (made / "model.onnx").chmod(0o644)
+    (made / "model.onnx").write_bytes(b"cut short")
+    assert onnx_form(plain) == made  # anew
+    assert len((made / "model.onnx").read_bytes()) > 100
 
 
 def test_a_model_without_such_a_form_is_served_by_torch(
