@@ -125,9 +125,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="Python of an environment with the peers.")
     parser.add_argument("--only", help="Peers, with commas between.")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    rounds, seconds = (1, 1.5) if given.quick else (3, 4.0)
+    rounds, seconds = (1, 1.5) if given.quick else (given.rounds, 2.0)
     asked = given.only.split(",") if given.only else list(NEEDS)
     left_out = {
         kind: "no --peer-python was given"
