@@ -45,7 +45,10 @@ class Pace:
         if (known := self.seconds.get(size)) is None:
             return
         now = min(seconds * size / rows, _OUTLIER * known)
-        self.seconds[size] = known + _NEW * (now - known)
+        known = self.seconds[size] = known + _NEW * (now - known)
+        if size == self.limit and (larger := self.seconds.get(2 * size)) is not None and larger > 2 * known:
+            # Not tried any more: it may have been the machine, and nothing is worse than two of the half.
+            self.seconds[2 * size] = larger + _NEW * (2 * known - larger)
         self._settle()
 
     def _settle(self) -> None:

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
+_SWITCH_S = 0.0005
 _IDLE_S = 0.25  # a connection that was just accepted, or answered, may have a request on its way
 
 
@@ -171,6 +173,8 @@ class _Replica:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
+        # A model's thread that is done waits no longer than this for a loop that is busy reading requests.
+        sys.setswitchinterval(_SWITCH_S)
         return True
 
     def _how(self) -> str:
