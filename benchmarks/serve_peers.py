@@ -123,19 +123,16 @@ def sustained(port: int, body: Path, seconds: float) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="Python of an environment with the peers.")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="Python of an environment with the peers."
+    )
     parser.add_argument("--only", help="Peers, with commas between.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     rounds, seconds = (1, 1.5) if given.quick else (given.rounds, 2.0)
     asked = given.only.split(",") if given.only else list(NEEDS)
-    left_out = {
-        kind: "no --peer-python was given"
-        if given.peer_python is None
-        else missing(given.peer_python, NEEDS[kind])
-        for kind in asked
-    }
+    left_out = {kind: missing(given.peer_python, NEEDS[kind]) for kind in asked}
     kinds = ["hpcmass", *(kind for kind, why in left_out.items() if why is None)]
     for kind, why in left_out.items():
         if why is not None:
@@ -154,7 +151,7 @@ def main() -> None:
         for number in range(rounds):
             for kind in kinds if number % 2 == 0 else reversed(kinds):
                 port, log = free_port(), folder / f"{kind}.log"
-                process = start(kind, given.peer_python or "", onnx, port, log)
+                process = start(kind, given.peer_python, onnx, port, log)
                 try:
                     wait(port, body.read_bytes(), process, log)
                     load(port, body, 0, 0.5, 16, 0, "closed", "Content-Type: application/json")
