@@ -13,6 +13,7 @@ at 60 % of the bare loop's: what the machine does to anybody). Goals: p99 of the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -53,6 +54,12 @@ def load(port: int, body: Path, *words: object) -> dict:
     return json.loads(done.stdout)
 
 
+def favour(pid: int) -> None:
+    """Give a process's session the cores first, where root may: else other work of the machine is measured."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text("-15")
+
+
 def free_port() -> int:
     import socket
 
@@ -68,6 +75,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     rounds, seconds = (3, 0.7) if quick else (5, 3.0)
+    favour(os.getpid())  # all of them are of this session
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
