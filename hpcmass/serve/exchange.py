@@ -66,6 +66,8 @@ class Exchange:
         connection = self.connection
         if self.reply is not None:
             return
+        # It leads back to here, and circles wait for the collector, for which then every request waits.
+        self.job = None
         server = connection.server
         server.metrics.answered(status)
         server.buffered -= self.size
