@@ -3,7 +3,7 @@
     python benchmarks/serve_replica.py [--quick]
 
 One request is one image of 28 x 28 uint8, one thread computes. The bare loop is uvicorn (uvloop, httptools)
-with a raw ASGI function: orjson, the array, the same loaded model, orjson. Both are fed by 16 clients that
+with a raw ASGI function: orjson, the array, ONNX Runtime with the replica's own ONNX file, orjson. Both are fed by 16 clients that
 each send their next request when they have an answer, in JSON and (the replica) with binary tensors; the two
 take turns, a figure is the median over rounds. Then the replica alone at 60 % of its own saturation, with
 Poisson arrivals, latencies counted from when a request was due (and both
@@ -13,6 +13,7 @@ at 60 % of the bare loop's: what the machine does to anybody). Goals: p99 of the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -27,38 +28,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 MNIST = HERE.parent / "workflows" / "mnist" / "recipe.py"
-BARE = """
-import sys
-import numpy as np, orjson, torch, uvicorn
-from hpcmass.train.model import load_bundle
-torch.set_num_threads(1)
-model = load_bundle(sys.argv[1])
-module = model.core
-
-def compute(image):
-    with torch.inference_mode():
-        return module((torch.from_numpy(image).float() / 255.0 - 0.131) / 0.308).softmax(1).numpy()
-
-async def app(scope, receive, send):
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    one = orjson.loads(body)["inputs"][0]
-    found = compute(np.array(one["data"], np.uint8).reshape(one["shape"]))
-    text = orjson.dumps({"model_name": "mnist", "model_version": "1", "outputs": [{"name": "probabilities",
-        "datatype": "FP32", "shape": found.shape, "data": found.reshape(-1)}]}, option=orjson.OPT_SERIALIZE_NUMPY)
-    await send({"type": "http.response.start", "status": 200, "headers": [
-        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]})
-    await send({"type": "http.response.body", "body": text})
-
-for _ in range(20):
-    compute(np.zeros((1, 28, 28), np.uint8))
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off",
-            log_level="error", access_log=False)
-"""
+PEERS = HERE / "_serve_peers.py"  # its `bare`
 
 
 def write_bundle(folder: Path) -> Path:
@@ -84,6 +54,12 @@ def load(port: int, body: Path, *words: object) -> dict:
     return json.loads(done.stdout)
 
 
+def favour(pid: int) -> None:
+    """Give a process's session the cores first, where root may: else other work of the machine is measured."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text("-15")
+
+
 def free_port() -> int:
     import socket
 
@@ -93,10 +69,13 @@ def free_port() -> int:
 
 
 def main() -> None:
+    from hpcmass.workflow.onnx_forms import onnx_form
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    rounds, seconds = (3, 0.7) if quick else (7, 4.0)
+    rounds, seconds = (3, 0.7) if quick else (5, 3.0)
+    favour(os.getpid())  # all of them are of this session
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -115,7 +94,8 @@ def main() -> None:
         replica = subprocess.Popen(
             [*command, str(endpoint), "--notice", "0"], stdout=sys.stderr, env=environment
         )
-        bare = subprocess.Popen([sys.executable, "-c", BARE, str(bundle), str(port)], env=environment)
+        onnx = onnx_form(bundle) / "model.onnx"
+        bare = subprocess.Popen([sys.executable, str(PEERS), "bare", str(port), str(onnx)], env=environment)
         try:
             measure(
                 endpoint, port, text, binary, f"Inference-Header-Content-Length: {len(head)}", rounds, seconds

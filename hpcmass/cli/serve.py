@@ -23,11 +23,21 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-cert", metavar="FILE.pem", type=FILE, help="Certificate, and those above it.")
 @click.option("--tls-key", metavar="FILE.pem", type=FILE, help="Its key.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Cores of a computation.")
+@click.option("--runtime", type=click.Choice(["auto", "torch", "onnxruntime"]), default="auto",
+              show_default=True, help="What computes: the quicker; what trained it; ONNX Runtime.")  # fmt: skip
+@click.option("--command", "program", metavar="'WORDS… {port}'",
+              help="Serve by this program; {port}, {host}, {model} … are filled in, no shell.")  # fmt: skip
+@click.option("--health", default="/v2/health/ready", show_default=True, metavar="PATH",
+              help="Where the program says that it is ready.")  # fmt: skip
+@click.option("--ready", "ready_s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True),
+              help="Seconds that the program may take to be so.")  # fmt: skip
 @click.option("--latency-ms", type=float, help="What a request should take, from which batches are cut. [10]")
-@click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [512]")
+@click.option("--queue", type=click.IntRange(1), help="Requests that wait, before others get 429. [1024]")
 @click.option("--wait-ms", type=float, help="Longest wait foreseen, before others get 429. [100]")
 @click.option("--rows", type=click.IntRange(1), help="Samples in a request. [1024]")
 @click.option("--body-mb", type=float, help="Size of a request. [8]")
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Requests a second of one client (token, else address), before it gets 429.")  # fmt: skip
 @click.option("--connections", type=click.IntRange(1), help="Open at once. [1024]")
 @click.option("--notice", "notice_s", default=1.0, show_default=True, type=click.FloatRange(0),
               help="Seconds after SIGTERM in which new connections are still taken.")  # fmt: skip
@@ -44,11 +54,16 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     threads: int,
+    runtime: str,
+    program: str | None,
+    health: str,
+    ready_s: float,
     latency_ms: float | None,
     queue: int | None,
     wait_ms: float | None,
     rows: int | None,
     body_mb: float | None,
+    rate: float | None,
     connections: int | None,
     notice_s: float,
     drain_s: float,
@@ -70,8 +85,9 @@ def command(
         "connections": connections,
     }
     options = ServeOptions(
-        host=host, port=port, threads=threads, endpoint=endpoint, tokens=tokens, anybody=anybody,
-        certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
+        host=host, port=port, threads=threads, runtime=runtime, command=program, health=health,
+        ready_s=ready_s, rate=rate, endpoint=endpoint, tokens=tokens,
+        anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
         limits={name: float(value) for name, value in asked.items() if value is not None},
     )  # fmt: skip
     serve_model(model, project_root, options, say=lambda text: click.echo(text))

@@ -11,10 +11,12 @@ import orjson
 
 from hpcmass import __version__
 from hpcmass.serve.batcher import Batcher, Job, Outputs
-from hpcmass.serve.http import BINARY, JSON, TEXT, Exchange
+from hpcmass.serve.exchange import BINARY, JSON, TEXT, Exchange
 from hpcmass.serve.interfaces import Refused
 from hpcmass.serve.metrics import Metrics
+from hpcmass.serve.openapi import document
 from hpcmass.serve.protocol import Schema
+from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
@@ -32,18 +34,22 @@ class App:
         version: The version's, as text.
         metrics: What is counted.
         tokens: Who is let in; None: everybody.
+        rate: How many requests one of them may send; None: any number.
 
     Attributes:
         ready: Whether `v2/health/ready` says so; requests are answered whenever there is a model.
     """
 
-    def __init__(self, name: str, version: str, metrics: Metrics, tokens: Tokens | None) -> None:
-        self.name, self.version, self.metrics, self.tokens = name, version, metrics, tokens
+    def __init__(
+        self, name: str, version: str, metrics: Metrics, tokens: Tokens | None, rate: Rate | None = None
+    ) -> None:
+        self.name, self.version, self.metrics, self.tokens, self.rate = name, version, metrics, tokens, rate
         self.ready = False
         self.gauges: Callable[[], dict[str, float]] = dict
         self.info: dict[str, str] = {"model": name, "version": version}
         self._batcher: Batcher | None = None
         self._schema: Schema | None = None
+        self._runtime: dict[str, Any] = {}
         model = f"/v2/models/{name}".encode()
         both = (model, model + f"/versions/{version}".encode())
         self._infer = {path + b"/infer" for path in both}
@@ -53,13 +59,14 @@ class App:
             b"/v2/health/live": self._live,
             b"/v2/health/ready": self._is_ready,
             b"/metrics": self._metrics,
+            b"/openapi.json": self._document,
             **dict.fromkeys(both, self._model),
             **{path + b"/ready": self._is_ready for path in both},
         }
 
-    def load(self, schema: Schema, batcher: Batcher) -> None:
-        """The model is here and warm."""
-        self._schema, self._batcher = schema, batcher
+    def load(self, schema: Schema, batcher: Batcher, runtime: dict[str, Any]) -> None:
+        """The model is here and warm; `runtime` is what is told of its choice."""
+        self._schema, self._batcher, self._runtime = schema, batcher, runtime
         self.ready = True
 
     @property
@@ -71,9 +78,8 @@ class App:
     def check(self, exchange: Exchange) -> Refused | None:
         """Say no to a head, where that can be seen from it."""
         path = exchange.path = exchange.path.partition(b"?")[0]
-        given = exchange.headers.get(b"authorization")
-        if self.tokens is not None and path not in _OPEN and not self.tokens.allows(given):
-            return Refused(401, "this replica asks for a token: Authorization: Bearer TOKEN")
+        if path not in _OPEN and (error := self._turned_away(exchange)) is not None:
+            return error
         infer = path in self._infer
         if not infer and path not in self._known:
             said = path[:100].decode("ascii", "replace")
@@ -86,6 +92,20 @@ class App:
             return Refused(415, "a body must not be compressed here")
         if infer and self._batcher is None:
             return Refused(503, "the model is being loaded", retry_after=1)
+        return None
+
+    def _turned_away(self, exchange: Exchange) -> Refused | None:
+        """Whether nobody known asks, or one who asks too often: a token's owner, else an address."""
+        whose = None
+        if self.tokens is not None:
+            whose = self.tokens.whose(exchange.headers.get(b"authorization"))
+        if self.rate is not None:
+            try:
+                self.rate.take(f"address {exchange.connection.client}" if whose is None else f"token {whose}")
+            except Refused as error:
+                return error
+        if self.tokens is not None and whose is None:
+            return Refused(401, "this replica asks for a token: Authorization: Bearer TOKEN")
         return None
 
     def handle(self, exchange: Exchange) -> None:
@@ -148,11 +168,18 @@ class App:
     def _model(self, exchange: Exchange) -> None:
         if self._schema is None or self._batcher is None:
             raise Refused(503, "the model is being loaded", retry_after=1)
-        _say(exchange, self._schema.metadata(self._batcher.runner.platform))
+        _say(exchange, self._schema.metadata(self._batcher.runner.platform, self._runtime))
+
+    def _document(self, exchange: Exchange) -> None:
+        if self._schema is None:
+            raise Refused(503, "the model is being loaded", retry_after=1)
+        _say(exchange, document(self._schema, self.tokens is not None))
 
     def _metrics(self, exchange: Exchange) -> None:
         batcher = self._batcher
         own = {"ready": float(self.ready)}
+        if self.rate is not None:
+            own |= {"rate_limited_total": float(self.rate.refused), "rate_clients": float(len(self.rate))}
         if batcher is not None:
             own |= {
                 "queue_requests": float(len(batcher)),

@@ -88,6 +88,7 @@ class Batcher:
         self._work: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._threads = threads
         self._slow = 0.0
+        self._left = False  # whether it has its thread because batches were slow for a while
         if inline:
             runner.enter(threads)
         else:
@@ -179,18 +180,29 @@ class Batcher:
 
     def _start_worker(self) -> None:
         self.inline = False
-        threading.Thread(target=self._worker, args=(self._threads,), name="model", daemon=True).start()
+        self._work = queue.SimpleQueue()  # its own: an earlier thread may not have seen its end yet
+        words = (self._work, self._threads)
+        threading.Thread(target=self._worker, args=words, name="model", daemon=True).start()
 
     def _watch(self, seconds: float) -> None:
-        """Leave the loop's thread where batches take much longer than zeros did (long samples, say)."""
+        """Leave the loop's thread where batches take much longer than zeros did, and come back some time later.
+
+        Long samples do that, and so does a machine that was away for a while.
+        """
         self._slow = 0.9 * self._slow + (seconds > _TOO_LONG_S)
         if self.inline and self._slow > 2.5:
+            self._left = True
             self._start_worker()
+        elif self._left and self._slow < 0.01:  # the last fifty were quick
+            self._left = False
+            self._work.put(None)
+            self.inline = True
+            self.runner.enter(self._threads)
 
     # -- computing: the part that may run on the other thread ---------------------------------------------
-    def _worker(self, threads: int) -> None:
+    def _worker(self, work: queue.SimpleQueue[Batch | None], threads: int) -> None:
         self.runner.enter(threads)
-        while (batch := self._work.get()) is not None:
+        while (batch := work.get()) is not None:
             outcome = self._compute(batch)
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, *outcome)

@@ -12,6 +12,7 @@ from hpcmass.errors import HpcmassError
 
 Array = np.ndarray[Any, Any]
 ANY = -1
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Refused(HpcmassError):
@@ -89,7 +90,7 @@ class Limits:
     """
 
     latency_s: float = 0.010
-    queue: int = 512
+    queue: int = 1024
     wait_s: float = 0.100
     rows: int = 1024
     batch_rows: int = 64

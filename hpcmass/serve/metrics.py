@@ -66,7 +66,7 @@ class Metrics:
 
         Args:
             labels: Facts of the replica, given as labels of `hpcmass_replica_info`.
-            gauges: What is counted elsewhere: value by name, without `hpcmass_`.
+            gauges: What is counted elsewhere: value by name, without `hpcmass_`; labels may follow in braces.
         """
         said = ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items())
         lines = ["# TYPE hpcmass_replica_info gauge", f"hpcmass_replica_info{{{said}}} 1"]
@@ -88,9 +88,12 @@ class Metrics:
         lines += self.batch_s.lines("hpcmass_batch_seconds", "Computing one batch.")
         lines += self.batch_rows.lines("hpcmass_batch_rows", "Samples in one batch.")
         for name, number in {**gauges, **_process(self.started)}.items():
-            kind = "counter" if name.endswith("_total") else "gauge"
             whole = name if name.startswith("process_") else f"hpcmass_{name}"
-            lines += [f"# TYPE {whole} {kind}", f"{whole} {number:.12g}"]
+            base = whole.partition("{")[0]
+            told = f"# TYPE {base} {'counter' if base.endswith('_total') else 'gauge'}"
+            if told not in lines[-2:]:  # those that differ in a label alone follow each other
+                lines.append(told)
+            lines.append(f"{whole} {number:.12g}")
         return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,18 +24,18 @@ from hpcmass.errors import ConfigError, HpcmassError, StorageError
 from hpcmass.files import replace_json
 from hpcmass.serve.app import App
 from hpcmass.serve.batcher import INLINE_S, Batcher
+from hpcmass.serve.choice import Choice, Offer, choose
 from hpcmass.serve.http import Server
-from hpcmass.serve.interfaces import Limits, Runner
+from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
-from hpcmass.serve.pace import Pace
 from hpcmass.serve.protocol import Schema
-from hpcmass.serve.runners import warm_up
+from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
+_SWITCH_S = 0.0005
 _IDLE_S = 0.25  # a connection that was just accepted, or answered, may have a request on its way
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Settings:
         threads: Cores of one computation.
         endpoint: A file that says where the replica is, replaced whenever its state changes.
         tokens: Who is let in; None: everybody.
+        rate: Requests a second that one client may send, by its token, else its address; None: any number.
         certificate: PEM file of the certificate and those above it; None: no TLS.
         key: PEM file of its key.
         notice_s: After SIGTERM, how long it goes on taking new connections, not ready any more.
@@ -62,6 +64,7 @@ class Settings:
     threads: int = 1
     endpoint: Path | None = None
     tokens: Tokens | None = None
+    rate: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     notice_s: float = 1.0
@@ -70,12 +73,12 @@ class Settings:
     say: Callable[[str], None] = print
 
 
-def serve(settings: Settings, load: Callable[[], Runner]) -> None:
+def serve(settings: Settings, load: Callable[[], Offer]) -> None:
     """Serve a model until SIGTERM or SIGINT, then answer what has been taken on, and return.
 
     Args:
         settings: How.
-        load: Gives the model; called in a thread, while the replica is live and not yet ready.
+        load: Gives what can compute the model; called in a thread, while the replica is live and not yet ready.
 
     Raises:
         HpcmassError: It cannot listen, or the model cannot be loaded.
@@ -91,18 +94,17 @@ class _Replica:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.app = App(settings.name, settings.version, self.metrics, settings.tokens)
+        rate = None if settings.rate is None else Rate(settings.rate)
+        self.app = App(settings.name, settings.version, self.metrics, settings.tokens, rate)
         self.server = Server(self.app, settings.limits, self.metrics)
-        self.app.gauges = lambda: {
-            "connections": float(len(self.server.open)),
-            "buffered_bytes": float(self.server.buffered),
-        }
+        self.app.gauges = self._gauges
+        self.choice: Choice | None = None
         self.port = 0
         self.batcher: Batcher | None = None
         self._stop = asyncio.Event()
         self._signals = 0
 
-    async def run(self, load: Callable[[], Runner]) -> None:
+    async def run(self, load: Callable[[], Offer]) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked)
@@ -144,13 +146,12 @@ class _Replica:
             self.server.connection, sock=self._socket, backlog=BACKLOG, **secure
         )
 
-    async def _load(self, load: Callable[[], Runner]) -> bool:
+    async def _load(self, load: Callable[[], Offer]) -> bool:
         """Load and warm the model in a thread; False where the replica is to end before that is done."""
         settings = self.settings
 
-        def loaded() -> tuple[Runner, Pace]:
-            runner = load()
-            return runner, warm_up(runner, settings.limits, settings.threads)
+        def loaded() -> Choice:
+            return choose(load(), settings.limits, settings.threads)
 
         work = asyncio.ensure_future(asyncio.to_thread(loaded))
         stop = asyncio.ensure_future(self._stop.wait())
@@ -158,18 +159,22 @@ class _Replica:
         stop.cancel()
         if not work.done():
             return False
-        runner, pace = work.result()
+        choice = self.choice = work.result()
+        runner, pace = choice.runner, choice.pace
+        settings.say(f"{runner.platform} serves: {choice.why}")
         inline = pace.seconds[1] <= INLINE_S
         self.batcher = Batcher(
             runner, pace, settings.limits, self.metrics, inline=inline, threads=settings.threads
         )
         schema = Schema(settings.name, settings.version, runner.interface, settings.limits.rows)
         self.app.info["platform"] = runner.platform
-        self.app.load(schema, self.batcher)
+        self.app.load(schema, self.batcher, choice.to_json())
         # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
+        # A model's thread that is done waits no longer than this for a loop that is busy reading requests.
+        sys.setswitchinterval(_SWITCH_S)
         return True
 
     def _how(self) -> str:
@@ -179,6 +184,13 @@ class _Replica:
             f"{self.batcher.runner.platform}, {1e3 * pace.seconds[1]:.2f} ms alone, "
             f"batches up to {pace.limit}, {1 / max(pace.row_s, 1e-9):.0f} rows/s"
         )
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "connections": float(len(self.server.open)),
+            "buffered_bytes": float(self.server.buffered),
+            **(self.choice.gauges() if self.choice is not None else {}),
+        }
 
     def _publish(self, state: str) -> None:
         """Say in `endpoint.json` where the replica is and what it does."""

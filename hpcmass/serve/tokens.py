@@ -29,12 +29,17 @@ class Tokens:
 
     def allows(self, header: bytes | None) -> bool:
         """Whether the value of an `Authorization` header holds one of the tokens."""
+        return self.whose(header) is not None
+
+    def whose(self, header: bytes | None) -> str | None:
+        """The name of who has the token in the value of an `Authorization` header; None: nobody's."""
         kind, _, token = (header or b"").partition(b" ")
         given = hashlib.sha256(token.strip()).hexdigest().encode()
-        found = False
-        for digest in self._digests.values():  # all of them, whichever it is
-            found |= hmac.compare_digest(given, digest)
-        return found and kind.lower() == b"bearer"
+        found = None
+        for name, digest in self._digests.items():  # all of them, whichever it is
+            if hmac.compare_digest(given, digest):
+                found = name
+        return found if kind.lower() == b"bearer" else None
 
 
 def read_tokens(file: Path) -> Tokens:

@@ -52,12 +52,13 @@ def onnxruntime() -> Any:
     return module
 
 
-def onnx_session(data: bytes, *, optimise: bool = True) -> Any:
-    """A session on CPUs, on the cores that this process may use.
+def onnx_session(data: bytes, *, optimise: bool = True, threads: int | None = None) -> Any:
+    """A session on CPUs.
 
     Args:
         data: The ONNX file's bytes. No path: an external tensor of a forged file would be another file's bytes.
         optimise: Whether operators may be exchanged for quicker ones of this machine.
+        threads: Of one computation; default: the cores that this process may use.
 
     Raises:
         MissingDependency: ONNX Runtime is not installed.
@@ -68,7 +69,8 @@ def onnx_session(data: bytes, *, optimise: bool = True) -> Any:
     if read_onnx(data).external:
         raise ValueError("it has tensors in other files")
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = max(1, min(len(os.sched_getaffinity(0)), torch.get_num_threads()))
+    cores = min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+    options.intra_op_num_threads = max(1, cores if threads is None else threads)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if not optimise:
@@ -76,8 +78,12 @@ def onnx_session(data: bytes, *, optimise: bool = True) -> Any:
     return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def open_onnx(bundle: Bundle) -> tuple[Any, Run]:
+def open_onnx(bundle: Bundle, threads: int | None = None) -> tuple[Any, Run]:
     """The session of an ONNX bundle, and what computes with it.
+
+    Args:
+        bundle: Of kind `onnx`.
+        threads: As for `onnx_session`.
 
     Raises:
         CorruptError: The file is not what the bundle says.
@@ -87,7 +93,7 @@ def open_onnx(bundle: Bundle) -> tuple[Any, Run]:
     with storage_errors(path, "read the model"):
         data = path.read_bytes()
     try:
-        session = onnx_session(data)
+        session = onnx_session(data, threads=threads)
     except MissingDependency:
         raise
     except Exception as error:  # ONNX Runtime's errors have no common root but this

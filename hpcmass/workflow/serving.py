@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmass.catalogue import Catalogue, Version
-from hpcmass.errors import ConfigError, MissingDependency
+from hpcmass.errors import ConfigError, HpcmassError, MissingDependency, NotFound
 from hpcmass.evaluate.models import cached, resolve_bundle
 from hpcmass.files import check_name, sha256_file
+from hpcmass.workflow.onnx_forms import onnx_form
 from hpcmass.workflow.projects import ProjectRef, maybe_project
 
 if TYPE_CHECKING:
+    from hpcmass.serve.choice import Offer
     from hpcmass.serve.interfaces import Limits
 
 
@@ -28,10 +30,15 @@ class ServeOptions:
     endpoint: Path | None = None
     tokens: Path | None = None
     anybody: bool = False
+    rate: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     notice_s: float = 1.0
     drain_s: float = 30.0
+    runtime: str = "auto"
+    command: str | None = None
+    health: str = "/v2/health/ready"
+    ready_s: float = 600.0
     limits: dict[str, float] = field(default_factory=dict)
 
 
@@ -53,9 +60,12 @@ def serve_model(
         CorruptError: A file does not fit its digest.
     """
     asked = options or ServeOptions()
+    if asked.command is not None:
+        _serve_command(model, project, asked, say)
+        return
     try:
-        from hpcmass.serve.replica import LOOPBACK, Settings, serve
-        from hpcmass.serve.runners import load_runner
+        from hpcmass.serve.interfaces import LOOPBACK
+        from hpcmass.serve.replica import Settings, serve
         from hpcmass.serve.tokens import read_tokens
     except ModuleNotFoundError as error:
         raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
@@ -72,10 +82,73 @@ def serve_model(
     say(f"loading {name}@{version}")
     settings = Settings(
         name=name, version=version, host=asked.host, port=asked.port, threads=asked.threads,
-        endpoint=asked.endpoint, tokens=tokens, certificate=asked.certificate, key=asked.key,
+        endpoint=asked.endpoint, tokens=tokens, rate=asked.rate, certificate=asked.certificate, key=asked.key,
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
     )  # fmt: skip
-    serve(settings, lambda: load_runner(folder))
+    serve(settings, lambda: _offer(folder, asked.runtime, asked.threads, say))
+
+
+def _serve_command(model: str, project: ProjectRef, asked: ServeOptions, say: Callable[[str], None]) -> None:
+    """Serve by a program that is not ours; `{model}` in its command is the model's folder."""
+    from hpcmass.serve.command import Wrapped, serve_command
+    from hpcmass.serve.interfaces import LOOPBACK
+
+    assert asked.command is not None
+    ours = {
+        "--tokens": asked.tokens, "--tls-cert": asked.certificate, "--tls-key": asked.key,
+        "--rate": asked.rate, **{f"limit {name}": value for name, value in asked.limits.items()},
+    }  # fmt: skip
+    if given := [name for name, value in ours.items() if value is not None]:
+        raise ConfigError(
+            "requests go to the command itself, which lets in whom it likes", where=", ".join(given),
+            hint="set it in the command, or at the gateway",
+        )  # fmt: skip
+    if asked.host not in LOOPBACK and not asked.anybody:
+        raise ConfigError(
+            f"{asked.host} can be reached from other machines, and only the command can ask for tokens",
+            where="--host", hint="give --anybody where the command asks for its own, or everyone may use it",
+        )  # fmt: skip
+    try:
+        name, version, folder = _found(model, project)
+    except NotFound:
+        if "{model}" in asked.command:
+            raise
+        name, version, folder = check_name(model), "1", None  # the command has its model from elsewhere
+    place = None if folder is None else folder.absolute()
+    wrapped = Wrapped(
+        name=name, version=version, command=asked.command, model=place, host=asked.host, port=asked.port,
+        health=asked.health, ready_s=asked.ready_s, endpoint=asked.endpoint, notice_s=asked.notice_s,
+        drain_s=asked.drain_s, say=say,
+    )  # fmt: skip
+    serve_command(wrapped)
+
+
+def _offer(folder: Path, runtime: str, threads: int, say: Callable[[str], None]) -> Offer:
+    """What can compute a model: what trained it, and ONNX Runtime where the model has a form in ONNX.
+
+    Raises:
+        ConfigError: What was asked for is not there.
+    """
+    from hpcmass.serve.choice import Offer
+    from hpcmass.serve.runners import BundleRunner, OnnxRunner, load_runner
+    from hpcmass.train.bundle import read_bundle
+
+    own = load_runner(folder, threads)
+    if not isinstance(own, BundleRunner):
+        if runtime == "torch":
+            raise ConfigError("an ONNX file is run by ONNX Runtime alone", where="--runtime torch")
+        return Offer((own,), "it is an ONNX file")
+    if runtime == "torch":
+        return Offer((own,), "it was asked for")
+    say("looking for its form in ONNX, which is made at the first time")
+    try:
+        other = OnnxRunner(read_bundle(onnx_form(folder)), threads)
+    except (HpcmassError, OSError) as error:
+        why = error.message if isinstance(error, HpcmassError) else str(error)
+        if runtime == "onnxruntime":
+            raise ConfigError(f"ONNX Runtime cannot run it: {why}", where="--runtime onnxruntime") from error
+        return Offer((own,), f"ONNX Runtime cannot run it: {why}")
+    return Offer((own, other), forced=runtime == "onnxruntime")
 
 
 def _limits(asked: dict[str, float]) -> Limits:

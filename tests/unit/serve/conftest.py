@@ -108,6 +108,14 @@ class Replica:
         return self.process.wait(timeout=60)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Forms in ONNX are kept in the user's cache; replicas inherit this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle") / "toy")
@@ -115,7 +123,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory, bundle: Path):
-    made = Replica(tmp_path_factory.mktemp("replica"), str(bundle), "--notice", "0.2")
+    made = Replica(tmp_path_factory.mktemp("replica"), str(bundle), "--notice", "0.2", "--runtime", "torch")
     try:
         made.until("ready")
         yield made

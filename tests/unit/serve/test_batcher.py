@@ -204,23 +204,52 @@ def test_an_event_loop_is_free_while_a_slow_model_computes() -> None:
     asyncio.run(run())
 
 
-def test_a_model_that_turns_out_to_be_slow_leaves_the_loop() -> None:
+def test_a_model_that_turns_out_to_be_slow_leaves_the_loop_and_comes_back_when_it_is_quick() -> None:
     class Slow(Doubler):
+        seconds = 0.03
+
         def run(self, inputs):
-            time.sleep(0.03)
+            time.sleep(self.seconds)
             return super().run(inputs)
 
-    async def run() -> None:
-        runner = Slow()
-        batcher = Batcher(runner, pace(1), Limits(wait_s=10), Metrics(), inline=True)
-        asked = [Asked([n]) for n in range(6)]
+    async def ask(batcher: Batcher, many: int) -> None:
+        asked = [Asked([n % 10]) for n in range(many)]
         for one in asked:
             batcher.submit(one.job)
         while not batcher.idle:
             await asyncio.sleep(0.001)
-        assert [one.result for one in asked] == [[2 * n] for n in range(6)]
-        assert not batcher.inline
-        assert runner.thread is not threading.main_thread()
+        assert [one.result for one in asked] == [[2 * (n % 10)] for n in range(many)]
+
+    async def run() -> None:
+        runner = Slow()
+        batcher = Batcher(runner, pace(1), Limits(wait_s=10), Metrics(), inline=True)
+        for _ in range(2):
+            runner.seconds = 0.03
+            await ask(batcher, 6)
+            assert not batcher.inline
+            assert runner.thread is not threading.main_thread()
+            runner.seconds = 0.0
+            await ask(batcher, 10)
+            assert not batcher.inline
+            await ask(batcher, 60)
+            assert batcher.inline
+            assert runner.thread is threading.main_thread()
         batcher.close()
+        gone = time.monotonic() + 10
+        while any(one.name == "model" for one in threading.enumerate()):
+            assert time.monotonic() < gone
+            await asyncio.sleep(0.01)
 
     asyncio.run(run())
+
+
+def test_a_size_that_was_slow_for_a_while_is_tried_again() -> None:
+    made = Pace(0.005, 16)
+    made.measure(lambda rows: rows * 1e-4, repeats=1)
+    assert made.limit == 16
+    for _ in range(60):  # the machine was away
+        made.took(made.limit, 0.2)
+    assert made.limit < 16
+    for _ in range(200):
+        made.took(made.limit, made.limit * 1e-4)
+    assert made.limit == 16

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcmass.serve import protocol
 from hpcmass.serve.interfaces import Field, Interface, Refused
 from hpcmass.serve.protocol import DATATYPES, Schema
 
@@ -198,3 +199,26 @@ def test_nothing_but_a_request_or_a_refusal_comes_of_any_body(
         assert request.arrays["x"].shape[1:] == (2, 2)
         assert request.arrays["x"].dtype == np.uint8
     assert status == 400
+
+
+ODD = st.none() | st.booleans() | st.text(max_size=2) | st.floats() | st.integers(-(2**53), 2**53)
+
+
+@given(name=st.sampled_from(sorted(set(DATATYPES) - {"bool"})), data=st.data())
+@settings(max_examples=400, deadline=None)
+def test_flat_numbers_read_quickly_are_those_read_slowly(name: str, data: st.DataObject) -> None:
+    spec = protocol._Input(Field("x", name, ()))
+    kind = np.dtype(name).kind
+    plain = st.floats(-1e4, 1e4) if kind == "f" else st.integers(0, 130)
+    values = data.draw(st.lists(plain, max_size=6)) + data.draw(st.lists(plain | ODD, max_size=3))
+    found: list[object] = []
+    for quick in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not quick:
+                patch.setattr(protocol, "_flat", lambda data, spec: None)
+            try:
+                made = protocol._from_json(values, spec, (len(values),))
+                found.append((made.dtype.name, made.tobytes()))
+            except Refused as error:
+                found.append(error.message)
+    assert found[0] == found[1], values
