@@ -21,6 +21,9 @@ import uvloop
 
 from hpcmass.errors import ConfigError, HpcmassError, StorageError
 from hpcmass.files import replace_json
+from hpcmass.monitor.baseline import Baseline
+from hpcmass.monitor.features import Watched
+from hpcmass.monitor.observer import Monitor
 from hpcmass.serve.app import App
 from hpcmass.serve.batcher import INLINE_S, Batcher
 from hpcmass.serve.http import Server
@@ -52,6 +55,8 @@ class Settings:
         key: PEM file of its key.
         notice_s: After SIGTERM, how long it goes on taking new connections, not ready any more.
         drain_s: Then, how long requests under way may take.
+        monitor: Sees what is asked and answered.
+        baseline: Gives what drift is measured against, for the model loaded; called before it is warm.
         say: Told in words what happens.
     """
 
@@ -67,6 +72,8 @@ class Settings:
     notice_s: float = 1.0
     drain_s: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    monitor: Monitor | None = None
+    baseline: Callable[[Runner], Baseline | None] = lambda _: None
     say: Callable[[str], None] = print
 
 
@@ -107,17 +114,21 @@ class _Replica:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked)
         listener = await self._listen()
-        sweeping = loop.create_task(self._sweep())
+        sweeping = [loop.create_task(self._sweep())]
         try:
             self._publish("loading")
             if await self._load(load):
+                if settings.monitor is not None:
+                    sweeping.append(loop.create_task(settings.monitor.run()))
                 self._publish("ready")
                 settings.say(f"ready: {self.url}/v2/models/{settings.name} ({self._how()})")
                 await self._stop.wait()
             await self._drain(listener)
         finally:
             listener.close()
-            sweeping.cancel()
+            for task in sweeping:
+                task.cancel()
+            await asyncio.gather(*sweeping, return_exceptions=True)
             for connection in list(self.server.open):
                 connection.abort()
             if self.batcher is not None:
@@ -148,9 +159,10 @@ class _Replica:
         """Load and warm the model in a thread; False where the replica is to end before that is done."""
         settings = self.settings
 
-        def loaded() -> tuple[Runner, Pace]:
+        def loaded() -> tuple[Runner, Pace, Baseline | None]:
             runner = load()
-            return runner, warm_up(runner, settings.limits, settings.threads)
+            baseline = settings.baseline(runner) if settings.monitor is not None else None
+            return runner, warm_up(runner, settings.limits, settings.threads), baseline
 
         work = asyncio.ensure_future(asyncio.to_thread(loaded))
         stop = asyncio.ensure_future(self._stop.wait())
@@ -158,7 +170,7 @@ class _Replica:
         stop.cancel()
         if not work.done():
             return False
-        runner, pace = work.result()
+        runner, pace, baseline = work.result()
         inline = pace.seconds[1] <= INLINE_S
         self.batcher = Batcher(
             runner, pace, settings.limits, self.metrics, inline=inline, threads=settings.threads
@@ -166,6 +178,9 @@ class _Replica:
         schema = Schema(settings.name, settings.version, runner.interface, settings.limits.rows)
         self.app.info["platform"] = runner.platform
         self.app.load(schema, self.batcher)
+        if settings.monitor is not None:
+            settings.monitor.begin(self.metrics, Watched.of(runner.interface), baseline)
+            self.app.monitor = settings.monitor
         # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
         gc.collect()
         gc.freeze()

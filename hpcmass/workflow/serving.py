@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from hpcmass.catalogue import Catalogue, Version
 from hpcmass.errors import ConfigError, MissingDependency
 from hpcmass.evaluate.models import cached, resolve_bundle
 from hpcmass.files import check_name, sha256_file
+from hpcmass.workflow.monitoring import MonitorOptions, watch
 from hpcmass.workflow.projects import ProjectRef, maybe_project
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ServeOptions:
     key: Path | None = None
     notice_s: float = 1.0
     drain_s: float = 30.0
+    monitor: MonitorOptions | None = None
     limits: dict[str, float] = field(default_factory=dict)
 
 
@@ -70,12 +72,24 @@ def serve_model(
     tokens = None if asked.tokens is None else read_tokens(asked.tokens)
     name, version, folder = _found(model, project)
     say(f"loading {name}@{version}")
+    watched: dict[str, Any] = {}
+    if asked.monitor is not None:
+        seen = watch(_named(asked.monitor, asked.endpoint), version, f"{name}@{version}", project, say)
+        watched = {"monitor": seen[0], "baseline": seen[1]}
     settings = Settings(
         name=name, version=version, host=asked.host, port=asked.port, threads=asked.threads,
         endpoint=asked.endpoint, tokens=tokens, certificate=asked.certificate, key=asked.key,
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
+        **watched,
     )  # fmt: skip
     serve(settings, lambda: load_runner(folder))
+
+
+def _named(asked: MonitorOptions, endpoint: Path | None) -> MonitorOptions:
+    """With the replica's name that a deployment gave it: that of its folder."""
+    if asked.replica is not None or endpoint is None or endpoint.absolute().parent.parent.name != "replicas":
+        return asked
+    return replace(asked, replica=endpoint.absolute().parent.name)
 
 
 def _limits(asked: dict[str, float]) -> Limits:
