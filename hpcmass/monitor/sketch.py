@@ -125,9 +125,8 @@ def edges_of(values: npt.ArrayLike, bins: int = BINS) -> Floats:
         return np.zeros(0)
     at = np.arange(1, bins) * wide.size // bins
     found = wide[at]
-    last, many = found[-1], np.flatnonzero(found[1:] == found[:-1])
     # The end of a value that fills whole bins: the next number there is.
-    above = np.nextafter(np.append(found[many], last), np.inf)
+    above = np.nextafter(found[1:][found[1:] == found[:-1]], np.inf)
     return np.unique(np.concatenate([found, above]))
 
 
