@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "export": ("hpcmass.cli.export", "Export a model as ONNX, torch.export or int8."),
     "serve": ("hpcmass.cli.serve", "Answer requests to a model over HTTP: one replica."),
+    "drift": ("hpcmass.cli.drift", "Hold what a deployment is asked against the training data."),
+    "labels": ("hpcmass.cli.labels", "Post labels that came later; show live accuracy."),
     "token": ("hpcmass.cli.token", "Make a token that lets a client use a replica."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),

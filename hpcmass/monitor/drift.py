@@ -165,10 +165,9 @@ def look(
             where=folder,
             hint="serve it with --training-data FOLDER",
         )
-    verdict = _judged(
-        baseline, windows, begin, end, since is None, _share(folder, end, end - begin) * alpha, floors
-    )
-    verdict = Verdict(**{**vars(verdict), "alpha": alpha, "time": end})
+    level = min(1.0, slot_s / MONTH_S) * alpha
+    verdict = _judged(baseline, windows, begin, end, since is None, level, floors)
+    verdict = Verdict(**{**vars(verdict), "alpha": alpha, "time": time.time() if now is None else now})
     if record:
         told = verdict.to_json()
         append_record(folder / VERDICTS, {**told, "findings": told["findings"][:_TOLD]})

@@ -147,4 +147,4 @@ def test_a_folder_without_windows_or_reference_is_told(tmp_path: Path) -> None:
     one = Window("r", "3", 0.0, 60.0, 5, 5, features={"in:x": Sketch.of(np.ones(5), None)})
     WindowFiles(tmp_path, "r").append(one)
     with pytest.raises(NotFound, match="version 3 has no reference"):
-        look(tmp_path, now=60.0)
+        look(tmp_path, now=3600.0)
