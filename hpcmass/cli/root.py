@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("hpcmass.cli.serve", "Answer requests to a model over HTTP: one replica."),
     "drift": ("hpcmass.cli.drift", "Hold what a deployment is asked against the training data."),
     "labels": ("hpcmass.cli.labels", "Post labels that came later; show live accuracy."),
+    "retrain": ("hpcmass.cli.retrain", "Train a deployment's model on with new data, through the gate."),
     "token": ("hpcmass.cli.token", "Make a token that lets a client use a replica."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),

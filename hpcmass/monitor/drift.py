@@ -191,7 +191,7 @@ def _judged(
         seen_s = end - first
         text = f"{seen_s / HOUR_S:.1f} of {(end - begin) / HOUR_S:.1f} hours were seen"
         return Verdict(**{**vars(verdict), "why": text})
-    findings, tests = compare(baseline, blocks_of(windows, begin, end), level, floors)
+    findings, tests = compare(baseline, blocks_of(windows, max(begin, first), end), level, floors)
     if not tests or max(one.result.n for one in findings) < LEAST / 2:
         return Verdict(**{**vars(verdict), "why": f"{requests} requests are too few"})
     state = "drift" if findings[0].drift else "clean"

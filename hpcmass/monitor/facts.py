@@ -16,7 +16,7 @@ def _path(folder: Path, version: str) -> Path:
     return folder / f"model-{check_name(version, 'version')}.json"
 
 
-def write_facts(folder: Path, version: str, watched: Watched) -> None:
+def write_facts(folder: Path, version: str, watched: Watched, model: str = "") -> None:
     """Say once what a version takes and gives.
 
     Raises:
@@ -29,8 +29,18 @@ def write_facts(folder: Path, version: str, watched: Watched) -> None:
     classes = list(watched.names) if watched.classes is not None else None
     with contextlib.suppress(AlreadyExists):
         publish_json(
-            _path(folder, version), {"format": FORMAT, "version": version, **sides, "classes": classes}
+            _path(folder, version),
+            {"format": FORMAT, "model": model, "version": version, **sides, "classes": classes},
         )
+
+
+def model_name(folder: Path, version: str) -> str:
+    """The name of the model of a version; empty where it is not known."""
+    try:
+        value = read_json(_path(folder, version))
+    except NotFound:
+        return ""
+    return str(value.get("model", "")) if isinstance(value, dict) else ""
 
 
 def read_facts(folder: Path, version: str) -> Watched | None:

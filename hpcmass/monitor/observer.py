@@ -68,6 +68,7 @@ class Monitor:
         sample: Requests of a window whose features are taken.
         answers: How many answers with an `id` are kept, to be joined with labels; 0: none.
         keep: How many raw samples are kept an hour, for another training; 0: none.
+        model: The model's name.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Monitor:
         sample: int = SAMPLE,
         answers: int = 1_000_000,
         keep: int = 0,
+        model: str = "",
     ) -> None:
         self.folder, self.replica, self.version = folder, replica, version
-        self.window_s, self.sample = window_s, sample
+        self.window_s, self.sample, self.model = window_s, sample, model
         self.files = WindowFiles(folder, replica)
         self.answers = Answers(folder, replica, version, answers)
         self.kept = Kept(folder, replica, keep)
@@ -100,7 +102,7 @@ class Monitor:
         self._counts, self._watched, self._baseline = counts, watched, baseline
         self._before = _snapshot(counts)
         self._start = time.time()
-        _safely(lambda: write_facts(self.folder, self.version, watched))
+        _safely(lambda: write_facts(self.folder, self.version, watched, self.model))
 
     # -- a request: microseconds ------------------------------------------------------------------------
     def take(self, arrays: Arrays, rows: int) -> Taken | None:

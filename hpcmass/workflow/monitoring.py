@@ -75,6 +75,7 @@ def watch(
     monitor = Monitor(
         folder, replica, version,
         window_s=options.window_s, answers=options.keep_answers, keep=options.keep_samples,
+        model=ref.partition("@")[0],
     )  # fmt: skip
 
     def baseline(runner: Runner) -> Baseline | None:
