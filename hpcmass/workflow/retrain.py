@@ -28,7 +28,7 @@ from hpcmass.workflow.livedata import gather, write_live
 from hpcmass.workflow.models import dataset_path, register_run
 from hpcmass.workflow.monitoring import training_paths
 from hpcmass.workflow.projects import ProjectRef, project_of
-from hpcmass.workflow.promote import promote
+from hpcmass.workflow.promote import meant_by, promote
 from hpcmass.workflow.training import train
 
 FORMAT = 1
@@ -123,7 +123,15 @@ def _plan(home: Path, watched: Watched, asked: Asked, project: Project) -> Path:
     if not name:
         raise ConfigError("the model is not known", where=watched.folder, hint="name it: --model NAME")
     bare = name.partition("@")[0]
-    version = catalogue.get(name if "@" in name else f"{bare}@{said}" if said else f"{bare}@{asked.alias}")
+    now = catalogue.aliases(bare).get(asked.alias)
+    if drifted and not asked.anyway and now is not None and said.isdigit() and now > int(said):
+        raise ConfigError(
+            f"version {said} has drifted, and {asked.alias} is version {now} already",
+            where=bare,
+            hint="look at what is served now with: hpcmass drift; or train all the same with --anyway",
+        )
+    current = str(now) if now is not None else said
+    version = catalogue.get(name if "@" in name or not current else f"{bare}@{current}")
     _job_of(version)
     training_paths(version, project)
     if asked.data is not None and not dataset_path(asked.data, project).is_dir():
@@ -205,6 +213,10 @@ def _trained(
     if recipe is None or not recipe.is_file():  # it went with the project it came from; the version has a copy
         recipe = cached(catalogue, version) / "recipe.py"
     sets: dict[str, Any] = {"data.train": [*map(str, old), str(new["train"])], "data.mix": None}
+    for split in ("valid", "test"):  # beside one data set these need not be named; beside several they do
+        with contextlib.suppress(NotFound, CatalogueError):
+            if getattr(job.data, split) is None:
+                sets[f"data.{split}"] = str(meant_by(split, version, project))
     if WEIGHTS in version.files:  # of estimators nothing is left to begin with
         sets["train.init_from"] = version.ref
     job = job.model_copy(update={"sweep": None, "name": plan["model"], "recipe": str(recipe)})

@@ -158,9 +158,11 @@ def test_a_gate_that_does_not_hold_leaves_production_alone(
     project: Project, drifted: Path, capfd: pytest.CaptureFixture
 ) -> None:
     before = Catalogue(project.catalogue).aliases("shop")["production"]
-    asked = ["retrain", "shop", "--set", "train.epochs=1", "--require", "accuracy >= 1.1 on test"]
+    asked = ["retrain", "shop", "--set", "train.epochs=1", "--require", "accuracy > 1 on test"]
     assert hpcmass(words(project, "drift", "shop", "--since", "1h")) == 1
-    assert hpcmass(words(project, *asked)) == 1
+    assert hpcmass(words(project, *asked)) == 2
+    assert "version 1 has drifted, and production is version 2 already" in capfd.readouterr().err
+    assert hpcmass(words(project, *asked, "--anyway")) == 1
     assert "is not promoted" in capfd.readouterr().out
     assert Catalogue(project.catalogue).aliases("shop")["production"] == before
     done = json.loads(sorted((drifted / "monitor" / "retrain").glob("*/done.json"))[-1].read_text())
@@ -170,5 +172,5 @@ def test_a_gate_that_does_not_hold_leaves_production_alone(
 def test_too_few_labels_are_told(project: Project, drifted: Path, capfd: pytest.CaptureFixture) -> None:
     for file in (drifted / "monitor").glob("labels-*"):
         file.unlink()
-    assert hpcmass(words(project, "retrain", "shop")) != 0
+    assert hpcmass(words(project, "retrain", "shop", "--anyway")) != 0
     assert "kept samples have a label" in capfd.readouterr().err
