@@ -43,6 +43,15 @@ FILE = click.Path(dir_okay=False, path_type=Path)
               help="Seconds after SIGTERM in which new connections are still taken.")  # fmt: skip
 @click.option("--drain", "drain_s", default=30.0, show_default=True, type=click.FloatRange(0),
               help="Seconds that requests under way may take then.")  # fmt: skip
+@click.option("--monitor", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path),
+              help="Write windows of rates, latencies, inputs and outputs here.")  # fmt: skip
+@click.option("--window", "window_s", default=60.0, show_default=True, type=click.FloatRange(0.1),
+              help="Seconds of a window.")  # fmt: skip
+@click.option("--keep-samples", default=0, show_default=True, type=click.IntRange(0),
+              help="Raw samples an hour to keep with them.")  # fmt: skip
+@click.option("--keep-answers", default=1_000_000, show_default=True, type=click.IntRange(0),
+              help="Answers with an id to keep, for labels.")  # fmt: skip
+@click.option("--training-data", metavar="FOLDER", help="What drift is measured against [the version's own].")
 @project_option
 def command(
     model: str,
@@ -67,6 +76,11 @@ def command(
     connections: int | None,
     notice_s: float,
     drain_s: float,
+    monitor: Path | None,
+    window_s: float,
+    keep_samples: int,
+    keep_answers: int,
+    training_data: str | None,
     project_root: str | None,
 ) -> None:
     """Answer requests to a model, by the Open Inference Protocol over HTTP: one replica.
@@ -74,6 +88,7 @@ def command(
     MODEL is a version in the catalogue (NAME, NAME@3, NAME@production), a run's name, or a folder. It ends
     with SIGTERM or Ctrl-C, and answers first what it has taken on.
     """
+    from hpcmass.workflow.monitoring import MonitorOptions
     from hpcmass.workflow.serving import ServeOptions, serve_model
 
     asked = {
@@ -84,10 +99,16 @@ def command(
         "body_bytes": None if body_mb is None else body_mb * 2**20,
         "connections": connections,
     }
+    watched = None
+    if monitor is not None:
+        watched = MonitorOptions(
+            folder=monitor, window_s=window_s, keep_samples=keep_samples, keep_answers=keep_answers,
+            reference=training_data,
+        )  # fmt: skip
     options = ServeOptions(
         host=host, port=port, threads=threads, runtime=runtime, command=program, health=health,
         ready_s=ready_s, rate=rate, endpoint=endpoint, tokens=tokens,
-        anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s,
+        anybody=anybody, certificate=tls_cert, key=tls_key, notice_s=notice_s, drain_s=drain_s, monitor=watched,
         limits={name: float(value) for name, value in asked.items() if value is not None},
     )  # fmt: skip
     serve_model(model, project_root, options, say=lambda text: click.echo(text))

@@ -10,6 +10,9 @@ from typing import Any
 import orjson
 
 from hpcmass import __version__
+from hpcmass.errors import DataError
+from hpcmass.monitor.answers import check_label
+from hpcmass.monitor.observer import Monitor
 from hpcmass.serve.batcher import Batcher, Job, Outputs
 from hpcmass.serve.exchange import BINARY, JSON, TEXT, Exchange
 from hpcmass.serve.interfaces import Refused
@@ -38,6 +41,7 @@ class App:
 
     Attributes:
         ready: Whether `v2/health/ready` says so; requests are answered whenever there is a model.
+        monitor: Sees requests and answers, and takes labels; None: nobody does.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class App:
     ) -> None:
         self.name, self.version, self.metrics, self.tokens, self.rate = name, version, metrics, tokens, rate
         self.ready = False
+        self.monitor: Monitor | None = None
         self.gauges: Callable[[], dict[str, float]] = dict
         self.info: dict[str, str] = {"model": name, "version": version}
         self._batcher: Batcher | None = None
@@ -53,6 +58,7 @@ class App:
         model = f"/v2/models/{name}".encode()
         both = (model, model + f"/versions/{version}".encode())
         self._infer = {path + b"/infer" for path in both}
+        self._labels = {path + b"/labels" for path in both}
         self._known = {
             b"/v2": self._about,
             b"/v2/": self._about,
@@ -81,12 +87,13 @@ class App:
         if path not in _OPEN and (error := self._turned_away(exchange)) is not None:
             return error
         infer = path in self._infer
-        if not infer and path not in self._known:
+        posts = infer or (path in self._labels and self.monitor is not None)
+        if not posts and path not in self._known:
             said = path[:100].decode("ascii", "replace")
             return Refused(404, f"there is nothing at {said}; the model is /v2/models/{self.name}")
-        if exchange.method not in ({b"POST"} if infer else _GET):
-            error = Refused(405, "this address takes POST" if infer else "this address takes GET")
-            error.data["allow"] = b"POST" if infer else b"GET, HEAD"
+        if exchange.method not in ({b"POST"} if posts else _GET):
+            error = Refused(405, "this address takes POST" if posts else "this address takes GET")
+            error.data["allow"] = b"POST" if posts else b"GET, HEAD"
             return error
         if exchange.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             return Refused(415, "a body must not be compressed here")
@@ -113,6 +120,8 @@ class App:
         try:
             if exchange.path in self._infer:
                 self._take(exchange)
+            elif exchange.path in self._labels:
+                self._label(exchange)
             else:
                 self._known[exchange.path](exchange)
         except Refused as error:
@@ -131,6 +140,8 @@ class App:
         if said is not None and not (said.isdigit() and len(said) < 19):
             raise Refused(400, "Inference-Header-Content-Length is no number")
         request = schema.parse(body, None if said is None else int(said))
+        monitor = self.monitor
+        taken = None if monitor is None else monitor.take(request.arrays, request.rows)
 
         def done(outputs: Outputs | None, error: Refused | None) -> None:
             if outputs is None or error is not None:
@@ -144,6 +155,8 @@ class App:
                 return
             self.metrics.inferences += 1
             self.metrics.request_s.observe(perf_counter() - begun)
+            if monitor is not None:
+                monitor.done(taken, request.id, outputs)
             if json_bytes is None:
                 exchange.answer(200, parts)
             else:
@@ -152,6 +165,23 @@ class App:
         job = Job(request, done)
         batcher.submit(job)
         exchange.job = lambda: batcher.abandon(job)
+
+    def _label(self, exchange: Exchange) -> None:
+        """Take labels that come later: `{"id": …, "label": …}`, or a list of such."""
+        assert self.monitor is not None
+        try:
+            said = orjson.loads(b"".join(exchange.body))
+        except orjson.JSONDecodeError as error:
+            raise Refused(400, f"the body is not JSON: {error}") from None
+        each = said if isinstance(said, list) else [said]
+        if not all(isinstance(one, dict) for one in each):
+            raise Refused(400, 'a label is an object with "id" and "label"')
+        try:
+            for identity, label in [check_label(one.get("id"), one.get("label")) for one in each]:
+                self.monitor.label(identity, label)
+        except DataError as error:
+            raise Refused(400, error.message) from None
+        _say(exchange, {"labels": len(each)})
 
     # -- the other addresses ------------------------------------------------------------------------------
     def _about(self, exchange: Exchange) -> None:

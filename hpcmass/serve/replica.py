@@ -22,11 +22,14 @@ import uvloop
 
 from hpcmass.errors import ConfigError, HpcmassError, StorageError
 from hpcmass.files import replace_json
+from hpcmass.monitor.baseline import Baseline
+from hpcmass.monitor.features import Watched
+from hpcmass.monitor.observer import Monitor
 from hpcmass.serve.app import App
 from hpcmass.serve.batcher import INLINE_S, Batcher
 from hpcmass.serve.choice import Choice, Offer, choose
 from hpcmass.serve.http import Server
-from hpcmass.serve.interfaces import Limits
+from hpcmass.serve.interfaces import Limits, Runner
 from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.protocol import Schema
@@ -54,6 +57,8 @@ class Settings:
         key: PEM file of its key.
         notice_s: After SIGTERM, how long it goes on taking new connections, not ready any more.
         drain_s: Then, how long requests under way may take.
+        monitor: Sees what is asked and answered.
+        baseline: Gives what drift is measured against, for the model loaded; called before it is warm.
         say: Told in words what happens.
     """
 
@@ -70,6 +75,8 @@ class Settings:
     notice_s: float = 1.0
     drain_s: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    monitor: Monitor | None = None
+    baseline: Callable[[Runner], Baseline | None] = lambda _: None
     say: Callable[[str], None] = print
 
 
@@ -109,17 +116,21 @@ class _Replica:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked)
         listener = await self._listen()
-        sweeping = loop.create_task(self._sweep())
+        sweeping = [loop.create_task(self._sweep())]
         try:
             self._publish("loading")
             if await self._load(load):
+                if settings.monitor is not None:
+                    sweeping.append(loop.create_task(settings.monitor.run()))
                 self._publish("ready")
                 settings.say(f"ready: {self.url}/v2/models/{settings.name} ({self._how()})")
                 await self._stop.wait()
             await self._drain(listener)
         finally:
             listener.close()
-            sweeping.cancel()
+            for task in sweeping:
+                task.cancel()
+            await asyncio.gather(*sweeping, return_exceptions=True)
             for connection in list(self.server.open):
                 connection.abort()
             if self.batcher is not None:
@@ -150,8 +161,9 @@ class _Replica:
         """Load and warm the model in a thread; False where the replica is to end before that is done."""
         settings = self.settings
 
-        def loaded() -> Choice:
-            return choose(load(), settings.limits, settings.threads)
+        def loaded() -> tuple[Choice, Baseline | None]:
+            choice = choose(load(), settings.limits, settings.threads)
+            return choice, settings.baseline(choice.runner) if settings.monitor is not None else None
 
         work = asyncio.ensure_future(asyncio.to_thread(loaded))
         stop = asyncio.ensure_future(self._stop.wait())
@@ -159,7 +171,8 @@ class _Replica:
         stop.cancel()
         if not work.done():
             return False
-        choice = self.choice = work.result()
+        self.choice, baseline = work.result()
+        choice = self.choice
         runner, pace = choice.runner, choice.pace
         settings.say(f"{runner.platform} serves: {choice.why}")
         inline = pace.seconds[1] <= INLINE_S
@@ -169,6 +182,9 @@ class _Replica:
         schema = Schema(settings.name, settings.version, runner.interface, settings.limits.rows)
         self.app.info["platform"] = runner.platform
         self.app.load(schema, self.batcher, choice.to_json())
+        if settings.monitor is not None:
+            settings.monitor.begin(self.metrics, Watched.of(runner.interface), baseline)
+            self.app.monitor = settings.monitor
         # What is loaded stays: to look through it again and again would be felt as pauses of 50 ms and more.
         gc.collect()
         gc.freeze()

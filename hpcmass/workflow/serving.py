@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from hpcmass.catalogue import Catalogue, Version
 from hpcmass.errors import ConfigError, HpcmassError, MissingDependency, NotFound
 from hpcmass.evaluate.models import cached, resolve_bundle
 from hpcmass.files import check_name, sha256_file
+from hpcmass.workflow.monitoring import MonitorOptions, watch
 from hpcmass.workflow.onnx_forms import onnx_form
 from hpcmass.workflow.projects import ProjectRef, maybe_project
 
@@ -39,6 +40,7 @@ class ServeOptions:
     command: str | None = None
     health: str = "/v2/health/ready"
     ready_s: float = 600.0
+    monitor: MonitorOptions | None = None
     limits: dict[str, float] = field(default_factory=dict)
 
 
@@ -80,10 +82,15 @@ def serve_model(
     tokens = None if asked.tokens is None else read_tokens(asked.tokens)
     name, version, folder = _found(model, project)
     say(f"loading {name}@{version}")
+    watched: dict[str, Any] = {}
+    if asked.monitor is not None:
+        seen = watch(_named(asked.monitor, asked.endpoint), version, f"{name}@{version}", project, say)
+        watched = {"monitor": seen[0], "baseline": seen[1]}
     settings = Settings(
         name=name, version=version, host=asked.host, port=asked.port, threads=asked.threads,
         endpoint=asked.endpoint, tokens=tokens, rate=asked.rate, certificate=asked.certificate, key=asked.key,
         notice_s=asked.notice_s, drain_s=asked.drain_s, limits=_limits(asked.limits), say=say,
+        **watched,
     )  # fmt: skip
     serve(settings, lambda: _offer(folder, asked.runtime, asked.threads, say))
 
@@ -96,7 +103,8 @@ def _serve_command(model: str, project: ProjectRef, asked: ServeOptions, say: Ca
     assert asked.command is not None
     ours = {
         "--tokens": asked.tokens, "--tls-cert": asked.certificate, "--tls-key": asked.key,
-        "--rate": asked.rate, **{f"limit {name}": value for name, value in asked.limits.items()},
+        "--rate": asked.rate, "--monitor": asked.monitor,
+        **{f"limit {name}": value for name, value in asked.limits.items()},
     }  # fmt: skip
     if given := [name for name, value in ours.items() if value is not None]:
         raise ConfigError(
@@ -149,6 +157,13 @@ def _offer(folder: Path, runtime: str, threads: int, say: Callable[[str], None])
             raise ConfigError(f"ONNX Runtime cannot run it: {why}", where="--runtime onnxruntime") from error
         return Offer((own,), f"ONNX Runtime cannot run it: {why}")
     return Offer((own, other), forced=runtime == "onnxruntime")
+
+
+def _named(asked: MonitorOptions, endpoint: Path | None) -> MonitorOptions:
+    """With the replica's name that a deployment gave it: that of its folder."""
+    if asked.replica is not None or endpoint is None or endpoint.absolute().parent.parent.name != "replicas":
+        return asked
+    return replace(asked, replica=endpoint.absolute().parent.name)
 
 
 def _limits(asked: dict[str, float]) -> Limits:

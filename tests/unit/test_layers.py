@@ -27,6 +27,7 @@ FLOORS = {
     "slurm": 3,
     "devcluster": 3,
     "train": 3,
+    "monitor": 3,
     "evaluate": 4,
     "export": 4,
     "sweep": 4,
