@@ -27,6 +27,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("hpcmass.cli.predict", "Predict for the samples of a file."),
     "export": ("hpcmass.cli.export", "Export a model as ONNX, torch.export or int8."),
     "serve": ("hpcmass.cli.serve", "Answer requests to a model over HTTP: one replica."),
+    "deploy": ("hpcmass.cli.deploy", "Put a model behind an address, with replicas that follow the load."),
+    "deployments": ("hpcmass.cli.deployments", "List the deployments."),
+    "endpoint": ("hpcmass.cli.endpoint", "Print where a deployment answers."),
+    "rollback": ("hpcmass.cli.rollback", "Bring back the version that a deployment served before."),
+    "undeploy": ("hpcmass.cli.undeploy", "End a deployment."),
+    "gateway": ("hpcmass.cli.gateway", "Be the gateway of a deployment."),
     "token": ("hpcmass.cli.token", "Make a token that lets a client use a replica."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
@@ -45,7 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 # What scripts call and people do not.
-HIDDEN = {"hop"}
+HIDDEN = {"hop", "gateway"}
 
 
 class LazyGroup(click.Group):

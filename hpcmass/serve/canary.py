@@ -7,7 +7,7 @@ one of the other with probability `WORSE` or more, and the median is at least a 
 difference too small to matter ends no trial however many answers there are.
 
 Looked at k times, the k-th look has the level ALPHA / (k (k + 1)), for each of the two tests half of it: the
-sum over all looks is ALPHA, so that a trial that is as good as the other is ended with probability ALPHA at most.
+sum over all looks is ALPHA: a trial as good as the other is ended with probability ALPHA at most.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -152,9 +151,6 @@ class Deployment:
         """
         for part in ("replicas", "gateway", "monitor"):
             make_dir(self.path / part)
-        # The folder tells addresses of processes and holds the token that the gateway asks them with.
-        with contextlib.suppress(OSError):
-            os.chmod(self.path / "gateway", 0o700)
         asked = replace(asked, created=time.time(), by=getpass.getuser())
         publish_json(self.file, _written(asked))
         self.event("created", model=asked.stable, replicas=[asked.least, asked.most])
@@ -167,7 +163,7 @@ class Deployment:
             how: Gives the new from the old; where they are equal nothing is written.
             kind: Of the event; `facts` go with it.
         """
-        with self._alone():
+        with self.alone():
             old = self.asked()
             new = how(old)
             if new == old:
@@ -187,11 +183,11 @@ class Deployment:
 
     def endpoint(self) -> dict[str, Any] | None:
         """Where the gateway is, as it said last; None where none has been yet."""
-        return _maybe(self.endpoint_file)
+        return maybe_json(self.endpoint_file)
 
     def status(self) -> dict[str, Any] | None:
         """What the controller said last."""
-        return _maybe(self.status_file)
+        return maybe_json(self.status_file)
 
     # -- replicas -----------------------------------------------------------------------------------------
     def new_replica(self, model: str, command: Callable[[str, Path], list[str]], target: str | None) -> Known:
@@ -227,7 +223,12 @@ class Deployment:
         return [one for one in matching(self.path / "replicas", "r-*") if _RID.fullmatch(one.name)]
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """While it lasts nobody else changes what is asked.
+
+        Raises:
+            LeaseHeld: Another one took too long.
+        """
         lease, end = Lease(self.path / "change", ttl_s=10.0), time.monotonic() + _CHANGE_S
         while True:
             try:
@@ -245,7 +246,7 @@ class Deployment:
 
 def read_replica(folder: Path) -> Known | None:
     """A replica by its folder; None where it was not laid down wholly."""
-    record = _maybe(folder / "replica.json")
+    record = maybe_json(folder / "replica.json")
     if record is None:
         return None
     return Known(
@@ -255,8 +256,8 @@ def read_replica(folder: Path) -> Known | None:
         float(record.get("created", 0.0)),
         tuple(record.get("command", ())),
         record.get("target"),
-        _maybe(folder / "job.json"),
-        _maybe(folder / "endpoint.json"),
+        maybe_json(folder / "job.json"),
+        maybe_json(folder / "endpoint.json"),
         (folder / "ended.json").exists(),
     )
 
@@ -270,9 +271,7 @@ def launched(replica: Known, job: dict[str, Any]) -> None:
 def ended(replica: Known, reason: str) -> None:
     """Write down that a replica is no more."""
     with contextlib.suppress(AlreadyExists):
-        publish_json(
-            replica.path / "ended.json", {"format": FORMAT, "time": time.time(), "reason": reason}
-        )
+        publish_json(replica.path / "ended.json", {"format": FORMAT, "time": time.time(), "reason": reason})
     replica.ended = True
 
 
@@ -297,13 +296,36 @@ def parse_asked(raw: Any, where: Path) -> Asked:
         raise CorruptError(f"is no deployment: {error}", where=where) from error
 
 
+def version_of(model: str) -> str:
+    """The version that a replica of this names in addresses."""
+    name, at, number = model.rpartition("@")
+    return number if at and number.isdigit() and "/" not in name else "1"
+
+
+def updated(old: Asked, stable: str) -> Asked:
+    """What is asked, with another version."""
+    if stable == old.stable:
+        return replace(old, canary=None)
+    return replace(old, stable=stable, previous=old.stable, canary=None)
+
+
+def without(old: Asked, canary: Canary) -> Asked:
+    """What is asked, with this trial ended; as it was where another one is asked for by now."""
+    return replace(old, canary=None, follow=None) if old.canary == canary else old
+
+
+def promoted(old: Asked, canary: Canary) -> Asked:
+    """What is asked, with the version on trial in the other's place."""
+    return updated(old, canary.model) if old.canary == canary else old
+
+
 def _written(asked: Asked) -> dict[str, Any]:
     values = asdict(asked)
     least, most = values.pop("least"), values.pop("most")
     return {"format": FORMAT, **values, "replicas": [least, most]}
 
 
-def _maybe(file: Path) -> dict[str, Any] | None:
+def maybe_json(file: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is no such file, or it is damaged."""
     try:
         found = read_json(file)

@@ -46,7 +46,9 @@ class Call:
         self.backend: Backend | None = None
         self.link: Link | None = None
         lines = [b"%s %s HTTP/1.1\r\nHost: replica\r\n" % (exchange.method, exchange.path), gateway.credentials]
-        lines += [b"%s: %s\r\n" % (name, exchange.headers[name]) for name in _FORWARDED if name in exchange.headers]
+        lines += [
+            b"%s: %s\r\n" % (name, exchange.headers[name]) for name in _FORWARDED if name in exchange.headers
+        ]
         if exchange.method == b"POST":
             lines.append(b"Content-Length: %d\r\n" % exchange.size)
         self._head = b"".join((*lines, b"\r\n"))
@@ -60,12 +62,13 @@ class Call:
         gateway, backend = self.gateway, self.backend
         assert backend is not None
         backend.done(self)
+        now = backend.heard = monotonic()
         if status >= 500:
             backend.window.error()
         elif status == 429:
             backend.window.refuse()
         else:
-            backend.window.observe(monotonic() - self.sent)
+            backend.window.observe(now - self.sent)
         trial = backend.track == "canary" and status >= 500
         if (status in (429, 503) or trial) and not self.moved and gateway.others(self, backend):
             self.moved = True
@@ -188,7 +191,7 @@ class Gateway:
         exchange.job = call.abandon
         self.dispatch(call)
 
-    def _version(self, path: bytes) -> str | None | bool:
+    def _version(self, path: bytes) -> str | bool | None:
         """The version that an address names, None for any; False: there is no such address."""
         if not path.startswith(self._base):
             return False
@@ -305,12 +308,17 @@ class Gateway:
         _say(exchange, {"name": self.model, "ready": True})
 
     def _metrics(self, exchange: Exchange) -> None:
-        counters = [("answers_total", f'{{code="{code}"}}', n) for code, n in sorted(self.metrics.answers.items())]
+        counters = [
+            ("answers_total", f'{{code="{code}"}}', n) for code, n in sorted(self.metrics.answers.items())
+        ]
         counters += [("retries_total", "", self.retries), ("abandoned_total", "", self.metrics.abandoned)]
         gauges = [("held_requests", "", float(len(self.held))), ("calls", "", float(len(self.calls)))]
         for one in self.ready:
             labels = f'{{replica="{one.rid}",version="{one.version}",track="{one.track}"}}'
-            gauges += [("replica_in_flight", labels, float(one.in_flight)), ("replica_weight", labels, one.weight)]
+            gauges += [
+                ("replica_in_flight", labels, float(one.in_flight)),
+                ("replica_weight", labels, one.weight),
+            ]
         text = page(counters, [*gauges, *self.gauges()], self.window, self.seconds)
         exchange.answer(200, [text.encode()], TEXT)
 

@@ -85,7 +85,10 @@ class Window:
 
 
 def page(
-    counters: Iterable[tuple[str, str, int]], gauges: Iterable[tuple[str, str, float]], window: Window, total_s: float
+    counters: Iterable[tuple[str, str, int]],
+    gauges: Iterable[tuple[str, str, float]],
+    window: Window,
+    total_s: float,
 ) -> str:
     """The page of `/metrics` of a gateway.
 

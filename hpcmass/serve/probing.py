@@ -1,4 +1,4 @@
-"""Asking a replica how it is, over a connection of its own; and where replicas are started, as the controller sees it."""
+"""Asking a replica how it is; and where replicas are started, as the controller sees it."""
 
 from __future__ import annotations
 

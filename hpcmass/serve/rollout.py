@@ -32,7 +32,13 @@ class Steps:
 
 
 def steps(
-    pieces: Sequence[Piece], stable: str, count: int, *, canary: str | None = None, canaries: int = 0, surge: int = 1
+    pieces: Sequence[Piece],
+    stable: str,
+    count: int,
+    *,
+    canary: str | None = None,
+    canaries: int = 0,
+    surge: int = 1,
 ) -> Steps:
     """The next steps towards `count` replicas of `stable` and `canaries` of `canary`.
 
@@ -48,7 +54,9 @@ def steps(
     return Steps((*first, *more), (*last, *less))
 
 
-def _of(pieces: Sequence[Piece], model: str, count: int, surge: int, also: object) -> tuple[list[str], list[str]]:
+def _of(
+    pieces: Sequence[Piece], model: str, count: int, surge: int, also: object
+) -> tuple[list[str], list[str]]:
     assert callable(also)
     new = [one for one in pieces if one.model == model and not one.leaving]
     old = [one for one in pieces if (one.model == model and one.leaving) or also(one)]

@@ -53,6 +53,7 @@ class Backend:
         self.weight = 1.0
         self.in_flight = 0
         self.used = 0
+        self.heard = monotonic()  # when it answered last
         self.window = Window()
         self._idle: list[Link] = []
         self._links: set[Link] = set()
