@@ -26,15 +26,16 @@ from hpcmass.serve.deployment import Deployment
 Array = np.ndarray[Any, Any]
 
 TYPES = {
-    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
-    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32",
+    "float64": "FP64",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 _AGAIN = (429, 502, 503, 504)  # inference changes nothing, so it may be asked for again
 
 
 class ServeError(HpcmassError):
-    """A request that was answered with an error, or not at all; `data["status"]` is HTTP's, 0 without answer."""
+    """A request was answered with an error, or not at all; `data["status"]` is HTTP's, 0 without answer."""
 
 
 class Client:
@@ -52,7 +53,8 @@ class Client:
 
     def __init__(
         self, at: str, *, project: Project | Path | str | None = None, model: str | None = None,
-        token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0, ca: Path | str | None = None,
+        token: str | None = None, timeout_s: float = 120.0, patience_s: float = 60.0,
+        ca: Path | str | None = None,
     ) -> None:  # fmt: skip
         self._deployment: Deployment | None = None
         self._url: str | None = None

@@ -447,7 +447,7 @@ class Controller:
             "errors": seen.errors, "refused": seen.refused, "held": len(gateway.held),
             "queue": sum(one.queued for one in self.members.values()), "retries": gateway.retries,
             "hours": round(self.hours, 5), "note": self.note,
-            "canary": None if asked.canary is None else {"model": asked.canary.model, "share": asked.canary.share},
+            "canary": asked.canary and {"model": asked.canary.model, "share": asked.canary.share},
             "replicas": [one.told() for one in self.members.values()],
         }  # fmt: skip
         with contextlib.suppress(HpcmassError):

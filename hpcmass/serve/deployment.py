@@ -161,7 +161,8 @@ class Deployment:
 
         Args:
             how: Gives the new from the old; where they are equal nothing is written.
-            kind: Of the event; `facts` go with it.
+            kind: Of the event.
+            **facts: Go with it.
         """
         with self.alone():
             old = self.asked()

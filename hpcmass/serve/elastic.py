@@ -41,7 +41,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is asked: `least` to `most` replicas, a latency, the idle time after which the last one goes, a budget."""
+    """What is asked: `least` to `most` replicas, a latency, when the last one goes, a budget."""
 
     least: int
     most: int

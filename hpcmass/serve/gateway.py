@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -191,7 +191,7 @@ class Gateway:
         exchange.job = call.abandon
         self.dispatch(call)
 
-    def _version(self, path: bytes) -> str | bool | None:
+    def _version(self, path: bytes) -> str | Literal[False] | None:
         """The version that an address names, None for any; False: there is no such address."""
         if not path.startswith(self._base):
             return False

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -110,7 +111,7 @@ class _Process:
             loop.add_signal_handler(number, self._asked.set)
         settings = self.settings
         _allow_files(2 * settings.limits.connections + 1024)
-        secure = {}
+        secure: dict[str, Any] = {}
         if settings.certificate is not None:
             secure = {"ssl": _context(settings.certificate, settings.key), "ssl_handshake_timeout": 10.0}
         self.socket = listen(settings.host, settings.port)
@@ -119,7 +120,7 @@ class _Process:
             self.server.connection,
             sock=self.socket,
             backlog=BACKLOG,
-            **secure,  # type: ignore[arg-type]
+            **secure,
         )
         sweeping = loop.create_task(self._sweep())
         try:

@@ -12,7 +12,7 @@ BOUNDS = tuple(1e-4 * 1.12**i for i in range(118))  # 0.1 ms to about a minute, 
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
-    """Of counts by `BOUNDS`, the upper end of the bucket that the quantile lies in, in seconds; None of none."""
+    """Of counts by `BOUNDS`, the upper end of the bucket with the quantile, in seconds; None of none."""
     total = sum(counts)
     if not total:
         return None

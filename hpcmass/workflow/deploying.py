@@ -219,7 +219,8 @@ def in_short(deployment: Deployment) -> str:
     p99 = status.get("p99_ms")
     words = [
         asked.name, asked.state, asked.stable, f"{status.get('ready', 0)}/{status.get('wanted', '?')} replicas",
-        f"{status.get('rate', 0.0):.0f}/s", "p99 –" if p99 is None else f"p99 {p99:.1f} ms", endpoint.get("url", ""),
+        f"{status.get('rate', 0.0):.0f}/s", "p99 –" if p99 is None else f"p99 {p99:.1f} ms",
+        endpoint.get("url", ""),
     ]  # fmt: skip
     if asked.canary is not None:
         words.insert(3, f"{asked.canary.share:.0%} {asked.canary.model}")
