@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def made(project: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]:
-    one = Deployed(project, request.node.name.replace("test_", "").split("[")[0][:40])
+    one = Deployed(project, re.sub("[^a-z0-9]+", "-", request.node.name)[5:50].strip("-"))
     try:
         yield one
     finally:
