@@ -23,6 +23,18 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--canary-for", "canary_for_s", metavar="SECONDS", type=click.FloatRange(0),
               help="Take it over after so long, unless it is worse [default: when told].")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Cores of a replica's computation. [1]")
+@click.option(
+    "--site", "site_file", metavar="FILE", type=FILE, help="Replicas are jobs on this site's targets."
+)
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="On this one alone (repeatable).")
+@click.option("--time", metavar="TIME", help="Wall time of a replica's job [default: the target's].")
+@click.option(
+    "--local", is_flag=True, help="Replicas are processes of this machine, whatever the project's site."
+)
+@click.option("--gateway-target", metavar="NAME", help="The gateway is a job on this target, too.")
+@click.option(
+    "--gateway-time", metavar="TIME", help="Its wall time; another one follows it [default: the target's]."
+)
 @click.option("--host", help="Address that the gateway listens at. [127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0: any free one. [0]")
 @click.option(
@@ -45,6 +57,12 @@ def command(
     canary: str | None,
     canary_for_s: float | None,
     threads: int | None,
+    site_file: Path | None,
+    targets: tuple[str, ...],
+    time: str | None,
+    local: bool,
+    gateway_target: str | None,
+    gateway_time: str | None,
     host: str | None,
     port: int | None,
     tokens: Path | None,
@@ -69,6 +87,8 @@ def command(
     )
 
     gateway = {
+        "target": gateway_target,
+        "time": gateway_time,
         "host": host,
         "port": port,
         "tokens": None if tokens is None else str(tokens.absolute()),
@@ -83,6 +103,9 @@ def command(
         idle_s=idle_s,
         budget_hours=budget_hours,
         follow=follow,
+        site="" if local else None if site_file is None else str(site_file.absolute()),
+        targets=targets,
+        time=time,
         canary=None if canary is None else parse_share(canary),
         canary_for_s=canary_for_s,
         serve=words_of([("--threads", threads)]),

@@ -61,8 +61,10 @@ class Asked:
         idle_s: Seconds without a request until then.
         budget_hours: Replica hours that may be used, beyond `least`; None: no limit.
         site: The site file, and `targets` of it where replicas may run; None: this machine.
+        time: Wall time of a replica's job; None: the target's.
         serve: Further words of `hpcmass serve` for replicas.
-        gateway: How the gateway is to be reached: `host`, `port`, `tokens`, `anybody`, `certificate`, `key`.
+        gateway: How the gateway is to be reached: `host`, `port`, `tokens`, `anybody`, `certificate`, `key`;
+            `target`: the target that it is a job on; without one it is a process of the machine of `deploy`.
         state: `running`, or `ended`: nothing of it is to run.
         revision: Raised by each change.
     """
@@ -81,6 +83,7 @@ class Asked:
     budget_hours: float | None = None
     site: str | None = None
     targets: tuple[str, ...] = ()
+    time: str | None = None
     serve: tuple[str, ...] = ()
     gateway: Mapping[str, Any] = field(default_factory=dict)
     state: str = "running"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 HIGH, AIM, LOW = 0.75, 0.55, 0.45  # shares of the replicas' time: grow above, grow to, shrink to no more than
-UP_S, DOWN_S = 2.0, 60.0  # for how long it has to be so
+UP_S, DOWN_S = 1.0, 60.0  # for how long it has to be so
 _CALM = 0.7  # of the latency asked for: above it nothing is taken away
 
 

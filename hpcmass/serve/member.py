@@ -58,7 +58,7 @@ class Member:
         host = str(told.get("host"))
         # One that listens at all addresses is asked at the one that its node goes by.
         if host in ("0.0.0.0", "::"):
-            host = str(told.get("address") or self.view.node or told.get("node"))
+            host = self.view.address or str(told.get("node"))
         return host, told["port"]
 
     def measured(self, found: dict[str, float], threads: int) -> None:

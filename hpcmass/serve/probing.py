@@ -25,7 +25,8 @@ class JobView:
         waiting: It waits in a queue.
         node: Where it runs.
         job: Slurm's id, or None.
-        told: In words, where something is wrong.
+        told: In words, as the queue has it.
+        address: Where a replica that listens at all addresses of its node is reached from here.
     """
 
     alive: bool | None
@@ -34,6 +35,7 @@ class JobView:
     node: str = ""
     job: str | None = None
     told: str = ""
+    address: str = ""
 
 
 class Launcher(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue import Catalogue
-from hpcmass.config import Project
+from hpcmass.config import Project, load_site
 from hpcmass.errors import (
     AlreadyExists,
     ConfigError,
@@ -24,10 +24,16 @@ from hpcmass.errors import (
 from hpcmass.files import Lease, check_name, matching, storage_errors
 from hpcmass.launch import hpcmass_command
 from hpcmass.serve.deployment import Asked, Canary, Deployment, updated
+from hpcmass.serve.probing import Launcher
+from hpcmass.slurm.client import Slurm
+from hpcmass.workflow.addresses import own_addresses
 from hpcmass.workflow.deploy_command import gateway_token
+from hpcmass.workflow.deploy_job import Successor, dead_by_slurm, gateway_jobs, own_job, submit_gateway
+from hpcmass.workflow.deploy_local import LocalLauncher
+from hpcmass.workflow.deploy_slurm import SlurmLauncher, slurm_targets
 from hpcmass.workflow.projects import ProjectRef, project_of
 
-_TTL_S = 20.0
+_TTL_S, _PATIENCE_S = 20.0, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class DeployOptions:
     budget_hours: float | None = None
     site: str | None = None
     targets: tuple[str, ...] = ()
+    time: str | None = None
     follow: str | None = None
     canary: float | None = None
     canary_for_s: float | None = None
@@ -77,7 +84,13 @@ def deploy(model: str, project: ProjectRef = None, options: DeployOptions | None
     said = _said(given)
     if follow is not None:
         said["follow"] = follow
+    if said.get("gateway", {}).get("target"):
+        said["gateway"].setdefault("host", "0.0.0.0")
     _refuse_open(said.get("gateway", {}))
+    if said.get("site"):
+        new = Asked(name=name, model=model_name, asked=model, stable=stable, **said)
+        if not slurm_targets(new, load_site(new.site)):
+            raise ConfigError("has no target of kind slurm", where=new.site)
     if not deployment.exists():
         if given.canary is not None:
             raise ConfigError("there is nothing yet that it could be held against", where="--canary")
@@ -97,6 +110,8 @@ def _changed(
             f"the deployment '{old.name}' serves the model '{old.model}', not '{model_name}'",
             hint="give another name (--name), or undeploy it first",
         )
+    if old.state == "running" and said.get("site", old.site) != old.site:
+        raise ConfigError("runs elsewhere", where=old.name, hint=f"hpcmass undeploy {old.name} first")
     if old.state == "ended":
         old = replace(old, state="running", canary=None, follow=None, stable=stable)
     if given.canary is not None:
@@ -114,9 +129,9 @@ def _said(given: DeployOptions) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if given.replicas is not None:
         said["least"], said["most"] = given.replicas
-    for key in ("slo_p99_ms", "idle_s", "budget_hours", "site"):
+    for key in ("slo_p99_ms", "idle_s", "budget_hours", "site", "time"):
         if (value := getattr(given, key)) is not None:
-            said[key] = value
+            said[key] = value or None if key == "site" else value
     if given.targets:
         said["targets"] = given.targets
     if given.serve:
@@ -155,7 +170,7 @@ def undeploy(name: str, project: ProjectRef = None, *, wait_s: float = 120.0) ->
     deployment.change(lambda old: replace(old, state="ended", canary=None, follow=None), "undeploy")
     if not deployment.replicas() and not controlled(deployment):
         return deployment
-    start_gateway(deployment, found)  # where none lives, one is needed to end the replicas
+    start_gateway(deployment, found, here=True)  # where none lives, one is needed to end the replicas
     end = time.monotonic() + wait_s
     while deployment.replicas() or controlled(deployment):
         if time.monotonic() > end:
@@ -232,10 +247,23 @@ def controlled(deployment: Deployment) -> bool:
     return Lease(deployment.path / "controller", ttl_s=_TTL_S).owner() is not None
 
 
-def start_gateway(deployment: Deployment, project: Project) -> None:
-    """Start the process of a deployment where none lives: here, or as a job where it has a site."""
+def start_gateway(deployment: Deployment, project: Project, *, here: bool = False) -> None:
+    """Start the process of a deployment where none lives: here, or as a job where a target is named for it.
+
+    Raises:
+        LaunchError: It ended at once.
+        SlurmError: Slurm refused the job.
+    """
     if controlled(deployment):
         return
+    if deployment.asked().gateway.get("target"):
+        slurm = Slurm(patience_s=_PATIENCE_S)
+        waiting = gateway_jobs(deployment, slurm)
+        if not here:
+            if not waiting:
+                submit_gateway(deployment, project, slurm)
+            return
+        slurm.cancel(waiting)
     words = [*hpcmass_command(), "gateway", deployment.path.name, "--project", str(project.root)]
     log = deployment.path / "gateway" / "out.log"
     with storage_errors(log, "start the gateway"), log.open("ab") as out:
@@ -256,21 +284,26 @@ def run_gateway(name: str, project: ProjectRef = None, *, say: Callable[[str], N
     _needs_serve()
     from hpcmass.serve.gateway_process import GatewaySettings, serve_gateway
     from hpcmass.serve.tokens import read_tokens
-    from hpcmass.workflow.deploy_local import LocalLauncher
 
     found = project_of(project)
     deployment = find_deployment(name, found)
     token, digests = gateway_token(deployment)
-    how = deployment.asked().gateway
+    asked = deployment.asked()
+    how, slurm, job = asked.gateway, Slurm(patience_s=_PATIENCE_S), own_job(os.environ)
+    launcher: Launcher = LocalLauncher(found.root, digests)
+    if asked.site is not None:
+        launcher = SlurmLauncher(found.root, digests, slurm_targets(asked, load_site(asked.site)), slurm)
+    host = how.get("host", "127.0.0.1")
     settings = GatewaySettings(
-        host=how.get("host", "127.0.0.1"), port=how.get("port", 0), address=how.get("address"),
+        host=host, port=how.get("port", 0),
+        address=how.get("address") or (own_addresses()[0] if host in ("0.0.0.0", "::") else None),
+        dead=None if asked.site is None else dead_by_slurm(slurm),
+        hop=Successor(deployment, found, slurm, job, say) if job and how.get("target") else lambda: None,
         tokens=None if how.get("tokens") is None else read_tokens(Path(how["tokens"])),
         certificate=None if how.get("certificate") is None else Path(how["certificate"]),
         key=None if how.get("key") is None else Path(how["key"]), token=token, say=say,
     )  # fmt: skip
-    serve_gateway(
-        deployment, settings, LocalLauncher(found.root, digests), lambda ref: resolve_served(ref, found)[0]
-    )
+    serve_gateway(deployment, settings, launcher, lambda ref: resolve_served(ref, found)[0])
 
 
 def resolve_served(ref: str, project: Project) -> tuple[str, str]:
