@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    rounds, seconds = (2, 1.0) if quick else (7, 4.0)
+    rounds, seconds = (2, 1.0) if quick else (5, 3.0)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / "project"
         Project.create(root, "bench")

@@ -403,8 +403,8 @@ class Controller:
                 raise
             self.members[rid] = Member(read_replica(known.path) or known)
             self._event("replica-started", replica=rid, model=model, target=target)
-        except HpcmassError as error:
-            self._failed(model, error.message)
+        except (HpcmassError, OSError) as error:
+            self._failed(model, str(error))
         finally:
             self._launching.remove(model)
             self._laying.discard(rid)

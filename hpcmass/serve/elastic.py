@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 HIGH, AIM, LOW = 0.75, 0.55, 0.45  # shares of the replicas' time: grow above, grow to, shrink to no more than
 UP_S, DOWN_S = 1.0, 60.0  # for how long it has to be so
+_WORKS = 0.2
 _CALM = 0.7  # of the latency asked for: above it nothing is taken away
 
 
@@ -80,7 +81,8 @@ def decide(mind: Mind, load: Load, rule: Rule) -> Mind:
         return Mind(min(1, top), why="first request") if load.held else Mind(0)
     if rule.least == 0 and count == 1 and load.idle_s >= rule.idle_s and not load.held:
         return Mind(0, why="nobody asks")
-    slow = load.p99_ms is not None and load.p99_ms > rule.slo_p99_ms and load.rate > 0
+    # Where they have next to nothing to do, the model is slow by itself, and more of them would not help.
+    slow = load.p99_ms is not None and load.p99_ms > rule.slo_p99_ms and load.busy > _WORKS
     backlog = load.queued > 8 * max(1, load.ready) or load.refused > 0 or load.held > 0
     if load.ready >= count and (load.busy > HIGH or slow or backlog):
         since = load.time if mind.high_since is None else mind.high_since
@@ -89,7 +91,7 @@ def decide(mind: Mind, load: Load, rule: Rule) -> Mind:
         need = math.ceil(load.ready * load.busy / AIM)
         why = "busy" if load.busy > HIGH else "latency" if slow else "queue"
         return Mind(min(top, max(count + 1, min(need, 2 * count))), why=why)
-    calm = load.p99_ms is None or load.p99_ms <= _CALM * rule.slo_p99_ms
+    calm = load.p99_ms is None or load.p99_ms <= _CALM * rule.slo_p99_ms or load.busy < _WORKS / 2
     floor = max(rule.least, 1)
     if count > floor and calm and not backlog and load.ready * load.busy / (count - 1) <= LOW:
         since = load.time if mind.low_since is None else mind.low_since

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from hpcmass.serve.probing import Launcher
 from hpcmass.serve.replica import _allow_files, _context
 from hpcmass.serve.tokens import Tokens
 
+log = logging.getLogger("hpcmass.serve")
 _SWEEP_S, _NOTICE_S, _IDLE_S = 0.25, 2.0, 0.25
 TTL_S = 20.0
 
@@ -144,26 +146,27 @@ class _Process:
     # -- becoming the one that decides --------------------------------------------------------------------
     async def _acquire(self) -> bool:
         """Take the lease, serving meanwhile; False where this process is asked to end before."""
-        told = False
+        told = -1
         while not self._asked.is_set():
             try:
                 await asyncio.to_thread(self.lease.acquire, dead=self.settings.dead, watch=False)
                 return True
             except LeaseHeld:
                 pass
-            await self.controller.tick()
+            await self._tick()
             if self.controller.asked.state == "ended":
                 return False
             # Ready to follow only with as many replicas as the one before is sending to.
             status = await asyncio.to_thread(self.deployment.status) or {}
-            if not told and len(self.gateway.ready) >= int(status.get("ready") or 0):
-                before = await asyncio.to_thread(self.deployment.endpoint) or {}
+            before = await asyncio.to_thread(self.deployment.endpoint) or {}
+            now = int(before.get("generation", 0))
+            if told != now and len(self.gateway.ready) >= int(status.get("ready") or 0):
                 value = {
-                    "format": 1, "after": before.get("generation", 0), "url": self.url, "pid": os.getpid(),
+                    "format": 1, "after": now, "url": self.url, "pid": os.getpid(),
                     "node": socket.gethostname(), "time": time.time(),
                 }  # fmt: skip
                 await asyncio.to_thread(replace_json, self.next_file, value)
-                told = True
+                told = now
                 self.settings.say("ready to follow")
             await self.controller.rest()
         return False
@@ -180,15 +183,11 @@ class _Process:
             if self.lease.lost:
                 self.settings.say("another controller has taken over")
                 break
-            try:
-                if await self.controller.tick() == "ended":
-                    await self.controller.tell("ended")
-                    await self._publish("ended")
-                    self.settings.say("ended")
-                    return
-            except HpcmassError as error:  # a file system that does not answer: what is served goes on
-                self.settings.say(str(error))
-                await asyncio.sleep(1.0)
+            if await self._tick() == "ended":
+                await self.controller.tell("ended")
+                await self._publish("ended")
+                self.settings.say("ended")
+                return
             self.server.draining = self.gateway.draining
             if await self._followed():
                 break
@@ -198,6 +197,17 @@ class _Process:
             await self.controller.rest()
         await self.controller.leave()
         await asyncio.to_thread(self.lease.release)
+
+    async def _tick(self) -> str:
+        """One tick; whatever goes wrong in it (a file system that does not answer), what is served goes on."""
+        try:
+            return await self.controller.tick()
+        except (HpcmassError, OSError) as error:
+            self.settings.say(str(error))
+        except Exception:
+            log.exception("the controller stumbled")
+        await asyncio.sleep(1.0)
+        return ""
 
     async def _followed(self) -> bool:
         """Whether another process is ready to go on."""
@@ -242,8 +252,7 @@ class _Process:
     async def _watch(self) -> None:
         """Follow the replicas that another one starts and ends, for the requests that still come here."""
         while True:
-            with contextlib.suppress(HpcmassError):
-                await self.controller.tick()
+            await self._tick()
             await self.controller.rest()
 
     async def _sweep(self) -> None:

@@ -202,7 +202,7 @@ def wait_ready(deployment: Deployment, *, wait_s: float) -> dict[str, Any]:
     Raises:
         LaunchError: It was not so in time, or its replicas do not start.
     """
-    end = time.monotonic() + wait_s
+    end, begun = time.monotonic() + wait_s, time.time() - 1.0
     while True:
         endpoint, status, asked = deployment.endpoint(), deployment.status() or {}, deployment.asked()
         model = asked.canary.model if asked.canary is not None else asked.stable
@@ -214,7 +214,7 @@ def wait_ready(deployment: Deployment, *, wait_s: float) -> dict[str, Any]:
         failing = [
             one for one in deployment.events()[-50:] if one["kind"] == "failing" and one["model"] == model
         ]
-        if failing and failing[-1]["time"] > time.time() - wait_s and not ready:
+        if failing and failing[-1]["time"] > begun and not ready:
             raise LaunchError(f"replicas do not start: {failing[-1]['reason']}", where=deployment.path)
         if time.monotonic() > end:
             raise LaunchError(
