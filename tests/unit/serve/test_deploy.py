@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from hpcmass.catalogue import Catalogue
+from hpcmass.files import Lease
 from hpcmass.serve.client import Client
 
 from .deploy_tools import Deployed, make_project, no_loss
@@ -161,6 +163,52 @@ def test_a_version_that_does_not_start_leaves_what_is_served(made: Deployed, pro
         time.sleep(1)
     no_loss(account)
     assert [one["model"] for one in made.ready()] == ["toy@1"]
+
+
+def test_a_controller_killed_at_any_moment_of_the_start(made: Deployed) -> None:
+    draw = random.Random(0)
+    for _ in range(6):
+        made.deploy("toy@1", "--replicas", "3", "--wait", "0")
+        time.sleep(draw.random())
+        owner = Lease(made.folder.path / "controller", ttl_s=20.0).owner()
+        assert owner is not None
+        os.kill(owner.pid, signal.SIGKILL)
+    made.deploy("toy@1")
+    made.until(lambda: len(made.ready()) == 3 and len(made.replicas()) == 3)
+    time.sleep(1)
+    jobs = {one.job["pid"] for one in made.replicas() if one.job is not None}
+    assert sorted(jobs) == sorted(made.processes())
+    assert len(jobs) == 3
+
+
+def test_what_is_refused(made: Deployed, project: Path) -> None:
+    for words, says in (
+        (("toy@9",), "no version 9"),
+        (("toy@1", "--replicas", "3:1"), "is no range"),
+        (("toy@1", "--replicas", "x"), "is no range"),
+        (("toy@1", "--canary", "10%"), "nothing yet"),
+        (("toy@1", "--host", "0.0.0.0"), "no tokens are asked for"),
+        (("toy@1", "--site", "no.toml"), "no.toml"),
+    ):
+        said = made.deploy(*words, fails=True)
+        assert says in said
+        assert "Traceback" not in said
+    assert not made.folder.exists()
+    for verb in ("endpoint", "rollback", "undeploy"):
+        assert "there is no deployment" in made.hpcmass(verb, "nothing", fails=True)
+    assert made.processes() == []
+
+
+def test_the_client_needs_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, hpcmass.serve.client; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "numpy" in loaded
+    assert not {"torch", "parsl", "httptools", "uvloop", "orjson", "h5py", "submitit"} & set(loaded)
 
 
 def _state(pid: int) -> str:
