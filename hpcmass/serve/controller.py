@@ -82,6 +82,7 @@ class Controller:
         self._ending: float | None = None
         self._stat: tuple[int, int] | None = None
         self._launching: list[str] = []  # models of which a replica is being started
+        self._aimed: list[str | None] = []  # the targets of those
         self._laying: set[str] = set()  # and their numbers, as far as they have one
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -377,14 +378,15 @@ class Controller:
                 self._drain(member)
         for model in todo.start:
             if monotonic() >= self._not_before.get(model, 0.0):
+                targets = [one.known.target for one in self.members.values()]
+                target = self.launcher.target([*targets, *self._aimed])
                 self._launching.append(model)
-                self._spawn(self._launch(model))
+                self._aimed.append(target)
+                self._spawn(self._launch(model, target))
 
-    async def _launch(self, model: str) -> None:
+    async def _launch(self, model: str, target: str | None) -> None:
         rid = ""
         try:
-            targets = [one.known.target for one in self.members.values()]
-            target = self.launcher.target(targets)
             asked = self.asked
 
             def lay() -> Known:
@@ -407,6 +409,7 @@ class Controller:
             self._failed(model, str(error))
         finally:
             self._launching.remove(model)
+            self._aimed.remove(target)
             self._laying.discard(rid)
 
     def _tracks(self) -> None:

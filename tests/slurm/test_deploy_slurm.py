@@ -50,3 +50,39 @@ def test_replicas_and_gateway_outlive_their_time_limits(
         for one in made.folder.replicas():
             if one.job:
                 cluster.run("scancel", str(one.job["id"]))
+
+
+@pytest.mark.timeout(600)
+def test_cpu_and_gpu_nodes_side_by_side_and_a_node_that_is_drained(
+    cluster: Cluster, slurm_env: dict[str, str], tmp_path: Path
+) -> None:
+    made = Deployed(make_project(tmp_path / "p"), "toy")
+    node = ""
+    try:
+        made.deploy(
+            "toy@1", "--site", str(cluster.site_file), "--target", "cpu", "--target", "gpu", "--replicas", "2"
+        )
+        made.until(lambda: len(made.ready()) == 2, 120)
+        assert {one["target"] for one in made.ready()} == {"cpu", "gpu"}
+        assert {one["node"][:2] for one in made.ready()} == {"cn", "gn"}
+        with made.load(rate=30, threads=4) as account:
+            first = next(one for one in made.ready() if one["target"] == "cpu")
+            node = first["node"]
+            cluster.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+            made.until(lambda: first["id"] not in {one.rid for one in made.folder.replicas()}, 120)
+            made.until(lambda: len(made.ready()) == 2, 60)
+            killed = made.replicas()[0]  # and what scancel ends is replaced as well
+            assert killed.job is not None
+            cluster.run("scancel", str(killed.job["id"]))
+            made.until(lambda: killed.rid not in {one.rid for one in made.folder.replicas()}, 120)
+            made.until(lambda: len(made.ready()) == 2, 120)
+        no_loss(account)
+        assert node not in {one["node"] for one in made.ready()}
+        made.hpcmass("undeploy", "toy")
+        assert made.folder.replicas() == []
+    finally:
+        if node:
+            cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+        for one in made.folder.replicas():
+            if one.job:
+                cluster.run("scancel", str(one.job["id"]))
