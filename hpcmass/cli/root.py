@@ -30,6 +30,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "drift": ("hpcmass.cli.drift", "Hold what a deployment is asked against the training data."),
     "labels": ("hpcmass.cli.labels", "Post labels that came later; show live accuracy."),
     "retrain": ("hpcmass.cli.retrain", "Train a deployment's model on with new data, through the gate."),
+    "deploy": ("hpcmass.cli.deploy", "Put a model behind an address, with replicas that follow the load."),
+    "deployments": ("hpcmass.cli.deployments", "List the deployments."),
+    "endpoint": ("hpcmass.cli.endpoint", "Print where a deployment answers."),
+    "rollback": ("hpcmass.cli.rollback", "Bring back the version that a deployment served before."),
+    "undeploy": ("hpcmass.cli.undeploy", "End a deployment."),
+    "gateway": ("hpcmass.cli.gateway", "Be the gateway of a deployment."),
     "token": ("hpcmass.cli.token", "Make a token that lets a client use a replica."),
     "catalogue": ("hpcmass.cli.catalogue", "Register, list, alias, verify and load models."),
     "hop": ("hpcmass.cli.hop", "Be one hop of a run, inside its batch script."),
@@ -48,7 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 # What scripts call and people do not.
-HIDDEN = {"hop"}
+HIDDEN = {"hop", "gateway"}
 
 
 class LazyGroup(click.Group):

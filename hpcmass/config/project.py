@@ -24,6 +24,7 @@ class Paths(BaseModel):
     runs: str = "runs"
     studies: str = "studies"
     catalogue: str = "catalogue"
+    deployments: str = "deployments"
 
 
 class Stage(BaseModel):
@@ -134,6 +135,11 @@ class Project:
     def catalogue(self) -> Path:
         """Where the catalogue lies."""
         return self.root / self.file.paths.catalogue
+
+    @property
+    def deployments(self) -> Path:
+        """Where deployments lie."""
+        return self.root / self.file.paths.deployments
 
     @property
     def site_file(self) -> Path | None:

@@ -1,0 +1,5 @@
+"""`hpcmass rollback`."""
+
+from hpcmass.cli.deploy_life import rollback as command
+
+__all__ = ["command"]

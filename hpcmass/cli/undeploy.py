@@ -1,0 +1,5 @@
+"""`hpcmass undeploy`."""
+
+from hpcmass.cli.deploy_life import undeploy as command
+
+__all__ = ["command"]

@@ -1,0 +1,218 @@
+"""Deployments with real processes, under load from another process: nothing is lost, whatever dies or changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcmass.catalogue import Catalogue
+from hpcmass.files import Lease
+from hpcmass.serve.client import Client
+
+from .deploy_tools import Deployed, make_project, no_loss
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("serving") / "p")
+
+
+@pytest.fixture
+def made(project: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    one = Deployed(project, re.sub("[^a-z0-9]+", "-", request.node.name)[5:50].strip("-"))
+    try:
+        yield one
+    finally:
+        one.end()
+
+
+def test_kill_9_of_one_of_three_replicas(made: Deployed) -> None:
+    made.deploy("toy@production", "--replicas", "3")
+    made.until(lambda: len(made.ready()) == 3)
+    with made.load() as account:
+        time.sleep(1)
+        killed = made.replicas()[0]
+        assert killed.job is not None
+        os.kill(killed.job["pid"], signal.SIGKILL)
+        made.until(lambda: killed.rid not in [one["id"] for one in made.ready()] and len(made.ready()) == 3)
+        time.sleep(1)
+    no_loss(account)
+    assert len(made.processes()) == 3
+
+
+def test_a_killed_controller_s_successor_takes_the_replicas_over(made: Deployed) -> None:
+    url = made.deploy("toy@1", "--replicas", "2").strip()
+    made.until(lambda: len(made.ready()) == 2)
+    before = sorted(made.processes())
+    with made.load(rate=50) as account:
+        time.sleep(0.5)
+        os.kill(made.gateway_pid(), signal.SIGKILL)
+        assert made.deploy("toy@1") != url
+    no_loss(account, 10)
+    made.until(lambda: len(made.ready()) == 2)
+    assert sorted(made.processes()) == before
+    assert (made.folder.endpoint() or {})["generation"] == 2
+    assert made.kinds().count("replica-started") == 2
+    made.deploy("toy@1")  # asked again, nothing changes
+    assert (made.folder.endpoint() or {})["generation"] == 2
+    assert sorted(made.processes()) == before
+
+
+def test_one_gateway_follows_another(made: Deployed) -> None:
+    import subprocess
+    import sys
+
+    made.deploy("toy@1", "--replicas", "2")
+    made.until(lambda: len(made.ready()) == 2)
+    before, first = sorted(made.processes()), made.gateway_pid()
+    with made.load() as account:
+        time.sleep(0.5)
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "hpcmass", "gateway", made.name, "--project", str(made.root)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        made.until(lambda: made.gateway_pid() == follower.pid)
+        made.until(lambda: not Path(f"/proc/{first}").exists() or "Z" in _state(first))
+        time.sleep(0.5)
+    no_loss(account)
+    assert sorted(made.processes()) == before
+    made.hpcmass("undeploy", made.name)
+    assert follower.wait(30) == 0
+
+
+def test_rolling_update_rollback_and_an_alias_that_is_followed(made: Deployed, project: Path) -> None:
+    made.deploy("toy@1", "--replicas", "2")
+    with made.load() as account:
+        made.deploy("toy@2")
+        made.until(lambda: len(made.ready("toy@2")) == 2 and len(made.processes()) == 2)
+        assert made.folder.asked().previous == "toy@1"
+        assert "toy@1" in made.hpcmass("rollback", made.name)
+        made.until(lambda: len(made.ready("toy@1")) == 2 and len(made.processes()) == 2)
+        made.deploy("toy", "--follow", "production")
+        Catalogue(project / "catalogue").alias("toy", "production", 3, why="better")
+        made.until(lambda: len(made.ready("toy@3")) == 2 and len(made.processes()) == 2)
+    no_loss(account)
+    Catalogue(project / "catalogue").alias("toy", "production", 1, why="the first again")
+
+
+@pytest.mark.parametrize(("version", "why"), [(4, "errors"), (5, "latency")])
+def test_a_canary_that_is_worse_is_rolled_back(made: Deployed, version: int, why: str) -> None:
+    made.deploy("toy@1", "--replicas", "2")
+    made.until(lambda: len(made.ready()) == 2)
+    with made.load(rate=60) as account:
+        made.deploy(f"toy@{version}", "--canary", "30%")
+        made.until(lambda: "canary-rolled-back" in made.kinds())
+        made.until(lambda: len(made.processes()) == 2)
+        time.sleep(1)
+    no_loss(account)
+    told = next(one for one in made.folder.events() if one["kind"] == "canary-rolled-back")
+    assert why in told["reason"], told
+    assert made.folder.asked().stable == "toy@1"
+    assert {one["model"] for one in made.ready()} == {"toy@1"}
+
+
+def test_a_canary_that_is_as_good_takes_over(made: Deployed) -> None:
+    made.deploy("toy@1", "--replicas", "1")
+    with made.load(rate=60) as account:
+        made.deploy("toy@2", "--canary", "50%", "--canary-for", "4")
+        made.until(lambda: made.folder.asked().stable == "toy@2")
+        made.until(lambda: len(made.ready("toy@2")) == 1 and len(made.processes()) == 1)
+    no_loss(account)
+    assert "canary-rolled-back" not in made.kinds()
+
+
+def test_from_none_and_back(made: Deployed) -> None:
+    made.deploy("toy@1", "--replicas", "0:1", "--idle-s", "2")
+    assert made.processes() == []
+    client = Client(made.name, project=made.root)
+    found = client.infer(x=np.zeros((2, 4), np.float32), k=np.array([1, 2]))[
+        "y"
+    ]  # it waits for the first replica
+    assert found.shape == (2, 3)
+    assert len(made.processes()) == 1
+    made.until(lambda: made.processes() == [])
+    assert client.infer(x=np.zeros((1, 4), np.float32), k=np.array([1]))["y"].shape == (1, 3)
+
+
+def test_scaling_up_and_down_under_load(made: Deployed) -> None:
+    made.deploy("toy@1", "--replicas", "1")
+    with made.load() as account:
+        made.deploy("toy@1", "--replicas", "4")
+        made.until(lambda: len(made.ready()) == 4)
+        made.deploy("toy@1", "--replicas", "1")
+        made.until(lambda: len(made.processes()) == 1)
+    no_loss(account)
+
+
+def test_a_version_that_does_not_start_leaves_what_is_served(made: Deployed, project: Path) -> None:
+    broken = project / "runs" / "toy"
+    broken.mkdir(parents=True, exist_ok=True)
+    made.deploy("toy@1", "--replicas", "1")
+    with made.load() as account:
+        said = made.deploy(str(broken), fails=True)
+        assert "do not start" in said
+        made.hpcmass("rollback", made.name)
+        time.sleep(1)
+    no_loss(account)
+    assert [one["model"] for one in made.ready()] == ["toy@1"]
+
+
+def test_a_controller_killed_at_any_moment_of_the_start(made: Deployed) -> None:
+    draw = random.Random(0)
+    for _ in range(6):
+        made.deploy("toy@1", "--replicas", "3", "--wait", "0")
+        time.sleep(draw.random())
+        owner = Lease(made.folder.path / "controller", ttl_s=20.0).owner()
+        assert owner is not None
+        os.kill(owner.pid, signal.SIGKILL)
+    made.deploy("toy@1")
+    made.until(lambda: len(made.ready()) == 3 and len(made.replicas()) == 3)
+    time.sleep(1)
+    jobs = {one.job["pid"] for one in made.replicas() if one.job is not None}
+    assert sorted(jobs) == sorted(made.processes())
+    assert len(jobs) == 3
+
+
+def test_what_is_refused(made: Deployed, project: Path) -> None:
+    for words, says in (
+        (("toy@9",), "no version 9"),
+        (("toy@1", "--replicas", "3:1"), "is no range"),
+        (("toy@1", "--replicas", "x"), "is no range"),
+        (("toy@1", "--canary", "10%"), "nothing yet"),
+        (("toy@1", "--host", "0.0.0.0"), "no tokens are asked for"),
+        (("toy@1", "--site", "no.toml"), "no.toml"),
+    ):
+        said = made.deploy(*words, fails=True)
+        assert says in said
+        assert "Traceback" not in said
+    assert not made.folder.exists()
+    for verb in ("endpoint", "rollback", "undeploy"):
+        assert "there is no deployment" in made.hpcmass(verb, "nothing", fails=True)
+    assert made.processes() == []
+
+
+def test_the_client_needs_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, hpcmass.serve.client; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "numpy" in loaded
+    assert not {"torch", "parsl", "httptools", "uvloop", "orjson", "h5py", "submitit"} & set(loaded)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
