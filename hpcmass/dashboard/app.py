@@ -38,8 +38,8 @@ class Dashboard:
             NotFound: There is nothing at this address.
         """
         view, _, name = path.partition("/")
-        if view == "overview" and not name:
-            return self.overview()
+        if view in ("overview", "project") and not name:
+            return self.overview() if view == "overview" else self._about()
         if view == "runs":
             return self.run.read(self.project.run_path(name), name) if name else self.runs.page(query)
         if view == "studies":
@@ -60,15 +60,16 @@ class Dashboard:
             "models": lambda: self.models.page({"limit": "5"}),
             "deployments": self.deployments.page,
         }
-        found: dict[str, Any] = {
-            "project": self.project.name, "root": str(self.project.root), "version": __version__,
-        }  # fmt: skip
+        found = self._about()
         for name, read in parts.items():
             try:
                 found[name] = read()
             except UNREADABLE as error:
                 found[name] = {"error": said(error)}
         return found
+
+    def _about(self) -> dict[str, Any]:
+        return {"project": self.project.name, "root": str(self.project.root), "version": __version__}
 
     def _studies(self, path: str, query: Question) -> Any:
         name, _, rest = path.partition("/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hpcmass.catalogue import Catalogue, Evaluations, Version, lineage_graph
@@ -124,10 +125,24 @@ class ModelsReader:
             with self._lock:
                 served = dict(self._deployments())
                 graph = lineage_graph(catalogue, version.ref, deployments=served, most=_IN_GRAPH).to_json()
+            for node in graph["nodes"]:
+                if node["kind"] == "run":
+                    node["at"] = self._at(node["label"])
         except UNREADABLE as error:
             problems.append(f"its lineage cannot be read: {said(error)}")
-        return {**_described(version), "aliases": aliases, "evaluations": evaluations, "lineage": graph,
+        run = version.lineage.get("run")
+        at = self._at(run) if isinstance(run, str) else None
+        return {**_described(version), "run_at": at, "aliases": aliases, "evaluations": evaluations, "lineage": graph,
                 "problems": problems, "latest": self._latest(version.name)}  # fmt: skip
+
+    def _at(self, run: str) -> list[str] | None:
+        """Where the page shows a run, given its folder; None where it is not this project's."""
+        path = Path(run)
+        if path.parent == self._project.runs:
+            return ["runs", path.name]
+        if path.parent.name == "trials" and path.parents[2] == self._project.studies and path.name.isdigit():
+            return ["studies", path.parents[1].name, str(int(path.name))]
+        return None
 
     def _latest(self, name: str) -> int | None:
         try:
