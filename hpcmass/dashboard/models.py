@@ -132,8 +132,15 @@ class ModelsReader:
             problems.append(f"its lineage cannot be read: {said(error)}")
         run = version.lineage.get("run")
         at = self._at(run) if isinstance(run, str) else None
-        return {**_described(version), "run_at": at, "aliases": aliases, "evaluations": evaluations, "lineage": graph,
-                "problems": problems, "latest": self._latest(version.name)}  # fmt: skip
+        return {
+            **_described(version),
+            "run_at": at,
+            "aliases": aliases,
+            "evaluations": evaluations,
+            "lineage": graph,
+            "problems": problems,
+            "latest": self._latest(version.name),
+        }
 
     def _at(self, run: str) -> list[str] | None:
         """Where the page shows a run, given its folder; None where it is not this project's."""
