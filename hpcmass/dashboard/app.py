@@ -28,7 +28,7 @@ class Dashboard:
         self.runs = RunsReader(project.runs)
         self.run = RunReader()
         self.studies = StudiesReader(project.studies)
-        self.deployments = DeploymentsReader(project.root / "deployments")
+        self.deployments = DeploymentsReader(getattr(project, "deployments", project.root / "deployments"))
         self.models = ModelsReader(project, self.deployments.served)
 
     def answer(self, path: str, query: Question) -> Any:

@@ -58,7 +58,8 @@ class DeploymentsReader:
 
     def served(self) -> dict[str, str]:
         """The reference that each deployment serves, by its name."""
-        return {row["name"]: row["model"] for row in self.page()["deployments"] if row.get("model")}
+        rows = [row for row in self.page()["deployments"] if row["state"] != "ENDED"]
+        return {row["name"]: ref for row in rows if (ref := row["follow"] or row["model"])}
 
     def _read(self, name: str) -> dict[str, Any] | None:
         with self._lock:
@@ -67,8 +68,10 @@ class DeploymentsReader:
         return found
 
 
-_LISTED = ("name", "state", "reason", "model", "url", "wanted", "ready", "replicas_count", "split", "heard",
-           "slo_p99_ms", "drift", *_NUMBERS)  # fmt: skip
+_LISTED = (
+    "name", "state", "reason", "model", "follow", "url", "wanted", "ready", "replicas_count", "split", "heard",
+    "slo_p99_ms", "drift", *_NUMBERS,
+)  # fmt: skip
 
 
 class _One:
@@ -95,20 +98,22 @@ class _One:
             return None
         asked, endpoint = asked or {}, endpoint or {}
         heard = number((status or {}).get("time"))
-        state, reason = _state(endpoint, status, heard)
-        replicas = self._replicas(status or {}, asked, problems)
+        state, reason = _state(asked, endpoint, status, heard)
+        replicas = self._replicas(status or {}, problems)
         if heard is not None and (not self._course or self._course[-1][0] != heard):
             self._course.append(
                 [heard, *(number((status or {}).get(key)) for key in ("rate", "p50_ms", "p99_ms"))]
             )
+        told = status or {}
         return {
             "name": folder.name,
             "state": "UNKNOWN" if problems and state != "ENDED" else state,
             "reason": "; ".join(problems) or reason,
-            "model": text(asked.get("model")),
+            "model": text(told.get("model")) or text(asked.get("stable")) or text(asked.get("model")),
+            "previous": text(asked.get("previous")),
             "site": text(asked.get("site")),
             "targets": _words(asked.get("targets")),
-            "follow": asked.get("follow") if isinstance(asked.get("follow"), (str, bool)) else None,
+            "follow": text(asked.get("follow")),
             "bounds": _numbers(asked.get("replicas")),
             "slo_p99_ms": number(asked.get("slo_p99_ms")),
             "created": number(asked.get("created")),
@@ -116,9 +121,12 @@ class _One:
             "url": text(endpoint.get("url")),
             "generation": number(endpoint.get("generation")),
             "heard": heard,
-            **{key: number((status or {}).get(key)) for key in _NUMBERS},
-            "wanted": number((status or {}).get("wanted")),
-            "split": _split((status or {}).get("split")),
+            **{key: number(told.get(key)) for key in _NUMBERS},
+            "wanted": number(told.get("wanted")),
+            "mind": text(told.get("reason")),
+            "note": text(told.get("note")),
+            "canary": _canary(told.get("canary")),
+            "split": _split(replicas),
             "ready": sum(one["state"] == "ready" for one in replicas),
             "replicas_count": len(replicas),
             "replicas": replicas,
@@ -127,25 +135,25 @@ class _One:
             **drift_of(folder / "monitor"),
         }
 
-    def _replicas(
-        self, status: dict[str, Any], asked: dict[str, Any], problems: list[str]
-    ) -> list[dict[str, Any]]:
+    def _replicas(self, status: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
         """As the gateway says; those of which it says nothing as their folders do."""
         told = status.get("replicas")
         rows = [_replica(one) for one in told if isinstance(one, dict)] if isinstance(told, list) else []
         known = {row["id"] for row in rows}
         names = [name for name in folders(self.folder / "replicas") if name not in known]
         for name in names[-_MOST_REPLICAS:]:
+            place = self.folder / "replicas" / name
             try:
-                laid = _maybe(self.folder / "replicas" / name / "replica.json")
-                end = _maybe(self.folder / "replicas" / name / "endpoint.json")
+                laid, job, end = (
+                    _maybe(place / file) for file in ("replica.json", "job.json", "endpoint.json")
+                )
             except UNREADABLE as error:
                 problems.append(f"replicas/{name}: {said(error)}")
                 continue
             state = text(end.get("state")) or "laid down"
-            if state == "ended" or not laid:
+            if state == "ended" or not laid or (place / "ended.json").exists():
                 continue  # What has ended is told by the events.
-            rows.append(_replica({**laid, **end, "id": name, "state": state, "job": laid.get("job")}))
+            rows.append(_replica({**laid, **end, "id": name, "state": state, "job": job.get("job")}))
         return sorted(rows, key=lambda row: row["id"])[:_MOST_REPLICAS]
 
 
@@ -173,34 +181,48 @@ def _maybe(file: Path) -> dict[str, Any]:
 
 
 def _state(
-    endpoint: dict[str, Any], status: dict[str, Any] | None, heard: float | None
+    asked: dict[str, Any], endpoint: dict[str, Any], status: dict[str, Any] | None, heard: float | None
 ) -> tuple[str, str | None]:
-    said_ = text(endpoint.get("state"))
-    if said_ == "ended":
+    word = text(endpoint.get("state"))
+    fresh = heard is not None and time.time() - heard < _STALE_S
+    if word == "ended" or (asked.get("state") == "ended" and not fresh):
         return "ENDED", None
     if status is None:
         return "STARTING", "its gateway has not said anything yet"
-    if heard is None or time.time() - heard > _STALE_S:
+    if not fresh:
         return "UNKNOWN", "its gateway is silent"
-    return {"ready": "READY", "draining": "DRAINING"}.get(said_ or "", "STARTING"), None
+    if asked.get("state") == "ended":
+        return "DRAINING", None
+    return {"ready": "READY", "draining": "DRAINING"}.get(word or "", "STARTING"), None
 
 
 def _replica(raw: dict[str, Any]) -> dict[str, Any]:
-    words = {key: text(raw.get(key)) for key in ("state", "url", "node", "target", "model")}
+    words = {key: text(raw.get(key)) for key in ("state", "url", "node", "target", "model", "track", "told")}
     job, version = raw.get("job", raw.get("job_id")), raw.get("version")
     return {
         **words,
         "id": str(raw.get("id")),
         "version": str(version) if isinstance(version, (str, int)) else None,
         "job": str(job) if isinstance(job, (str, int)) else None,
-        **{key: number(raw.get(key)) for key in ("weight", "in_flight", "rate", "p50_ms", "p99_ms", "errors")},
+        **{key: number(raw.get(key)) for key in ("weight", "in_flight", "rate", "p99_ms", "busy", "queue")},
     }
 
 
-def _split(raw: Any) -> list[list[Any]]:
-    """Shares of the traffic: `[[version, share]]`."""
-    pairs = raw.items() if isinstance(raw, dict) else ()
-    return [[str(key), number(value)] for key, value in pairs if number(value) is not None][:20]
+def _split(replicas: list[dict[str, Any]]) -> list[list[Any]]:
+    """What each version answers now: `[[version, share, replicas]]`, the larger share first."""
+    rates: dict[str, list[float]] = {}
+    for one in replicas:
+        if one["state"] in ("ready", "leaving"):
+            rates.setdefault(one["model"] or one["version"] or "?", []).append(one["rate"] or 0.0)
+    total = sum(map(sum, rates.values()))
+    shares = [[name, sum(found) / total if total else None, len(found)] for name, found in rates.items()]
+    return sorted(shares, key=lambda share: (-(share[1] or 0.0), share[0]))
+
+
+def _canary(raw: Any) -> dict[str, Any] | None:
+    if not isinstance(raw, dict):
+        return None
+    return {"model": text(raw.get("model")), "share": number(raw.get("share"))}
 
 
 def _words(raw: Any) -> list[str]:

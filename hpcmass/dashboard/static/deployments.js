@@ -37,9 +37,9 @@ export const one = {
       tile('Errors', fmt(found.errors), '')),
     course(found),
     replicas(found),
-    found.split.length ? section('split', 'Traffic', 'by version', el('div', {class: 'bars'}, found.split.map(([version, share]) => [el('span', {class: 'name'}, version), bar(share > 1 ? share / 100 : share, percent(share > 1 ? share / 100 : share)), el('span', {class: 'amount'}, percent(share > 1 ? share / 100 : share))]))) : null,
+    traffic(found),
     monitored(found),
-    section('about', 'About', '', facts({model: found.model ? el('a', {href: to('models', found.model)}, found.model) : null, follows: found.follow, site: found.site, targets: found.targets.join(', '), address: found.url, generation: found.generation, 'asked by': found.by, asked: found.created ? ago(found.created) : null})),
+    section('about', 'About', '', found.note ? el('p', {class: 'headline'}, found.note) : null, facts({model: found.model ? el('a', {href: to('models', found.model)}, found.model) : null, follows: found.follow, before: found.previous, site: found.site, targets: found.targets.join(', '), address: found.url, generation: found.generation, 'asked by': found.by, asked: found.created ? ago(found.created) : null})),
     found.events.length ? section('events', 'What happened', 'the newest first', table([['when', (e) => ago(e.time)], ['what', (e) => e.kind], ['facts', (e) => Object.entries(e.facts).map(([k, v]) => `${k} ${fmt(v)}`).join(', '), 'long']], found.events, {'aria-label': 'Events'})) : null,
   ],
 };
@@ -54,10 +54,17 @@ function course(found) {
     el('div', {class: 'one'}, el('h3', {}, 'Requests a second'), plot([{name: 'rate', colour: colourOf(2), x, y: at.map((m) => m[1])}], {height: 210, xName: 'time', zero: true, xText: clock, label: `Requests; ${rate(found.rate)} now`}))));
 }
 
+function traffic(found) {
+  const {split, canary} = found;
+  if (split.length < 2 && !canary) return null;
+  const side = canary ? `on trial: ${canary.model}, which is to have ${percent(canary.share)}` : '';
+  return section('split', 'Traffic', side, el('div', {class: 'bars'}, split.map(([version, share, count]) => [el('span', {class: 'name'}, `${version} (${plural(count, 'replica')})`), bar(share || 0, percent(share)), el('span', {class: 'amount'}, percent(share))])));
+}
+
 function replicas(found) {
   const most = Math.max(1, ...found.replicas.map((one) => one.p99_ms || 0));
-  return section('replicas', 'Replicas', plural(found.replicas.length, 'replica'), found.replicas.length ? table([
-    ['replica', (r) => r.id], ['state', (r) => chip(r.state || 'UNKNOWN')], ['version', (r) => r.version || '–'], ['where', (r) => [r.node, r.target].filter(Boolean).join(' · ') || '–'], ['job', (r) => r.job || '–'],
+  return section('replicas', 'Replicas', found.mind || plural(found.replicas.length, 'replica'), found.replicas.length ? table([
+    ['replica', (r) => r.id], ['state', (r) => chip(r.state || 'UNKNOWN')], ['version', (r) => [r.model || r.version || '–', r.track === 'canary' ? el('span', {class: 'tag'}, 'canary') : null]], ['where', (r) => [r.node, r.target].filter(Boolean).join(' · ') || '–'], ['job', (r) => r.job || '–', 'num'],
     ['in flight', (r) => fmt(r.in_flight), 'num'], ['rate', (r) => rate(r.rate), 'num'], ['weight', (r) => fmt(r.weight), 'num'],
     ['p99', (r) => el('span', {class: 'stepped'}, isNumber(r.p99_ms) ? bar(r.p99_ms / most, '') : null, latency(r.p99_ms, found.slo_p99_ms)), 'num']], found.replicas, {'aria-label': 'Replicas'}) : note('It has none now.'));
 }

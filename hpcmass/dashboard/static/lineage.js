@@ -1,7 +1,7 @@
 // A version's lineage as a picture: what was before on the left, what was made of it on the right.
 import {el, svg, to} from './dom.js';
 
-const WIDE = 176, HIGH = 46, GAP_X = 54, GAP_Y = 14;
+const WIDE = 184, HIGH = 46, GAP_X = 54, GAP_Y = 14;
 const WORDS = {dataset: 'data set', run: 'run', weights: 'weights', version: 'model', alias: 'alias', deployment: 'deployment'};
 
 // Columns: the longest way from what nothing was before; a circle, which no honest record has, ends the walk.
@@ -57,8 +57,8 @@ const middle = (one, edges, at) => {
 };
 
 function node(one, x, y, root) {
-  const name = String(one.kind === 'run' ? one.label.split('/').pop() : one.label);
-  const short = name.length > 24 ? `${name.slice(0, 23)}…` : name;
+  const name = String(one.kind === 'run' ? one.label.split('/').pop() : one.kind === 'dataset' && one.name || one.label);
+  const short = name.length > 23 ? `${name.slice(0, 22)}…` : name;
   const box = svg('g', {class: `node ${one.kind}${root ? ' root' : ''}${one.note ? ' odd' : ''}`, transform: `translate(${x} ${y})`},
     svg('title', {}, one.note ? `${one.label}: ${one.note}` : one.label),
     svg('rect', {width: WIDE, height: HIGH, rx: 7}),

@@ -50,7 +50,7 @@ export const one = {
   draw: (run, {args}) => [
     el('dl', {class: 'tiles'},
       tile('State', chip(run.damaged ? 'damaged' : run.state, run.state.toLowerCase()), run.attempt > 1 ? `attempt ${fmt(run.attempt)}` : '', {id: 'state'}),
-      tile('Step', run.step === null ? '–' : fmt(run.step), run.total_steps ? `of ${fmt(run.total_steps)}, epoch ${fmt(run.epoch)}` : ''),
+      tile('Step', run.step === null ? '–' : fmt(run.step), run.total_steps ? `of ${fmt(run.total_steps)}` : ''),
       Object.entries(run.metrics).slice(0, 2).map(([name, value]) => tile(el('span', {class: 'name'}, name), fmt(value), 'last validation')),
       tile('Took', run.started ? span((run.ended || run.updated || run.started) - run.started) : '–', run.started ? ['began ', ago(run.started)] : 'not started'),
       tile('Ranks', fmt(run.ranks || null), run.backend || '')),
