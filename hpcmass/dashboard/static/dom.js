@@ -39,7 +39,8 @@ export function fmt(v) {
 export function span(s) {
   if (!isNumber(s)) return '–';
   if (s < 0.9995) return s <= 0 ? '0 s' : `${Math.max(1, Math.round(s * 1000))} ms`;
-  if (s < 99.5) return `${Math.round(s)} s`;
+  if (s < 9.95) return `${Number(s.toPrecision(2))} s`;
+  if (s < 59.5) return `${Math.round(s)} s`;
   if (s < 5970) return `${Math.floor(Math.round(s) / 60)} min`;
   const m = Math.round(s / 60);
   return m < 2880 ? `${Math.floor(m / 60)} h ${m % 60} min` : `${Math.round(m / 1440)} d`;
@@ -60,7 +61,7 @@ export function bytes(count) {
 // A time as how long ago it was; `tick` keeps it true without drawing the page again.
 const agoText = (t) => {
   const s = Date.now() / 1000 - t;
-  return s < 5 ? 'now' : s < 0 ? 'now' : `${span(s)} ago`;
+  return s < 5 ? 'now' : `${span(s)} ago`;
 };
 export function ago(t) {
   if (!isNumber(t)) return el('span', {}, '–');
@@ -115,10 +116,12 @@ export function pages(found, limit, go) {
     el('span', {}, total ? `${fmt(Math.min(offset + 1, total))}–${fmt(last)} of ${fmt(total)}` : 'none'),
     el('button', {type: 'button', 'data-key': 'next', disabled: last >= total, onclick: () => go(offset + limit)}, 'Next'));
 }
+const SHA256 = /^[0-9a-f]{64}$/;
+
 // Names and values of something nested, one a line.
 export function facts(pairs) {
   const rows = Object.entries(pairs || {}).filter(([, value]) => value !== null && value !== undefined && value !== '');
-  return el('dl', {class: 'facts'}, rows.map(([name, value]) => [el('dt', {}, name), el('dd', {}, value instanceof Node ? value : fmt(value))]));
+  return el('dl', {class: rows.length > 8 ? 'facts many' : 'facts'}, rows.map(([name, value]) => [el('dt', {}, name), el('dd', {}, value instanceof Node ? value : SHA256.test(value) ? el('code', {title: value}, value.slice(0, 16)) : fmt(value))]));
 }
 export function flat(value, prefix = '', into = {}) {
   for (const [key, one] of Object.entries(value || {})) {

@@ -44,7 +44,7 @@ function open() {
     $('main').replaceChildren(...(back ? [el('p', {class: 'back'}, el('a', {href: back[0]}, `← ${back[1]}`))] : []), el('h1', {class: 'view name'}, title), ...(tools ? [el('div', {class: 'tools over'}, tools)] : []), body);
     if (shown) { scrollTo(0, 0); $('main').focus({preventScroll: true}); }
     for (const link of $('nav').children) link.toggleAttribute('aria-current', link.dataset.view === next.name);
-    for (const link of $('nav').querySelectorAll('[aria-current]')) link.setAttribute('aria-current', 'page');
+    for (const link of $('nav').querySelectorAll('[aria-current]')) { link.setAttribute('aria-current', 'page'); link.scrollIntoView({block: 'nearest', inline: 'nearest'}); }
   }
   shown = {...next, go, keep: same ? shown.keep : {}};
   $('tip').hidden = true;

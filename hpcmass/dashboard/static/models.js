@@ -34,19 +34,19 @@ export const one = {
   path: (args) => `models/${encodeURIComponent(args[0])}`,
   back: () => [to('models'), 'Models'],
   draw: (model, {keep}) => {
-    const metrics = Object.entries(flat(model.metrics)).filter(([, value]) => isNumber(value));
+    const metrics = measured(model);
     return [
       model.problems.map(problem),
       el('dl', {class: 'tiles'},
         tile('Version', model.ref, model.latest === model.version ? 'the newest' : model.latest ? ['newest is ', el('a', {href: to('models', `${model.name}@${model.latest}`)}, fmt(model.latest))] : ''),
-        metrics.slice(0, 3).map(([name, value]) => tile(el('span', {class: 'name'}, name), fmt(value), '')),
+        metrics.slice(0, 3).map(([name, value, low, high]) => tile(el('span', {class: 'name'}, name), fmt(value), isNumber(low) ? `${short(low)} to ${short(high)}` : '')),
         tile('Size', bytes(model.bytes), plural(model.files_count, 'file')),
         tile('Registered', ago(model.created), model.by)),
       model.description || Object.keys(model.tags).length || Object.keys(model.aliases).length ? section('about', 'About', '', model.description ? el('p', {class: 'headline'}, model.description) : null,
         el('p', {class: 'tags'}, Object.entries(model.tags).map(([name, value]) => tag(value === 1 ? name : `${name} = ${value}`))), Object.entries(model.aliases).map(aliased)) : null,
       section('lineage', 'Lineage', model.lineage.complete === false ? 'a part of it' : '', lineage(model.lineage)),
       evaluations(model),
-      metrics.length ? section('metrics', 'Metrics', 'as it was registered', facts(Object.fromEntries(metrics))) : null,
+      metrics.length ? section('metrics', 'Metrics', 'as it was registered', facts(Object.fromEntries(metrics.map(([name, value, low, high]) => [name, isNumber(low) ? range({value, low, high}) : value])))) : null,
       cardSection(model, keep),
       section('origin', 'Origin', '', facts({...flat(model.origin), run: model.run_at ? el('a', {href: to(...model.run_at)}, model.run_at.slice(1).join('/')) : model.origin.run}),
         model.job ? el('details', {'data-key': 'job'}, el('summary', {}, 'Job'), facts(flat(model.job))) : null,
@@ -56,17 +56,34 @@ export const one = {
   },
 };
 
+const short = (v) => isNumber(v) ? String(Number(v.toPrecision(4))) : '–';
+const range = (m) => el('span', {}, short(m.value), m.low === null ? null : el('span', {class: 'soft'}, ` [${short(m.low)}, ${short(m.high)}]`));
+
+// Metrics that are numbers, each with the ends of its interval where those are there.
+function measured(model) {
+  const all = flat(model.metrics), ends = (name) => isNumber(all[`${name}_low`]) && isNumber(all[`${name}_high`]);
+  const base = (name) => name.replace(/_(low|high)$/, '');
+  return Object.entries(all).filter(([name, value]) => isNumber(value) && !(base(name) !== name && ends(base(name))) && name !== 'n')
+    .map(([name, value]) => [name, value, ends(name) ? all[`${name}_low`] : null, ends(name) ? all[`${name}_high`] : null]);
+}
+
+// What a promotion was held against, and what was found.
+function gated(gate) {
+  if (!gate || typeof gate.require !== 'string') return JSON.stringify(gate);
+  const found = gate.found && isNumber(gate.found.value) ? range(gate.found) : fmt(gate.found);
+  return [gate.require, ': ', found, gate.held === true ? ', held' : gate.held === false ? ', not held' : ''];
+}
+
 function aliased([name, move]) {
   return el('div', {class: 'aliased'}, tag(name, 'alias'), el('span', {}, move.why || ''), el('span', {class: 'soft'}, move.by, ', ', ago(move.when)),
-    move.gates && move.gates.length ? el('ul', {class: 'advice'}, move.gates.map((gate) => el('li', {}, gate.requirement || gate.text || JSON.stringify(gate)))) : null);
+    move.gates && move.gates.length ? el('ul', {class: 'advice'}, move.gates.map((gate) => el('li', {}, gated(gate)))) : null);
 }
 
 function evaluations(model) {
   if (!model.evaluations.length) return null;
-  const range = (m) => m.low === null ? fmt(m.value) : [fmt(m.value), el('span', {class: 'soft'}, ` [${fmt(m.low)}, ${fmt(m.high)}]`)];
   const names = [...new Set(model.evaluations.flatMap((one) => Object.keys(one.metrics)))].slice(0, 6);
   return section('evaluations', 'Evaluations', 'with their 95 % intervals', table([['on', (e) => e.data || e.dataset.slice(0, 12)], ['samples', (e) => fmt(e.n), 'num'],
-    ...names.map((name) => [name, (e) => e.metrics[name] ? range(e.metrics[name]) : '–', 'num']), ['when', (e) => ago(e.created)], ['why', (e) => e.why, 'long']], model.evaluations, {'aria-label': 'Evaluations'}));
+    ...names.map((name) => [name, (e) => e.metrics[name] ? range(e.metrics[name]) : '–', 'num']), ['when', (e) => ago(e.created)], ...(model.evaluations.some((e) => e.why) ? [['why', (e) => e.why, 'long']] : [])], model.evaluations, {'aria-label': 'Evaluations'}));
 }
 
 // The card is made when somebody wants to see it, and kept while the page of this version is open.

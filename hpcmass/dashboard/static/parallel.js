@@ -36,7 +36,7 @@ function axis(name, values) {
 }
 
 function picture(trials, axes, wide) {
-  const x = (place) => 44 + place * (wide - 88) / (axes.length - 1), y = (share) => HIGH - B - share * (HIGH - T - B);
+  const x = (place) => 8 + place * (wide - 16) / (axes.length - 1), y = (share) => HIGH - B - share * (HIGH - T - B);
   const root = svg('svg', {class: 'plotted parallel', viewBox: `0 0 ${wide} ${HIGH}`, width: wide, height: HIGH, role: 'img', 'aria-label': `${trials.length} trials over ${axes.map((one) => one.name).join(', ')}`});
   trials.forEach((t, place) => {
     const values = axes.map((one, i) => one.at(i === axes.length - 1 ? t[3] : t[5][one.name]));
@@ -47,9 +47,10 @@ function picture(trials, axes, wide) {
   });
   axes.forEach((one, place) => {
     const anchor = place === 0 ? 'start' : place === axes.length - 1 ? 'end' : 'middle', at = place === 0 ? 4 : place === axes.length - 1 ? wide - 4 : x(place);
+    const [side, end] = place === axes.length - 1 ? [-6, 'end'] : [6, 'start'];
     const name = one.name.length > 16 ? `${one.name.slice(0, 15)}…` : one.name;
     root.append(svg('path', {class: 'axis', d: `M${x(place)} ${T}V${HIGH - B}`}), svg('text', {x: at, y: 11, 'text-anchor': anchor, class: 'name'}, name, svg('title', {}, one.name)),
-      svg('text', {x: x(place) + 5, y: T + 4}, one.high), svg('text', {x: x(place) + 5, y: HIGH - B}, one.low));
+      svg('text', {x: x(place) + side, y: T + 4, 'text-anchor': end}, one.high), svg('text', {x: x(place) + side, y: HIGH - B, 'text-anchor': end}, one.low));
   });
   return root;
 }

@@ -36,7 +36,7 @@ export function plot(series, options) {
 
 function legend(series) {
   if (series.length < 2) return '';
-  return el('figcaption', {}, el('ul', {class: 'key'}, series.map((one) => el('li', {}, el('i', {class: 'line', css: {background: one.colour}}), el('span', {class: 'name'}, one.name)))));
+  return el('figcaption', {}, el('ul', {class: 'key'}, series.map((one) => el('li', {}, el('i', {class: one.points ? 'line point' : 'line', css: {background: one.colour}}), el('span', {class: 'name'}, one.name)))));
 }
 
 function picture(series, {wide, height = 220, xName, yName, log, zero, label, xText = fmt, yText = fmt, rule}) {
@@ -58,10 +58,10 @@ function picture(series, {wide, height = 220, xName, yName, log, zero, label, xT
   root.append(svg('path', {class: 'base', d: `M${L} ${bottom}H${right}`}));
   root.append(svg('text', {x: right, y: height - 4, 'text-anchor': 'end', class: 'axis'}, xName || ''));
   if (yName) root.append(svg('text', {x: L + 4, y: T + 2, class: 'axis'}, yName));
-  if (isNumber(rule)) root.append(svg('path', {class: 'goal', d: `M${L} ${Y(rule)}H${right}`}), svg('text', {x: right, y: Y(rule) - 5, 'text-anchor': 'end', class: 'axis'}, `goal ${yText(rule)}`));
+  if (isNumber(rule)) root.append(svg('path', {class: 'goal', d: `M${L} ${Y(rule)}H${right}`}), svg('text', {x: L + 6, y: Y(rule) - 5, class: 'axis'}, `goal ${yText(rule)}`));
   for (const one of series) {
     const places = one.x.map((x, i) => [X(x), Y(one.y[i])]).filter(([, y]) => Number.isFinite(y));
-    if (one.points) for (const [x, y] of places) root.append(svg('circle', {cx: x.toFixed(1), cy: y.toFixed(1), r: 2.6, class: 'dot', css: {fill: one.colour}}));
+    if (one.points) for (const [x, y] of places) root.append(svg('circle', {cx: x.toFixed(1), cy: y.toFixed(1), r: places.length < 60 ? 4 : 2.6, class: 'dot', css: {fill: one.colour}}));
     else if (places.length === 1) root.append(svg('circle', {cx: places[0][0], cy: places[0][1], r: 3, css: {fill: one.colour}}));
     else if (places.length) root.append(svg('path', {class: 'curve', d: path(places, one.step), css: {stroke: one.colour}}));
   }
