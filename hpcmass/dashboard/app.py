@@ -113,9 +113,7 @@ def serve(project: Project, host: str, port: int, ready: Callable[[str], None]) 
         ready(f"{server.url}#{access.token}")
         over.wait()
     finally:
-        server.shutdown()
+        server.end()
         thread.join()
-        # Connections that browsers keep open end with the process: their threads are daemons.
-        server.socket.close()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,12 +5,14 @@ One person looks at it, so a thread a connection is enough; what it costs is in 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,7 @@ log = logging.getLogger("hpcmass.dashboard")
 
 _CONNECTIONS = 32
 _IDLE_S = 20.0
+_PLACE_S = 1.0
 _BACKLOG = 32
 _GZIP_FROM = 1400
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
@@ -74,6 +77,7 @@ class Server(ThreadingHTTPServer):
         """
         self.access, self.answer = access, answer
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self.resting: dict[socket.socket, float] = {}  # connections that ask nothing, and since when
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = found[0]
@@ -98,10 +102,15 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give a connection a thread, or end it where there are too many."""
+        """Give a connection a thread; where there are too many, in place of the one that rests for longest."""
         if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+            longest = min(list(self.resting.items()), key=lambda one: one[1], default=None)
+            if longest is not None:
+                with contextlib.suppress(OSError):
+                    longest[0].shutdown(socket.SHUT_RDWR)
+            if not self._free.acquire(timeout=_PLACE_S):
+                self.shutdown_request(request)
+                return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -109,7 +118,16 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.resting.pop(request, None)
             self._free.release()
+
+    def end(self) -> None:
+        """Take no more connections, and end those that rest; `serve_forever` returns."""
+        self.shutdown()
+        self.socket.close()
+        for one in list(self.resting):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nothing to speak of."""
@@ -122,6 +140,18 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "hpcmass"
     sys_version = ""
     timeout = _IDLE_S
+
+    def handle_one_request(self) -> None:
+        """One request, before and after which the connection rests."""
+        self.server.resting[self.connection] = time.monotonic()
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        """Read the head; from its first line on the connection rests no more."""
+        whole = super().parse_request()
+        if whole:
+            self.server.resting.pop(self.connection, None)
+        return whole
 
     def do_GET(self) -> None:
         """Answer."""

@@ -35,7 +35,7 @@ export class Live {
       if (turn !== this.turn) return;
       this.heard(answer.status === 401 ? 'out' : 'live');
       if (answer.ok) { this.tag = answer.headers.get('ETag'); this.last = null; this.told(body, null); }
-      else if (answer.status !== 304) this.fail(body.hint ? `${body.error}: ${body.hint}` : body.error);
+      else if (answer.status !== 304 && answer.status !== 401) this.fail(body.hint ? `${body.error}: ${body.hint}` : body.error);
       this.waits = EVERY_MS;
     } catch {
       if (turn !== this.turn) return;

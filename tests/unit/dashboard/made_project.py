@@ -138,6 +138,5 @@ def served(project: Project) -> Iterator[Client]:
     try:
         yield Client(server)
     finally:
-        server.shutdown()
+        server.end()
         thread.join()
-        server.socket.close()
