@@ -69,11 +69,17 @@ function replicas(found) {
     ['p99', (r) => el('span', {class: 'stepped'}, isNumber(r.p99_ms) ? bar(r.p99_ms / most, '') : null, latency(r.p99_ms, found.slo_p99_ms)), 'num']], found.replicas, {'aria-label': 'Replicas'}) : note('It has none now.'));
 }
 
+const JUDGED = {drift: 'It has drifted from its training data.', clean: 'No drift from its training data.', 'too little': 'Too little was seen to say.'};
+
 function monitored(found) {
-  const {drift} = found;
-  if (!drift) return null;
-  if (drift.error) return section('drift', 'Monitor', '', problem(drift.error));
-  return section('drift', 'Monitor', drift.when ? ['judged ', ago(drift.when)] : '', el('p', {class: 'headline'}, chip(drift.drifted ? 'drift' : 'ready', drift.said || (drift.drifted ? 'It has drifted from its training data.' : 'No drift.'))),
-    drift.features && drift.features.length ? table([['feature', (f) => f.name], ['found', (f) => chip(f.drifted ? 'drift' : 'ready', f.drifted ? 'drifted' : 'as trained')], ['by', (f) => f.test || '–'], ['value', (f) => fmt(f.value), 'num'], ['threshold', (f) => fmt(f.threshold), 'num']], drift.features, {'aria-label': 'Features'}) : null,
-    drift.accuracy !== null && drift.accuracy !== undefined ? facts({'live accuracy': drift.accuracy, 'labels posted': drift.labels}) : null);
+  const {drift, alerts} = found;
+  if (!drift && !(alerts && alerts.length)) return null;
+  if (drift && drift.error) return section('drift', 'Monitor', '', problem(drift.error));
+  const told = (alerts || []).map((one) => problem([one.text, one.when ? [' (', ago(one.when), ')'] : '']));
+  if (!drift) return section('drift', 'Monitor', '', told);
+  const look = drift.drifted ? 'drift' : drift.state === 'clean' ? 'COMPLETED' : 'waiting';
+  return section('drift', 'Monitor', drift.when ? [`version ${drift.version}, judged `, ago(drift.when)] : '', told,
+    el('p', {class: 'headline'}, chip(look, JUDGED[drift.state] || drift.state), drift.why ? el('span', {class: 'soft'}, ` ${drift.why}`) : null),
+    drift.features.length ? table([['feature', (f) => f.name], ['found', (f) => chip(f.drifted ? 'drift' : 'COMPLETED', f.drifted ? 'drifted' : 'as trained')], ['test', (f) => f.test || '–'], ['effect', (f) => fmt(f.effect), 'num'],
+      ['least effect that counts', (f) => fmt(f.floor), 'num'], ['p', (f) => fmt(isNumber(f.p) ? Number(f.p.toPrecision(2)) : f.p), 'num']], drift.features, {'aria-label': 'Features'}) : null);
 }

@@ -14,6 +14,7 @@ from hpcmass.catalogue import Catalogue
 from hpcmass.config import Project
 from hpcmass.dashboard import runs as runs_module
 from hpcmass.dashboard.run import thinned
+from hpcmass.files import append_record
 from hpcmass.runs import State, explain
 from hpcmass.runs.folder import RunFolder
 from hpcmass.sweep.show import study_summary
@@ -195,6 +196,37 @@ def test_a_deployment_is_told_as_its_gateway_says(client: Client, project: Proje
     time.sleep(1.6)
     silent = client.get("deployments")["deployments"][0]
     assert (silent["state"], silent["reason"]) == ("UNKNOWN", "its gateway is silent")
+
+
+def test_the_monitors_last_verdict_is_told(client: Client, project: Project) -> None:
+    folder = project.root / "deployments/front/monitor"
+    assert "drift" not in client.get("deployments/front")
+    found = {
+        "feature": "in:x",
+        "test": "psi",
+        "p": 1e-9,
+        "effect": 0.4,
+        "floor": 0.1,
+        "n": 900.0,
+        "drift": True,
+    }
+    append_record(folder / "drift.jsonl", {"state": "clean", "time": 1.0, "version": "1", "findings": []})
+    append_record(
+        folder / "drift.jsonl",
+        {"state": "drift", "time": 2.0, "version": "1", "requests": 900, "findings": [found, 3]},
+    )
+    append_record(folder / "drift.jsonl", {"state": 5})
+    append_record(folder / "alerts.jsonl", {"kind": "drift", "on": True, "text": HOSTILE, "told": 2.0})
+    append_record(folder / "alerts.jsonl", {"kind": "errors", "on": True, "text": "many", "told": 2.0})
+    append_record(folder / "alerts.jsonl", {"kind": "errors", "on": False, "text": "over", "told": 3.0})
+    time.sleep(1.6)
+    told = client.get("deployments/front")
+    assert (told["drift"]["drifted"], told["drift"]["when"]) == (True, 2.0)
+    assert told["drift"]["features"] == [
+        {"name": "in:x", "test": "psi", "drifted": True, "p": 1e-9, "effect": 0.4, "floor": 0.1}
+    ]
+    assert told["alerts"] == [{"kind": "drift", "text": HOSTILE, "when": 2.0}]
+    assert client.get("deployments")["deployments"][0]["drift"]["drifted"]
 
 
 def test_looking_writes_nothing(client: Client, project: Project) -> None:
