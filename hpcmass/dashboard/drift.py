@@ -47,10 +47,12 @@ def _verdict(last: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alerts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last word on each kind, of what still lasts."""
-    last = {str(one.get("kind")): one for one in records if isinstance(one.get("on"), bool)}
+    """The last word on each event, of what still lasts."""
+    last = {
+        (str(one.get("kind")), str(one.get("key"))): one for one in records if isinstance(one.get("on"), bool)
+    }
     return [
-        {"kind": kind, "text": text(one.get("text")) or kind, "when": number(one.get("told", one.get("time")))}
-        for kind, one in last.items()
+        {"kind": kind, "text": text(one.get("text")) or kind, "when": number(one.get("time", one.get("told")))}
+        for (kind, _), one in last.items()
         if one["on"]
     ]
