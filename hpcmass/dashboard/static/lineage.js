@@ -48,7 +48,10 @@ export function lineage(graph) {
     root.append(svg('path', {class: 'edge', d: `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`}, svg('title', {}, edge.as)));
   }
   for (const one of graph.nodes) root.append(node(one, left(one.key), top(one.key), one.key === graph.root));
-  return el('div', {class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Lineage, drawn'}, root);
+  const box = el('div', {class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Lineage, drawn'}, root);
+  // Where it does not fit, what was asked for is what is seen first.
+  requestAnimationFrame(() => { if (!box.scrollLeft && at.has(graph.root)) box.scrollLeft = left(graph.root) + WIDE / 2 - box.clientWidth / 2; });
+  return box;
 }
 
 const middle = (one, edges, at) => {
