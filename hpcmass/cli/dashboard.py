@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
 import click
 
 from hpcmass.cli.options import project_option
@@ -32,6 +35,10 @@ def command(host: str, port: int, open_it: bool, project_root: str | None) -> No
         if open_it:
             import webbrowser
 
-            webbrowser.open(url)
+            # By way of a file that only this user can read: the words of a command are seen by everybody.
+            way.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={url}">')
+            way.flush()
+            webbrowser.open(Path(way.name).as_uri())
 
-    serve(project, host, port, ready)
+    with NamedTemporaryFile("w", suffix=".html") as way:
+        serve(project, host, port, ready)

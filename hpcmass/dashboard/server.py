@@ -207,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _welcome(self) -> bool:
         """Whether the request may be looked at, whoever sends it."""
         self._fields = {name.title(): value for name, value in self.headers.items()}
+        if self._fields.keys() & {"Content-Length", "Transfer-Encoding"}:
+            self.close_connection = True  # A body is not read, and must not pass for the next request.
         if len(self.headers.get_all("Host") or ()) != 1 or not self.server.access.knows_host(
             self.headers["Host"]
         ):

@@ -89,6 +89,20 @@ def test_there_is_only_reading(client: Client, method: str) -> None:
     assert client.ask("/api/runs", "POST", authorization=f"Bearer {client.access.token}")[0] == 405
 
 
+def test_a_body_does_not_pass_for_the_next_request(client: Client) -> None:
+    inner = b"GET /api/project HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n\r\n"
+    with socket.create_connection(client.server.server_address[:2]) as connection:
+        head = f"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(inner)}\r\n\r\n"
+        connection.sendall(head.encode() + inner)
+        connection.settimeout(10)
+        found = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                found += part
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert found.startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     "path",
     ["/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/x", "/etc/passwd",
