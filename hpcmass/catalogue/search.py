@@ -152,6 +152,12 @@ class Stream:
         for first in range(0, len(self._ids), _AT_ONCE):
             yield from _rows(self._connection, self._names, self._ids[first : first + _AT_ONCE])
 
+    def page(self, first: int, count: int) -> list[Found]:
+        """Some of them, by their place; what was removed since the search is left out."""
+        ids = self._ids[max(0, first) : max(0, first) + min(count, _AT_ONCE)]
+        there = _there(self._connection, ids)
+        return _rows(self._connection, self._names, [one for one in ids if one in there])
+
     def by_name(self) -> Stream:
         """The same in the order of names and numbers."""
         place: dict[int, tuple[str, int]] = {}
@@ -288,6 +294,11 @@ def _rows(connection: sqlite3.Connection, names: Names, ids: list[int]) -> list[
             facts=mine,
         )
     return [found[one] for one in ids]
+
+
+def _there(connection: sqlite3.Connection, ids: list[int]) -> set[int]:
+    marks = ", ".join("?" * len(ids))
+    return {one for (one,) in connection.execute(f"SELECT id FROM versions WHERE id IN ({marks})", ids)}
 
 
 def _numbered(name: str) -> bool:

@@ -1,1 +1,1 @@
-"""Floor 6: the command line, one file a verb; no logic."""
+"""Floor 7: the command line, one file a verb; no logic."""

@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "env": ("hpcmass.cli.env", "Build, check and pack a Python environment for the compute nodes."),
     "status": ("hpcmass.cli.status", "Show the state of runs, in Slurm's queue and out of it."),
     "watch": ("hpcmass.cli.watch", "Watch runs in a live view."),
+    "dashboard": ("hpcmass.cli.dashboard", "Show runs, sweeps, models and deployments on a web page, live."),
     "logs": ("hpcmass.cli.logs", "Show or follow the output of a run's ranks."),
     "wait": ("hpcmass.cli.wait", "Wait until runs are over."),
     "cancel": ("hpcmass.cli.cancel", "Cancel runs, waiting or running."),

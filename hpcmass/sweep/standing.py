@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,20 @@ class _Counted:
 class StudyWatch:
     """Looks at a study's folder; every look costs what has changed, and the trials that are under way."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, counted: Callable[[int, Mapping[str, Any], Outcome], None] | None = None
+    ) -> None:
         """Watch a study.
+
+        Args:
+            folder: The study's.
+            counted: Called once for every trial that has an outcome: number, parameters, outcome.
 
         Raises:
             NotFound: There is none here.
         """
         self.folder = folder
+        self._tell = counted
         self.job: Job = study_job(folder)
         assert self.job.sweep is not None
         self._planned = planned(self.job.sweep)
@@ -245,6 +252,8 @@ class StudyWatch:
     ) -> None:
         assert self.job.sweep is not None
         counted, table = self._counted, self.job.sweep
+        if self._tell is not None:
+            self._tell(number, one.params, outcome)
         counted.counts[outcome.state] = counted.counts.get(outcome.state, 0) + 1
         with contextlib.suppress(OSError):
             ended = ended or os.stat(run.path / "outcome.json").st_mtime

@@ -33,7 +33,8 @@ FLOORS = {
     "sweep": 4,
     "serve": 4,
     "workflow": 5,
-    "cli": 6,
+    "dashboard": 6,
+    "cli": 7,
 }
 # `hpcmass` itself and `hpcmass.__main__` stand above all floors: they import all, nothing imports them.
 FACADES = {"", "__main__"}
