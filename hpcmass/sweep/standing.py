@@ -253,7 +253,7 @@ class StudyWatch:
         assert self.job.sweep is not None
         counted, table = self._counted, self.job.sweep
         if self._tell is not None:
-            self._tell(number, one.params, outcome)
+            self._tell(number, params, outcome)
         counted.counts[outcome.state] = counted.counts.get(outcome.state, 0) + 1
         with contextlib.suppress(OSError):
             ended = ended or os.stat(run.path / "outcome.json").st_mtime
