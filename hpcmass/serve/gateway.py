@@ -157,13 +157,13 @@ class Gateway:
             and not self.tokens.allows(exchange.headers.get(b"authorization"))
         ):
             return Refused(401, "this deployment asks for a token: Authorization: Bearer TOKEN")
-        infer = path.endswith(b"/infer")
+        posts = path.endswith((b"/infer", b"/labels"))
         if path not in _OWN and self._version(path) is False:
             said = path[:100].decode("ascii", "replace")
             return Refused(404, f"there is nothing at {said}; the model is /v2/models/{self.model}")
-        if exchange.method not in ({b"POST"} if infer else _GET):
-            error = Refused(405, "this address takes POST" if infer else "this address takes GET")
-            error.data["allow"] = b"POST" if infer else b"GET, HEAD"
+        if exchange.method not in ({b"POST"} if posts else _GET):
+            error = Refused(405, "this address takes POST" if posts else "this address takes GET")
+            error.data["allow"] = b"POST" if posts else b"GET, HEAD"
             return error
         if exchange.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             return Refused(415, "a body must not be compressed here")
@@ -202,7 +202,7 @@ class Gateway:
             rest, version = slash + tail, named.decode("ascii", "replace")
             if version not in self.versions and all(one.version != version for one in self.ready):
                 return False
-        return version if rest in (b"", b"/infer", b"/ready") else False
+        return version if rest in (b"", b"/infer", b"/labels", b"/ready") else False
 
     def dispatch(self, call: Call) -> None:
         """Send a request to the replica that has least to do, or have it wait for one."""

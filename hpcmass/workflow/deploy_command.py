@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 from hpcmass.files import storage_errors
 from hpcmass.launch import hpcmass_command
 from hpcmass.serve.deployment import Asked, Deployment
 from hpcmass.serve.tokens import new_token
-from hpcmass.workflow.serving import ServeOptions
 
 
 def replica_command(
@@ -29,8 +27,7 @@ def replica_command(
     words = [*hpcmass_command(), "serve", model, "--host", host, "--port", "0", "--tokens", str(tokens)]
     words += ["--endpoint", str(folder / "endpoint.json"), "--notice", "0.5", "--project", str(root)]
     words += ["--latency-ms", f"{asked.slo_p99_ms:g}"]
-    if "monitor" in {one.name for one in fields(ServeOptions)}:
-        words += ["--monitor", str(folder.parents[1] / "monitor")]
+    words += ["--monitor", str(folder.parents[1] / "monitor")]
     return [*words, *asked.serve]
 
 
