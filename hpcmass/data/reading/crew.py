@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -70,7 +69,6 @@ class Block(Task):
         number: Which block of the dataset.
         place: Which place of the pool.
         users: Units that will take rows from it.
-        waiters: Units that are waiting for it, of those that were given to the threads.
         ids: Its samples.
         out: Where they go, an array a field.
     """
@@ -80,7 +78,6 @@ class Block(Task):
     ids: Ids
     out: Arrays
     users: int = 0
-    waiters: list[Unit] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def run(self, reader: Reader) -> None:
         """See `Task`."""
@@ -95,7 +92,6 @@ class Unit(Task):
         ids: Sample numbers of all its batches.
         ends: Where each batch ends in them.
         blocks: Blocks of the pool that hold the samples; None: they are read where they lie.
-        missing: How many of these are still to be read, once it is given to the threads.
         rows: Rows of the pool that hold the samples.
         memory: The buffer.
         arrays: Views of it, an array a field.
@@ -109,7 +105,6 @@ class Unit(Task):
     ids: Ids
     ends: list[int]
     blocks: list[Block] | None = None
-    missing: int = field(default=0, init=False)
     rows: Ids | None = None
     pool: Arrays = field(default_factory=dict)
     memory: Memory | None = None
@@ -162,34 +157,18 @@ class Crew:
         self.pid = os.getpid()
         self.threads = threads
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
-        self._ready: deque[Unit] = deque()  # all of whose blocks are there: before anything else
-        self._counting = threading.Lock()
         self._stop = threading.Event()
-        shared = (make, self._tasks, self._ready, self._counting, self._stop)
         self._threads = [
-            threading.Thread(target=_work, args=shared, name="hpcmass-read", daemon=True)
+            threading.Thread(
+                target=_work, args=(make, self._tasks, self._stop), name="hpcmass-read", daemon=True
+            )
             for _ in range(threads)
         ]
         for thread in self._threads:
             thread.start()
 
     def give(self, task: Task) -> None:
-        """Add a task.
-
-        A unit is taken up when the blocks are read that it needs, which have been given before: a thread that
-        waited for them would read nothing meanwhile.
-        """
-        if isinstance(task, Unit) and task.blocks:
-            with self._counting:
-                for block in task.blocks:
-                    if not block.done():
-                        block.waiters.append(task)
-                        task.missing += 1
-                waits = task.missing > 0
-            if not waits:
-                self._ready.append(task)
-                self._tasks.put(_NUDGE)
-            return
+        """Add a task; those that it waits for have been given before."""
         self._tasks.put(task)
 
     def end(self) -> None:
@@ -204,28 +183,10 @@ class Crew:
                 thread.join(10)
 
 
-_NUDGE = Task()  # there is a unit that is ready
-
-
-def _work(
-    make: Callable[[], Reader],
-    tasks: SimpleQueue[Task | None],
-    ready: deque[Unit],
-    counting: threading.Lock,
-    stop: threading.Event,
-) -> None:
+def _work(make: Callable[[], Reader], tasks: SimpleQueue[Task | None], stop: threading.Event) -> None:
     reader: Reader | None = None
-    task: Task | None
     try:
-        while True:
-            try:
-                task = ready.popleft()
-            except IndexError:
-                task = tasks.get()
-            if task is None:
-                return
-            if task is _NUDGE:  # what it told of is taken up above, if nobody has yet
-                continue
+        while (task := tasks.get()) is not None:
             error: BaseException | None = None
             try:
                 if not stop.is_set():
@@ -234,25 +195,7 @@ def _work(
             except BaseException as caught:  # it is the consumer's
                 error = caught
             task.finish(error)
-            if isinstance(task, Block):
-                _one_less(task, tasks, ready, counting)
             del task, error
     finally:
         if reader is not None:
             reader.close()
-
-
-def _one_less(
-    block: Block, tasks: SimpleQueue[Task | None], ready: deque[Unit], counting: threading.Lock
-) -> None:
-    """A block is read: units that waited for nothing else are ready."""
-    with counting:
-        waiters, block.waiters = block.waiters, []
-        found = []
-        for unit in waiters:
-            unit.missing -= 1
-            if not unit.missing:
-                found.append(unit)
-    for unit in found:
-        ready.append(unit)
-        tasks.put(_NUDGE)

@@ -6,7 +6,6 @@ import gc
 import multiprocessing
 import os
 import pickle
-import queue
 import subprocess
 import sys
 import threading
@@ -21,7 +20,6 @@ from hypothesis import strategies as st
 
 from hpcmass.data import Dataset, Loader, Plan, concat, epoch_ids, open_dataset, rank_slice, shard
 from hpcmass.data.reading import rows as rows_module
-from hpcmass.data.reading.crew import Block, Crew, Unit
 from hpcmass.errors import CorruptError, DataError, HpcmassError
 
 WAYS = ["map", "pread", "block", "direct", "memory"]
@@ -395,44 +393,3 @@ def test_threads_copy_without_the_interpreters_lock(tmp_path: Path) -> None:
             if counted > 100:
                 break
         assert counted > 100, way
-
-
-def test_a_unit_that_waits_for_a_block_keeps_no_thread_from_reading() -> None:
-    held, read = threading.Event(), queue.SimpleQueue()
-
-    class Slow:
-        """Reads block 0 when it is allowed to."""
-
-        def read(self, ids: np.ndarray, out: dict[str, np.ndarray]) -> None:
-            if not out:
-                return
-            if ids[0] == 0:
-                assert held.wait(60)
-            out["x"][:] = ids
-            read.put(int(ids[0]))
-
-        def close(self) -> None:
-            pass
-
-    pool = {"x": np.empty(6, np.int64)}
-    blocks = [Block(n, n, np.arange(2 * n, 2 * n + 2), {"x": pool["x"][2 * n : 2 * n + 2]}) for n in range(3)]
-    units = []
-    for wanted in ([3, 0, 1], [2], [4, 5]):
-        ids = np.array(wanted)
-        unit = Unit(ids, [len(ids)], [blocks[n] for n in sorted({n // 2 for n in wanted})], ids)
-        unit.pool, unit.arrays = pool, {"x": np.empty(len(ids), np.int64)}
-        units.append(unit)
-    crew = Crew(Slow, 2)
-    try:
-        for task in (blocks[0], blocks[1], units[0], units[1], blocks[2], units[2]):
-            crew.give(task)
-        units[1].wait()
-        units[2].wait()  # block 2 was read, and both units gathered, by the one thread that is free
-        assert [read.get(timeout=60), read.get(timeout=60)] == [2, 4]
-        assert not units[0].done()
-        held.set()
-        units[0].wait()
-    finally:
-        held.set()
-        crew.end()
-    assert [unit.arrays["x"].tolist() for unit in units] == [[3, 0, 1], [2], [4, 5]]
