@@ -112,7 +112,7 @@ def sustained(port: int, body: Path, seconds: float) -> tuple[float, float]:
     rate, step = 0.95 * top, 0.8
     while not good(port, body, rate, seconds):
         rate *= step
-        if rate < 10:
+        if rate < 0.05 * top:
             return top, 0.0
     best = rate
     for _ in range(2):
