@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     favour(os.getpid())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are to end as well
     rounds, seconds = (1, 1.0) if given.quick else (given.rounds, 1.5)
     pythons = {"hpcmass": sys.executable}
     for kind in given.only.split(",") if given.only else list(NEEDS):
