@@ -346,9 +346,7 @@ def _refuse_open(gateway: Mapping[str, Any]) -> None:
 
 def _needs_serve() -> None:
     try:
-        import httptools  # noqa: F401
-        import orjson  # noqa: F401
-        import uvloop  # noqa: F401
+        import hpcmass.serve.gateway_process  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
 
