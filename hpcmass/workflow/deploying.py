@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -346,9 +345,10 @@ def _refuse_open(gateway: Mapping[str, Any]) -> None:
 
 
 def _needs_serve() -> None:
-    for name in ("httptools", "orjson", "uvloop"):
-        if find_spec(name) is None:
-            raise MissingDependency(f"serving needs {name}", hint="pip install 'hpcmass[serve]'")
+    try:
+        import hpcmass.serve.gateway_process  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"serving needs {error.name}", hint="pip install 'hpcmass[serve]'") from error
 
 
 def parse_replicas(text: str) -> tuple[int, int]:
