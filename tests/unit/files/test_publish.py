@@ -171,3 +171,9 @@ def test_a_file_where_a_folder_should_be_is_a_plain_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         publish(tmp_path / "file" / "x", "content")
+
+
+def test_a_file_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(CorruptError, match="is not valid JSON"):
+        read_json(tmp_path / "deep.json")

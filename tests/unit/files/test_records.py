@@ -70,3 +70,9 @@ def test_no_file_no_records_and_odd_lines_are_none(tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_bytes(b'\n[1]\n"text"\n\xff\xfe\n{"step": 1}\n')
     assert list(read_records(tmp_path / "odd.jsonl")) == [{"step": 1}]
     assert os.listdir(tmp_path) == ["odd.jsonl"]
+
+
+def test_a_line_that_is_nested_too_deep_is_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + b"[" * 100_000 + b'\n{"a": 2}\n')
+    assert list(read_records(file)) == [{"a": 1}, {"a": 2}]
