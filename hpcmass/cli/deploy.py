@@ -23,6 +23,12 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--canary-for", "canary_for_s", metavar="SECONDS", type=click.FloatRange(0),
               help="Take it over after so long, unless it is worse [default: when told].")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Cores of a replica's computation. [1]")
+@click.option("--runtime", type=click.Choice(["auto", "torch", "onnxruntime"]), help="What computes. [auto]")
+@click.option("--window", "window_s", type=click.FloatRange(0.1),
+              help="Seconds of a window of the monitor. [60]")  # fmt: skip
+@click.option(
+    "--keep-samples", type=click.IntRange(0), help="Raw samples an hour to keep, to train on with. [0]"
+)
 @click.option(
     "--site", "site_file", metavar="FILE", type=FILE, help="Replicas are jobs on this site's targets."
 )
@@ -57,6 +63,9 @@ def command(
     canary: str | None,
     canary_for_s: float | None,
     threads: int | None,
+    runtime: str | None,
+    window_s: float | None,
+    keep_samples: int | None,
     site_file: Path | None,
     targets: tuple[str, ...],
     time: str | None,
@@ -108,7 +117,14 @@ def command(
         time=time,
         canary=None if canary is None else parse_share(canary),
         canary_for_s=canary_for_s,
-        serve=words_of([("--threads", threads)]),
+        serve=words_of(
+            [
+                ("--threads", threads),
+                ("--runtime", runtime),
+                ("--window", window_s),
+                ("--keep-samples", keep_samples),
+            ]
+        ),
         gateway={key: value for key, value in gateway.items() if value is not None},
     )
     deployment = deploy(model, project_root, options)

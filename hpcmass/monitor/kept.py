@@ -20,7 +20,7 @@ from hpcmass.errors import HpcmassError
 
 log = logging.getLogger("hpcmass.monitor")
 HOURS = 24 * 14
-_WRITE_S = 600.0
+WRITE_S = 600.0
 _ID_BYTES = 200
 
 
@@ -31,10 +31,11 @@ class Kept:
         folder: The monitor's.
         replica: Whose.
         limit: Samples an hour; 0: none.
+        write_s: How long they may be in memory alone.
     """
 
-    def __init__(self, folder: Path, replica: str, limit: int) -> None:
-        self.folder, self.replica, self.limit = folder, replica, limit
+    def __init__(self, folder: Path, replica: str, limit: int, write_s: float = WRITE_S) -> None:
+        self.folder, self.replica, self.limit, self.write_s = folder, replica, limit, write_s
         self._rows: list[tuple[bytes, int, dict[str, Any]]] = []
         self._seen = 0
         self._begun = self._wrote = time.time()
@@ -55,7 +56,7 @@ class Kept:
 
     def turn(self, now: float) -> None:
         """Write now and then, and begin anew after an hour."""
-        if not self.limit or now - self._wrote < _WRITE_S:
+        if not self.limit or now - self._wrote < self.write_s:
             return
         self.write()
         if now - self._begun >= 3600.0:

@@ -21,7 +21,7 @@ from hpcmass.monitor.answers import Answers
 from hpcmass.monitor.baseline import Baseline
 from hpcmass.monitor.facts import write_facts
 from hpcmass.monitor.features import Watched
-from hpcmass.monitor.kept import Kept
+from hpcmass.monitor.kept import WRITE_S, Kept
 from hpcmass.monitor.sketch import Sketch
 from hpcmass.monitor.windows import Window, WindowFiles
 
@@ -87,7 +87,7 @@ class Monitor:
         self.window_s, self.sample, self.model = window_s, sample, model
         self.files = WindowFiles(folder, replica)
         self.answers = Answers(folder, replica, version, answers)
-        self.kept = Kept(folder, replica, keep)
+        self.kept = Kept(folder, replica, keep, min(WRITE_S, 10 * window_s))
         self._watched: Watched | None = None
         self._baseline: Baseline | None = None
         self._counts: Counts | None = None

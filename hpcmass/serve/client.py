@@ -73,19 +73,44 @@ class Client:
         self._deployment = Deployment(found.deployments / check_name(at, "name of a deployment"))
         self.model = model or self._deployment.asked().model
 
-    def infer(self, inputs: Mapping[str, Array] | None = None, /, **named: Array) -> dict[str, Array]:
+    def infer(
+        self, inputs: Mapping[str, Array] | None = None, /, *, request_id: str | None = None, **named: Array
+    ) -> dict[str, Array]:
         """Outputs by name, of inputs by name; the first axis of each is the sample.
+
+        Args:
+            inputs: By name, as `named`.
+            request_id: A name of its own for this request, by which its label can be posted later.
+            named: The same as keywords.
 
         Raises:
             ServeError: The request was refused, or nobody answered for `patience_s`.
         """
-        head, data = _packed({**(inputs or {}), **named})
+        head, data = _packed({**(inputs or {}), **named}, request_id)
         headers = {
             "Inference-Header-Content-Length": str(len(head)),
             "Content-Type": "application/octet-stream",
         }
         answer, body = self._ask("POST", f"/v2/models/{self.model}/infer", b"".join([head, *data]), headers)
         return _unpacked(body, answer.get("inference-header-content-length"))
+
+    def label(self, labels: Mapping[str, Any]) -> int:
+        """Post labels that have come, by the id of their request.
+
+        Args:
+            labels: A class (its name or number) or a value; a list where the request had several samples.
+
+        Returns:
+            How many were taken.
+
+        Raises:
+            ServeError: They were refused, nobody watches over this model, or nobody answered for `patience_s`.
+        """
+        told = json.dumps([{"id": one, "label": label} for one, label in labels.items()]).encode()
+        _, body = self._ask(
+            "POST", f"/v2/models/{self.model}/labels", told, {"Content-Type": "application/json"}
+        )
+        return int(json.loads(body)["labels"])
 
     def metadata(self) -> dict[str, Any]:
         """Names, types and shapes of the model's inputs and outputs."""
@@ -158,7 +183,7 @@ class Client:
         return str(found["url"])
 
 
-def _packed(inputs: Mapping[str, Array]) -> tuple[bytes, list[bytes]]:
+def _packed(inputs: Mapping[str, Array], request_id: str | None) -> tuple[bytes, list[bytes]]:
     told, data = [], []
     for name, value in inputs.items():
         array = np.ascontiguousarray(value)
@@ -171,7 +196,10 @@ def _packed(inputs: Mapping[str, Array]) -> tuple[bytes, list[bytes]]:
         parameters = {"binary_data_size": len(raw)}
         told.append({"name": name, "datatype": kind, "shape": list(array.shape), "parameters": parameters})
         data.append(raw)
-    return json.dumps({"inputs": told, "parameters": {"binary_data_output": True}}).encode(), data
+    head: dict[str, Any] = {"inputs": told, "parameters": {"binary_data_output": True}}
+    if request_id is not None:
+        head["id"] = request_id
+    return json.dumps(head).encode(), data
 
 
 def _unpacked(body: bytes, length: str | None) -> dict[str, Array]:
