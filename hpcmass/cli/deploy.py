@@ -23,6 +23,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--canary-for", "canary_for_s", metavar="SECONDS", type=click.FloatRange(0),
               help="Take it over after so long, unless it is worse [default: when told].")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Cores of a replica's computation. [1]")
+@click.option("--keep-samples", type=click.IntRange(0), help="Raw samples an hour to keep, for retrain. [0]")
+@click.option("--training-data", metavar="FOLDER", help="What drift is measured against [the version's own].")
 @click.option(
     "--site", "site_file", metavar="FILE", type=FILE, help="Replicas are jobs on this site's targets."
 )
@@ -40,6 +42,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--tokens", metavar="FILE", type=FILE, help="Let in who has a token of this file (hpcmass token)."
 )
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Requests a second of one client (token, else address), before it gets 429.")  # fmt: skip
 @click.option("--anybody", is_flag=True, help="Ask for no token although other machines can reach it.")
 @click.option("--tls-cert", metavar="FILE.pem", type=FILE, help="Certificate, and those above it.")
 @click.option("--tls-key", metavar="FILE.pem", type=FILE, help="Its key.")
@@ -57,6 +61,8 @@ def command(
     canary: str | None,
     canary_for_s: float | None,
     threads: int | None,
+    keep_samples: int | None,
+    training_data: str | None,
     site_file: Path | None,
     targets: tuple[str, ...],
     time: str | None,
@@ -66,6 +72,7 @@ def command(
     host: str | None,
     port: int | None,
     tokens: Path | None,
+    rate: float | None,
     anybody: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -86,12 +93,15 @@ def command(
         words_of,
     )
 
+    if training_data is not None and Path(training_data).exists():  # replicas start in the project's folder
+        training_data = str(Path(training_data).absolute())
     gateway = {
         "target": gateway_target,
         "time": gateway_time,
         "host": host,
         "port": port,
         "tokens": None if tokens is None else str(tokens.absolute()),
+        "rate": rate,
         "anybody": anybody or None,
         "certificate": None if tls_cert is None else str(tls_cert.absolute()),
         "key": None if tls_key is None else str(tls_key.absolute()),
@@ -108,7 +118,9 @@ def command(
         time=time,
         canary=None if canary is None else parse_share(canary),
         canary_for_s=canary_for_s,
-        serve=words_of([("--threads", threads)]),
+        serve=words_of(
+            [("--threads", threads), ("--keep-samples", keep_samples), ("--training-data", training_data)]
+        ),
         gateway={key: value for key, value in gateway.items() if value is not None},
     )
     deployment = deploy(model, project_root, options)

@@ -158,6 +158,21 @@ def _records(folder: Path, level: str, replica: str) -> Iterable[Window]:
                 yield window
 
 
+def served(windows: Sequence[Window]) -> str:
+    """The version that is served now: of what ended last, the one with most requests (another is on trial).
+
+    Args:
+        windows: Some, by time.
+    """
+    end = max(one.end for one in windows)
+    recent = [one for one in windows if one.end > end - max(2 * (one.end - one.start), 60.0)]
+    requests: dict[str, int] = {}
+    for one in recent:
+        requests[one.version] = requests.get(one.version, 0) + one.requests
+    most = max(requests.values())
+    return next(one.version for one in reversed(recent) if requests[one.version] == most)
+
+
 def replicas_in(folder: Path) -> list[str]:
     """The replicas that have written windows into a folder."""
     names = {path.name.removeprefix("windows-") for path in folder.glob("windows-*.jsonl")}

@@ -73,19 +73,35 @@ class Client:
         self._deployment = Deployment(found.deployments / check_name(at, "name of a deployment"))
         self.model = model or self._deployment.asked().model
 
-    def infer(self, inputs: Mapping[str, Array] | None = None, /, **named: Array) -> dict[str, Array]:
+    def infer(
+        self, inputs: Mapping[str, Array] | None = None, request_id: str | None = None, /, **named: Array
+    ) -> dict[str, Array]:
         """Outputs by name, of inputs by name; the first axis of each is the sample.
+
+        Args:
+            inputs: By name.
+            request_id: By which a label may come later, see `label`.
+            **named: Further inputs.
 
         Raises:
             ServeError: The request was refused, or nobody answered for `patience_s`.
         """
-        head, data = _packed({**(inputs or {}), **named})
+        head, data = _packed({**(inputs or {}), **named}, request_id)
         headers = {
             "Inference-Header-Content-Length": str(len(head)),
             "Content-Type": "application/octet-stream",
         }
         answer, body = self._ask("POST", f"/v2/models/{self.model}/infer", b"".join([head, *data]), headers)
         return _unpacked(body, answer.get("inference-header-content-length"))
+
+    def label(self, request_id: str, label: Any) -> None:
+        """Say what the right answer to a request was: a class's name, a number, or a list with one a sample.
+
+        Raises:
+            ServeError: It was refused, or nobody answered for `patience_s`.
+        """
+        body = json.dumps({"id": request_id, "label": label}).encode()
+        self._ask("POST", f"/v2/models/{self.model}/labels", body, {"Content-Type": "application/json"})
 
     def metadata(self) -> dict[str, Any]:
         """Names, types and shapes of the model's inputs and outputs."""
@@ -158,7 +174,7 @@ class Client:
         return str(found["url"])
 
 
-def _packed(inputs: Mapping[str, Array]) -> tuple[bytes, list[bytes]]:
+def _packed(inputs: Mapping[str, Array], request_id: str | None) -> tuple[bytes, list[bytes]]:
     told, data = [], []
     for name, value in inputs.items():
         array = np.ascontiguousarray(value)
@@ -171,7 +187,10 @@ def _packed(inputs: Mapping[str, Array]) -> tuple[bytes, list[bytes]]:
         parameters = {"binary_data_size": len(raw)}
         told.append({"name": name, "datatype": kind, "shape": list(array.shape), "parameters": parameters})
         data.append(raw)
-    return json.dumps({"inputs": told, "parameters": {"binary_data_output": True}}).encode(), data
+    said: dict[str, Any] = {"inputs": told, "parameters": {"binary_data_output": True}}
+    if request_id is not None:
+        said["id"] = request_id
+    return json.dumps(said).encode(), data
 
 
 def _unpacked(body: bytes, length: str | None) -> dict[str, Array]:

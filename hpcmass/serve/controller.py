@@ -24,10 +24,10 @@ from hpcmass.serve.deployment import (
     Deployment,
     Known,
     ended,
+    followed,
     launched,
     promoted,
     read_replica,
-    updated,
     version_of,
     without,
 )
@@ -168,7 +168,13 @@ class Controller:
         for one in self.deployment.replicas():
             age = time.time() - one.created
             if one.job is None and not self.standby and age > _LOOK_S and one.rid not in self._laying:
-                if (job := self.launcher.find(one)) is not None:
+                try:
+                    job = self.launcher.find(one)
+                except HpcmassError as error:  # Slurm does not answer: of all others there is something to do
+                    self.note = str(error)
+                    known.append(one)
+                    continue
+                if job is not None:
                     launched(one, job)
                 elif age > _LAID_S:
                     ended(one, "was not started")
@@ -201,9 +207,9 @@ class Controller:
             late > _DRAIN_S or (late > TICK_S and (member.backend is None or not member.backend.in_flight))
         ):
             self._stop(member)
-        elif member.state == "stopping" and late > _STOP_S and not member.killed:
-            member.killed = True
-            self._stop(member, kill=True, why="did not end")
+        elif member.state == "stopping" and late > _STOP_S:  # and again, should nobody have heard it
+            why, member.killed = "" if member.killed else "did not end", True
+            self._stop(member, kill=True, why=why)
 
     async def _probe(self, member: Member) -> None:
         rid, address = member.known.rid, member.address()
@@ -307,7 +313,10 @@ class Controller:
         try:
             found = self.resolve(asked.follow)
             if found != asked.stable:
-                self.deployment.change(lambda old: updated(old, found), "follows", reference=asked.follow)
+                reference = asked.follow
+                self.deployment.change(
+                    lambda old: followed(old, reference, found), "follows", reference=reference
+                )
         except HpcmassError as error:
             self.note = str(error)
 

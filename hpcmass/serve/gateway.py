@@ -46,7 +46,7 @@ class Call:
         self.avoid: Backend | None = None
         self.backend: Backend | None = None
         self.link: Link | None = None
-        # A HEAD is asked as GET: an answer's body is what the parser of answers waits for, and `Exchange` drops it.
+        # HEAD is asked as GET: the parser of answers waits for a body, which `Exchange` drops.
         method = b"POST" if exchange.method == b"POST" else b"GET"
         lines = [b"%s %s HTTP/1.1\r\nHost: replica\r\n" % (method, exchange.path), gateway.credentials]
         lines += [

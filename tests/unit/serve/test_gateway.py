@@ -299,7 +299,10 @@ def test_a_client_s_rate_is_kept_at_the_gateway(tmp_path: Any) -> None:
     tokens = [new_token(name, tmp_path / "tokens") for name in ("ada", "bob")]
 
     async def go() -> None:
-        house, peer = House(tokens=read_tokens(tmp_path / "tokens"), rate=Rate(0.01, 3)), Peer("a", OK + b"true")
+        house, peer = (
+            House(tokens=read_tokens(tmp_path / "tokens"), rate=Rate(0.01, 3)),
+            Peer("a", OK + b"true"),
+        )
         await house.open(peer)
         ada, bob = (f"Authorization: Bearer {token}" for token in tokens)
         assert [(await house.ask(INFER, b"{}", ada))[0] for _ in range(4)] == [200, 200, 200, 429]
