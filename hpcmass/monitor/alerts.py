@@ -141,8 +141,7 @@ def close_others(folder: Path, version: str, *, now: float | None = None) -> Non
     at = time.time() if now is None else now
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for one in read_records(folder / ALERTS):
-        key = (str(one.get("kind")), str(one.get("key")))
-        last[key] = {"number": last.get(key, {}).get("number", 0), **one}
+        last[str(one.get("kind")), str(one.get("key"))] = one
     for (kind, key), one in last.items():
         if one.get("on") is True and key != version:
             text = f"version {key} is not what is served now"

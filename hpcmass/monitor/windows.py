@@ -164,8 +164,9 @@ def served(windows: Sequence[Window]) -> str:
     Args:
         windows: Some, by time.
     """
-    end = max(one.end for one in windows)
-    recent = [one for one in windows if one.end > end - max(2 * (one.end - one.start), 60.0)]
+    last = max(windows, key=lambda one: one.end)
+    since = last.end - max(2 * (last.end - last.start), 60.0)
+    recent = [one for one in windows if one.end > since]
     requests: dict[str, int] = {}
     for one in recent:
         requests[one.version] = requests.get(one.version, 0) + one.requests

@@ -64,7 +64,7 @@ class Asked:
         time: Wall time of a replica's job; None: the target's.
         serve: Further words of `hpcmass serve` for replicas.
         gateway: How the gateway is to be reached: `host`, `port`, `tokens`, `rate`, `anybody`, `certificate`,
-            `key`; `target`: the target that it is a job on; without one it is a process of the machine of `deploy`.
+            `key`; `target`: what it is a job on; without one it is a process of the machine of `deploy`.
         state: `running`, or `ended`: nothing of it is to run.
         revision: Raised by each change.
     """

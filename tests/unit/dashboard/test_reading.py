@@ -200,6 +200,7 @@ def test_a_deployment_is_told_as_its_gateway_says(client: Client, project: Proje
     # Ended, and asked for again: no gateway has come yet. What it does not speak of is told by its own folder.
     deployment = Deployment(project.root / "deployments/front")
     replace_json(deployment.endpoint_file, {"format": 1, "state": "ended"})
+    status.write_text(json.dumps({**old, "time": time.time() - 60, "state": "ended", "replicas": []}))
     laid = deployment.new_replica("net@1", lambda rid, folder: ["true"], "cpu")
     launched(laid, {"kind": "slurm", "id": "77"})
     replace_json(laid.path / "endpoint.json", {"format": 1, "state": "loading", "model": "net", "version": "1"})

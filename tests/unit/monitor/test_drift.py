@@ -158,5 +158,6 @@ def test_a_version_on_trial_is_not_taken_for_the_one_that_serves(tmp_path: Path)
         trial.append(Window("r-3", "2", end - DAY + hour * 3600 + 60, end - DAY + (hour + 1) * 3600, 20, 20))
     assert look(tmp_path, now=end).version == "1"
     new = WindowFiles(tmp_path, "r-4")  # taken over: the one before has no requests any more
-    new.append(Window("r-4", "2", end, end + 3600, 200, 200))
+    for hour in range(2):
+        new.append(Window("r-4", "2", end + hour * 3600, end + (hour + 1) * 3600, 200, 200))
     assert served(read_windows(tmp_path)) == "2"
