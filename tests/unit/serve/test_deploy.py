@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import re
@@ -15,7 +17,8 @@ import pytest
 
 from hpcmass.catalogue import Catalogue
 from hpcmass.files import Lease
-from hpcmass.serve.client import Client
+from hpcmass.serve.client import Client, ServeError
+from hpcmass.serve.tokens import new_token
 
 from .deploy_tools import Deployed, make_project, no_loss
 
@@ -179,6 +182,36 @@ def test_a_controller_killed_at_any_moment_of_the_start(made: Deployed) -> None:
     jobs = {one.job["pid"] for one in made.replicas() if one.job is not None}
     assert sorted(jobs) == sorted(made.processes())
     assert len(jobs) == 3
+
+
+def test_tokens_labels_and_the_monitor_by_the_deployment_s_name(made: Deployed, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    token = new_token("ada", file)
+    made.deploy("toy@3", "--replicas", "2", "--tokens", str(file), "--rate", "500", "--keep-samples", "20")
+    made.until(lambda: len(made.ready()) == 2)
+    x, k = np.zeros((1, 4), np.float32), np.array([1])
+    with pytest.raises(ServeError, match="asks for a token"):
+        Client(made.name, project=made.root).infer(x=x, k=k)
+    client = Client(made.name, project=made.root, token=token)
+    for number in range(40):
+        client.infer({"x": x, "k": k}, f"q{number}")
+    for number in range(40):  # to whichever replica
+        client.label(f"q{number}", [0.0, 0.0, 0.0])
+    secret = (made.folder.path / "gateway" / "token").read_text()
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = words.read_bytes().decode("utf-8", "replace")
+            assert token not in said
+            assert secret not in said
+    assert token not in made.log()
+    assert secret not in made.log()
+    assert "undeploy" in made.deploy("toy@3", "--rate", "5", fails=True)  # nothing that a running one ignores
+    made.hpcmass("undeploy", made.name)  # what both replicas have seen is written by then
+    (live,) = json.loads(made.hpcmass("labels", made.name, "--json"))
+    assert (live["version"], live["n"], live["unknown"]) == ("3", 120, 0)
+    assert "version 3 has no reference" in made.hpcmass("drift", made.name, "--since", "1h", fails=True)
+    kept = list((made.folder.path / "monitor").glob("kept-r-*.h5"))
+    assert len(kept) == 2
 
 
 def test_what_is_refused(made: Deployed, project: Path) -> None:
