@@ -23,6 +23,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--canary-for", "canary_for_s", metavar="SECONDS", type=click.FloatRange(0),
               help="Take it over after so long, unless it is worse [default: when told].")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Cores of a replica's computation. [1]")
+@click.option(
+    "--command", "program", metavar="'WORDS… {port}'", help="Replicas are this program; see hpcmass serve."
+)
+@click.option("--health", metavar="PATH", help="Where that says that it is ready. [/v2/health/ready]")
 @click.option("--keep-samples", type=click.IntRange(0), help="Raw samples an hour to keep, for retrain. [0]")
 @click.option("--training-data", metavar="FOLDER", help="What drift is measured against [the version's own].")
 @click.option(
@@ -61,6 +65,8 @@ def command(
     canary: str | None,
     canary_for_s: float | None,
     threads: int | None,
+    program: str | None,
+    health: str | None,
     keep_samples: int | None,
     training_data: str | None,
     site_file: Path | None,
@@ -106,6 +112,13 @@ def command(
         "certificate": None if tls_cert is None else str(tls_cert.absolute()),
         "key": None if tls_key is None else str(tls_key.absolute()),
     }
+    words = {
+        "--threads": threads,
+        "--keep-samples": keep_samples,
+        "--training-data": training_data,
+        "--command": program,
+        "--health": health,
+    }
     options = DeployOptions(
         name=name,
         replicas=None if replicas is None else parse_replicas(replicas),
@@ -118,9 +131,7 @@ def command(
         time=time,
         canary=None if canary is None else parse_share(canary),
         canary_for_s=canary_for_s,
-        serve=words_of(
-            [("--threads", threads), ("--keep-samples", keep_samples), ("--training-data", training_data)]
-        ),
+        serve=words_of(list(words.items())),
         gateway={key: value for key, value in gateway.items() if value is not None},
     )
     deployment = deploy(model, project_root, options)

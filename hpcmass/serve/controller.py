@@ -127,7 +127,8 @@ class Controller:
         """Do what is due; `ended` when nothing is left of a deployment that is to end, else empty."""
         now = monotonic()
         took, self._last["tick"] = now - self._last["tick"], now
-        self.hours += len(self.members) * min(took, 5.0) / 3600
+        running = sum(not one.view.waiting for one in self.members.values())
+        self.hours += running * min(took, 5.0) / 3600
         await self.look()
         for member in list(self.members.values()):
             self._watch(member, now)
@@ -216,7 +217,7 @@ class Controller:
         try:
             if address is None:
                 return
-            status, _ = await probe(*address, "/v2/health/ready", self.token)
+            status, _ = await probe(*address, member.health, self.token)
             if member.state not in ("starting", "ready", "suspect") or self.members.get(rid) is not member:
                 return
             if status == 200:
@@ -224,7 +225,7 @@ class Controller:
                 if (wait := monotonic() - self._last.get(f"m{rid}", 0.0)) >= 1.5 or wait < 0:
                     self._last[f"m{rid}"] = monotonic()
                     _, body = await probe(*address, "/metrics", self.token)
-                    member.measured(numbers(body), 1)
+                    member.measured(numbers(body))
             elif status == 503 and member.serving:
                 # Somebody asked it to end: it answers what it has, and another one takes its place.
                 self._event("replica-leaves", replica=rid)
@@ -277,6 +278,7 @@ class Controller:
             self._failed(member.known.model, why)
         if member.backend is not None:
             self.gateway.dismiss(member.backend)
+            member.backend.let_go()
             if kill:
                 member.backend.cut()
         member.turn("stopping")

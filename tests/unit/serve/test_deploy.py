@@ -21,6 +21,7 @@ from hpcmass.serve.client import Client, ServeError
 from hpcmass.serve.tokens import new_token
 
 from .deploy_tools import Deployed, make_project, no_loss
+from .test_command import PROGRAM
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +213,20 @@ def test_tokens_labels_and_the_monitor_by_the_deployment_s_name(made: Deployed, 
     assert "version 3 has no reference" in made.hpcmass("drift", made.name, "--since", "1h", fails=True)
     kept = list((made.folder.path / "monitor").glob("kept-r-*.h5"))
     assert kept, sorted(one.name for one in (made.folder.path / "monitor").iterdir())
+
+
+def test_another_program_behind_a_deployment(made: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = f"python {tmp_path}/program.py {{port}} {tmp_path}"
+    made.deploy("toy@1", "--replicas", "2", "--command", words, "--health", "/ready")
+    made.until(lambda: len(made.ready()) == 2)
+    client = Client(made.name, project=made.root)
+    asked = {client.metadata()["pid"] for _ in range(4)}
+    started = {int(line.split()[0]) for line in (tmp_path / "starts").read_text().splitlines()}
+    assert asked == started
+    assert len(asked) == 2
+    made.hpcmass("undeploy", made.name)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
 
 
 def test_what_is_refused(made: Deployed, project: Path) -> None:

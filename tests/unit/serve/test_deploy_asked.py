@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -12,6 +13,7 @@ from hpcmass.config import Project
 from hpcmass.errors import ConfigError
 from hpcmass.files import Lease, append_record
 from hpcmass.serve.deployment import Asked, Canary, Deployment, ended, followed, promoted
+from hpcmass.serve.member import Member
 from hpcmass.workflow.deploying import DeployOptions, _changed, _gateway_of, with_words
 from hpcmass.workflow.drifting import monitor_of
 
@@ -87,3 +89,22 @@ def test_the_monitor_is_where_the_project_has_its_deployments(tmp_path: Path) ->
     made.create(OLD)
     append_record(made.path / "monitor" / "windows-r-0001.jsonl", {})
     assert monitor_of("toy", project).folder == project.root / "elsewhere" / "toy" / "monitor"
+
+
+def test_how_busy_a_replica_is_is_of_all_its_cores(made: Deployment) -> None:
+    words = ["hpcmass", "serve", "toy@1", "--threads", "4"]
+    known = made.new_replica("toy@1", lambda rid, folder: words, None)
+    member = Member(known)
+    member.measured({"process_cpu_seconds_total": 1.0})
+    member._last = (monotonic() - 1.0, 1.0, 0.0)
+    member.measured({"process_cpu_seconds_total": 3.0})
+    assert member.busy == pytest.approx(0.5, abs=0.02)  # two of four
+
+
+def test_where_a_replica_says_that_it_is_ready(made: Deployment) -> None:
+    member = Member(made.new_replica("toy@1", lambda rid, folder: [], None))
+    assert member.health == "/v2/health/ready"
+    member.known.endpoint = {"health": "/health"}
+    assert member.health == "/health"
+    member.known.endpoint = {"health": "/x HTTP/1.1\r\nHost: y"}
+    assert member.health == "/v2/health/ready"
