@@ -170,16 +170,13 @@ class Controller:
             age = time.time() - one.created
             if one.job is None and not self.standby and age > _LOOK_S and one.rid not in self._laying:
                 try:
-                    job = self.launcher.find(one)
-                except HpcmassError as error:  # Slurm does not answer: of all others there is something to do
+                    if (job := self.launcher.find(one)) is not None:
+                        launched(one, job)
+                    elif age > _LAID_S:
+                        ended(one, "was not started")
+                        continue
+                except HpcmassError as error:  # a silent Slurm, a full disk: the others need care meanwhile
                     self.note = str(error)
-                    known.append(one)
-                    continue
-                if job is not None:
-                    launched(one, job)
-                elif age > _LAID_S:
-                    ended(one, "was not started")
-                    continue
             known.append(one)
         return known, changed
 

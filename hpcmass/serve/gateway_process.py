@@ -176,12 +176,8 @@ class _Process:
         return False
 
     async def _decide(self) -> None:
-        await self.controller.take_over()
-        before = await asyncio.to_thread(self.deployment.endpoint) or {}
-        self.generation = int(before.get("generation", 0)) + 1
-        await self._publish("ready")
-        self.settings.say(f"generation {self.generation}: {self.url}/v2/models/{self.model}")
-        self.deployment.event("gateway", generation=self.generation, url=self.url, pid=os.getpid())
+        while not self._asked.is_set() and not await self._taken_over():
+            await asyncio.sleep(1.0)
         hopped = 0.0
         while not self._asked.is_set():
             if self.lease.lost:
@@ -201,6 +197,21 @@ class _Process:
             await self.controller.rest()
         await self.controller.leave()
         await asyncio.to_thread(self.lease.release)
+
+    async def _taken_over(self) -> bool:
+        """Become the one that decides; False where the file system does not let it say so, which passes."""
+        try:
+            await self.controller.take_over()
+            before = await asyncio.to_thread(self.deployment.endpoint) or {}
+            self.generation = int(before.get("generation", 0)) + 1
+            await self._publish("ready")
+            facts = {"generation": self.generation, "url": self.url, "pid": os.getpid()}
+            await asyncio.to_thread(lambda: self.deployment.event("gateway", **facts))
+        except (HpcmassError, OSError) as error:
+            self.settings.say(str(error))
+            return False
+        self.settings.say(f"generation {self.generation}: {self.url}/v2/models/{self.model}")
+        return True
 
     async def _tick(self) -> str:
         """One tick; whatever goes wrong in it (a file system that does not answer), what is served goes on."""

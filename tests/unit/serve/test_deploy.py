@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -227,6 +228,14 @@ def test_another_program_behind_a_deployment(made: Deployed, tmp_path: Path) -> 
     assert len(asked) == 2
     made.hpcmass("undeploy", made.name)
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+def test_a_gateway_that_cannot_say_where_it_is_tries_again(made: Deployed) -> None:
+    (made.folder.endpoint_file / "in the way").mkdir(parents=True)
+    made.deploy("toy@1", "--wait", "0")
+    made.until(lambda: "endpoint.json" in made.log())
+    shutil.rmtree(made.folder.endpoint_file)
+    made.until(lambda: len(made.ready()) == 1 and (made.folder.endpoint() or {}).get("state") == "ready")
 
 
 def test_what_is_refused(made: Deployed, project: Path) -> None:

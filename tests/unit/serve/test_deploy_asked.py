@@ -11,9 +11,14 @@ import pytest
 from hpcmass.cli.root import run as hpcmass
 from hpcmass.config import Project
 from hpcmass.errors import ConfigError
-from hpcmass.files import Lease, append_record
-from hpcmass.serve.deployment import Asked, Canary, Deployment, ended, followed, promoted
+from hpcmass.files import Lease, append_record, read_json, replace_json
+from hpcmass.serve.controller import Controller
+from hpcmass.serve.deployment import Asked, Canary, Deployment, ended, followed, launched, promoted
+from hpcmass.serve.gateway import Gateway
 from hpcmass.serve.member import Member
+from hpcmass.serve.metrics import Metrics
+from hpcmass.slurm.client import Slurm
+from hpcmass.workflow.deploy_slurm import SlurmLauncher
 from hpcmass.workflow.deploying import DeployOptions, _changed, _gateway_of, with_words
 from hpcmass.workflow.drifting import monitor_of
 
@@ -108,3 +113,20 @@ def test_where_a_replica_says_that_it_is_ready(made: Deployment) -> None:
     assert member.health == "/health"
     member.known.endpoint = {"health": "/x HTTP/1.1\r\nHost: y"}
     assert member.health == "/v2/health/ready"
+
+
+def test_a_slurm_that_does_not_answer_keeps_nobody_from_the_others(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, other = (made.new_replica("toy@1", lambda rid, folder: ["true"], "cpu") for _ in range(2))
+    record = read_json(lost.path / "replica.json")
+    replace_json(lost.path / "replica.json", {**record, "created": record["created"] - 10})  # and it has no job
+    launched(other, {"kind": "slurm", "id": "1"})
+    monkeypatch.setenv("PATH", "")
+    launcher = SlurmLauncher(made.path, made.path, {}, Slurm(patience_s=0.0))
+    gateway = Gateway("toy", Metrics(), None, None)
+    one = Controller(made, gateway, launcher, resolve=str, token=None, say=print)
+    one.standby = False
+    known, _ = one._read()
+    assert [each.rid for each in known] == [lost.rid, other.rid]
+    assert one.note
