@@ -223,7 +223,7 @@ class Controller:
                     self._last[f"m{rid}"] = monotonic()
                     _, body = await probe(*address, "/metrics", self.token)
                     member.measured(numbers(body))
-            elif status == 503 and member.serving:
+            elif status == 503 and member.serving and (member.known.endpoint or {}).get("state") != "loading":
                 # Somebody asked it to end: it answers what it has, and another one takes its place.
                 self._event("replica-leaves", replica=rid)
                 self._drain(member)
@@ -241,6 +241,8 @@ class Controller:
             if not self.standby:
                 took = round(monotonic() - member.began, 3)
                 self._event("replica-ready", replica=member.known.rid, model=member.known.model, seconds=took)
+        elif (member.backend.host, member.backend.port) != address:  # another program, started anew
+            member.backend.move(*address)
         if member.state != "ready":
             member.turn("ready")
             self._tracks()

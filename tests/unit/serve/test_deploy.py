@@ -226,6 +226,13 @@ def test_another_program_behind_a_deployment(made: Deployed, tmp_path: Path) -> 
     started = {int(line.split()[0]) for line in (tmp_path / "starts").read_text().splitlines()}
     assert asked == started
     assert len(asked) == 2
+    os.kill(killed := min(asked), signal.SIGKILL)  # its replica starts it anew, at another port
+
+    def again() -> bool:
+        pids = {int(line.split()[0]) for line in (tmp_path / "starts").read_text().splitlines()} - {killed}
+        return len(pids) == 2 and {client.metadata()["pid"] for _ in range(4)} == pids
+
+    made.until(again)
     made.hpcmass("undeploy", made.name)
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
 
