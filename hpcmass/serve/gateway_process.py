@@ -176,7 +176,7 @@ class _Process:
         return False
 
     async def _decide(self) -> None:
-        while not self._asked.is_set() and not await self._taken_over():
+        while not (self._asked.is_set() or self.lease.lost or await self._taken_over()):
             await asyncio.sleep(1.0)
         hopped = 0.0
         while not self._asked.is_set():
