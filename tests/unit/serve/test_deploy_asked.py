@@ -130,3 +130,15 @@ def test_a_slurm_that_does_not_answer_keeps_nobody_from_the_others(
     known, _ = one._read()
     assert [each.rid for each in known] == [lost.rid, other.rid]
     assert one.note
+
+
+def test_one_that_is_damaged_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project.create(tmp_path / "p")
+    for name in ("a", "b"):
+        Deployment(project.deployments / name).create(replace(OLD, name=name))
+    Deployment(project.deployments / "a").file.write_text("{")
+    capsys.readouterr()
+    assert hpcmass(["deployments", "--project", str(project.root)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "cannot be read" in first
+    assert second.startswith("b  without a gateway")
