@@ -27,8 +27,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--window", "window_s", type=click.FloatRange(0.1),
               help="Seconds of a window of the monitor. [60]")  # fmt: skip
 @click.option(
-    "--keep-samples", type=click.IntRange(0), help="Raw samples an hour to keep, to train on with. [0]"
+    "--command", "program", metavar="'WORDS… {port}'", help="Replicas are this program; see hpcmass serve."
 )
+@click.option("--health", metavar="PATH", help="Where that says that it is ready. [/v2/health/ready]")
+@click.option("--keep-samples", type=click.IntRange(0), help="Raw samples an hour to keep, for retrain. [0]")
+@click.option("--training-data", metavar="FOLDER", help="What drift is measured against [the version's own].")
 @click.option(
     "--site", "site_file", metavar="FILE", type=FILE, help="Replicas are jobs on this site's targets."
 )
@@ -46,6 +49,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--tokens", metavar="FILE", type=FILE, help="Let in who has a token of this file (hpcmass token)."
 )
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Requests a second of one client (token, else address), before it gets 429.")  # fmt: skip
 @click.option("--anybody", is_flag=True, help="Ask for no token although other machines can reach it.")
 @click.option("--tls-cert", metavar="FILE.pem", type=FILE, help="Certificate, and those above it.")
 @click.option("--tls-key", metavar="FILE.pem", type=FILE, help="Its key.")
@@ -65,7 +70,10 @@ def command(
     threads: int | None,
     runtime: str | None,
     window_s: float | None,
+    program: str | None,
+    health: str | None,
     keep_samples: int | None,
+    training_data: str | None,
     site_file: Path | None,
     targets: tuple[str, ...],
     time: str | None,
@@ -75,6 +83,7 @@ def command(
     host: str | None,
     port: int | None,
     tokens: Path | None,
+    rate: float | None,
     anybody: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -95,15 +104,27 @@ def command(
         words_of,
     )
 
+    if training_data is not None and Path(training_data).exists():  # replicas start in the project's folder
+        training_data = str(Path(training_data).absolute())
     gateway = {
         "target": gateway_target,
         "time": gateway_time,
         "host": host,
         "port": port,
         "tokens": None if tokens is None else str(tokens.absolute()),
+        "rate": rate,
         "anybody": anybody or None,
         "certificate": None if tls_cert is None else str(tls_cert.absolute()),
         "key": None if tls_key is None else str(tls_key.absolute()),
+    }
+    words = {
+        "--threads": threads,
+        "--runtime": runtime,
+        "--window": window_s,
+        "--keep-samples": keep_samples,
+        "--training-data": training_data,
+        "--command": program,
+        "--health": health,
     }
     options = DeployOptions(
         name=name,
@@ -117,14 +138,7 @@ def command(
         time=time,
         canary=None if canary is None else parse_share(canary),
         canary_for_s=canary_for_s,
-        serve=words_of(
-            [
-                ("--threads", threads),
-                ("--runtime", runtime),
-                ("--window", window_s),
-                ("--keep-samples", keep_samples),
-            ]
-        ),
+        serve=words_of(list(words.items())),
         gateway={key: value for key, value in gateway.items() if value is not None},
     )
     deployment = deploy(model, project_root, options)

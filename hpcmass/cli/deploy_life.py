@@ -11,11 +11,15 @@ from hpcmass.cli.options import project_option
 @project_option
 def deployments(project_root: str | None) -> None:
     """List the deployments: state, version, replicas, rate, latency, address."""
+    from hpcmass.errors import HpcmassError
     from hpcmass.workflow.deploying import deployments as found
     from hpcmass.workflow.deploying import in_short
 
     for one in found(project_root):
-        click.echo(in_short(one))
+        try:
+            click.echo(in_short(one))
+        except HpcmassError as error:  # of the others there is something to say
+            click.echo(f"{one.path.name}  cannot be read: {error.message}")
 
 
 @click.command("endpoint")

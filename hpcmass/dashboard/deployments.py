@@ -153,7 +153,8 @@ class _One:
             state = text(end.get("state")) or "laid down"
             if state == "ended" or not laid or (place / "ended.json").exists():
                 continue  # What has ended is told by the events.
-            rows.append(_replica({**laid, **end, "id": name, "state": state, "job": job.get("job")}))
+            told = {"id": name, "state": state, "job": job.get("id"), "model": laid.get("model")}
+            rows.append(_replica({**laid, **end, **told}))
         return sorted(rows, key=lambda row: row["id"])[:_MOST_REPLICAS]
 
 
@@ -185,9 +186,10 @@ def _state(
 ) -> tuple[str, str | None]:
     word = text(endpoint.get("state"))
     fresh = heard is not None and time.time() - heard < _STALE_S
-    if word == "ended" or (asked.get("state") == "ended" and not fresh):
+    wanted = asked.get("state")
+    if (word == "ended" and (fresh or wanted != "running")) or (wanted == "ended" and not fresh):
         return "ENDED", None
-    if status is None:
+    if status is None or word == "ended":  # ended once, and asked for again
         return "STARTING", "its gateway has not said anything yet"
     if not fresh:
         return "UNKNOWN", "its gateway is silent"

@@ -21,7 +21,7 @@ from hpcmass.errors import AlreadyExists
 from hpcmass.files import append_record, publish, read_records
 from hpcmass.monitor.answers import Live, wilson
 from hpcmass.monitor.drift import Verdict
-from hpcmass.monitor.windows import Window
+from hpcmass.monitor.windows import Window, served
 
 ALERTS = "alerts.jsonl"
 _TIMEOUT_S = 60.0
@@ -59,7 +59,7 @@ def drift_event(verdict: Verdict) -> Event:
 
 def error_event(windows: Sequence[Window], limit: float) -> Event:
     """Whether more answers are the replica's own errors (500, 503) than a limit, beyond chance."""
-    version = windows[-1].version if windows else ""
+    version = served(windows) if windows else ""
     kept = [one for one in windows if one.version == version]
     errors = sum(n for one in kept for code, n in one.answers.items() if code in ("500", "503"))
     every = errors + sum(one.requests for one in kept)
@@ -118,12 +118,35 @@ def tell(
         return False
     # Two watchers may see it at once: one of them gets the name.
     number = int(before.get("number", 0)) + 1 if before else 1
+    while _forsaken(mark := folder / "alerts" / f"{event.kind}-{event.key}-{number:06d}", at):
+        number += 1
     with contextlib.suppress(AlreadyExists):
-        publish(folder / "alerts" / f"{event.kind}-{event.key}-{number:06d}", f"{at}\n")
+        publish(mark, f"{at}\n")
         done = _run(command, record, folder, name) if command else {}
         append_record(folder / ALERTS, {**record, "told": at, "number": number, **done})
         return True
     return False
+
+
+def _forsaken(mark: Path, now: float) -> bool:
+    """Whether whoever was to tell an event died first: its name must not keep others from it for ever."""
+    try:
+        return now - float(mark.read_text(encoding="ascii")) > 2 * _TIMEOUT_S
+    except (OSError, ValueError):
+        return False
+
+
+def close_others(folder: Path, version: str, *, now: float | None = None) -> None:
+    """Say of events of versions that are served no more that they are over."""
+    at = time.time() if now is None else now
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in read_records(folder / ALERTS):
+        last[str(one.get("kind")), str(one.get("key"))] = one
+    for (kind, key), one in last.items():
+        if one.get("on") is True and key != version:
+            text = f"version {key} is not what is served now"
+            record = {"time": at, "kind": kind, "key": key, "on": False, "text": text, "data": {}}
+            append_record(folder / ALERTS, {**record, "told": one.get("told")})
 
 
 def _last(folder: Path, event: Event) -> dict[str, Any] | None:

@@ -110,10 +110,16 @@ class Answers:
         with self._lock:
             answers, self._new = self._new, []
             labels, self._new_labels = self._new_labels, []
-            if answers:
-                self._answers.append(answers)
-            if labels:
-                self._labels.append(labels)
+            try:
+                if labels:  # first: whoever posted them was told that they are here
+                    self._labels.append(labels)
+                    labels = []
+                if answers:
+                    self._answers.append(answers)
+                    answers = []
+            finally:  # what a full disk did not take is written when it does; `_WAITING` bounds it
+                self._new[:0] = answers[: max(0, _WAITING - len(self._new))]
+                self._new_labels[:0] = labels
 
 
 def check_label(identity: Any, label: Any) -> tuple[str, Label]:
@@ -125,13 +131,18 @@ def check_label(identity: Any, label: Any) -> tuple[str, Label]:
     if not isinstance(identity, str) or not 1 <= len(identity) <= 200:
         raise DataError("'id' is not a text of 1 to 200 characters")
     values = label if isinstance(label, list) else [label]
-    if not 1 <= len(values) <= 1024 or not all(
-        (isinstance(one, str) and len(one) <= 200)
-        or (isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one))
-        for one in values
-    ):
+    if not 1 <= len(values) <= 1024 or not all(map(_may_be, values)):
         raise DataError("'label' is not a class's name, a finite number, or a list of them")
     return identity, label
+
+
+def _may_be(one: Any) -> bool:
+    if isinstance(one, str):
+        return len(one) <= 200
+    try:
+        return isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+    except OverflowError:  # a whole number beyond what is a float
+        return False
 
 
 def add_labels(folder: Path, writer: str, labels: list[tuple[str, Label]]) -> None:

@@ -21,7 +21,7 @@ from hpcmass.files import append_record, read_last_records
 from hpcmass.monitor.baseline import Baseline, read_baseline
 from hpcmass.monitor.features import CLASS
 from hpcmass.monitor.testing import Result, pool, run_tests
-from hpcmass.monitor.windows import DAY_S, HOUR_S, Window, merge_windows, read_windows
+from hpcmass.monitor.windows import DAY_S, HOUR_S, Window, merge_windows, read_windows, served
 
 MONTH_S = 30 * DAY_S
 ALPHA = 0.01
@@ -156,7 +156,7 @@ def look(
     windows = read_windows(folder, begin, end)
     if not windows:
         raise NotFound("no window of that time", where=folder, hint="hpcmass serve MODEL --monitor FOLDER")
-    version = windows[-1].version
+    version = served(windows)
     windows = [one for one in windows if one.version == version]
     baseline = read_baseline(folder, version)
     if baseline is None:

@@ -158,6 +158,32 @@ def _records(folder: Path, level: str, replica: str) -> Iterable[Window]:
                 yield window
 
 
+def _wrote(folder: Path, replica: str) -> float:
+    """When a replica wrote last."""
+    found = 0.0
+    for level in LEVELS:
+        for end in (".jsonl", ".1.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                found = max(found, os.stat(folder / f"{level}-{replica}{end}").st_mtime)
+    return found
+
+
+def served(windows: Sequence[Window]) -> str:
+    """The version that is served now: of what ended last, the one with most requests (another is on trial).
+
+    Args:
+        windows: Some, by time.
+    """
+    last = max(windows, key=lambda one: one.end)
+    since = last.end - max(2 * (last.end - last.start), 60.0)
+    recent = [one for one in windows if one.end > since]
+    requests: dict[str, int] = {}
+    for one in recent:
+        requests[one.version] = requests.get(one.version, 0) + one.requests
+    most = max(requests.values())
+    return next(one.version for one in reversed(recent) if requests[one.version] == most)
+
+
 def replicas_in(folder: Path) -> list[str]:
     """The replicas that have written windows into a folder."""
     names = {path.name.removeprefix("windows-") for path in folder.glob("windows-*.jsonl")}
@@ -171,6 +197,8 @@ def read_windows(folder: Path, since: float = -math.inf, until: float = math.inf
     """
     found: list[Window] = []
     for replica in replicas_in(folder):
+        if _wrote(folder, replica) < since - HOUR_S:  # by the file server's clock; most of a long life are such
+            continue
         fine = list(_records(folder, "windows", replica))
         for level in ("hours", "days"):
             span_s = LEVELS[level]

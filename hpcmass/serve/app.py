@@ -19,7 +19,7 @@ from hpcmass.serve.interfaces import Refused
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.openapi import document
 from hpcmass.serve.protocol import Schema
-from hpcmass.serve.rate import Rate
+from hpcmass.serve.rate import Rate, turned_away
 from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
@@ -84,8 +84,10 @@ class App:
     def check(self, exchange: Exchange) -> Refused | None:
         """Say no to a head, where that can be seen from it."""
         path = exchange.path = exchange.path.partition(b"?")[0]
-        if path not in _OPEN and (error := self._turned_away(exchange)) is not None:
-            return error
+        if path not in _OPEN:
+            error = turned_away(exchange, self.tokens, self.rate, "this replica")
+            if error is not None:
+                return error
         infer = path in self._infer
         posts = infer or (path in self._labels and self.monitor is not None)
         if not posts and path not in self._known:
@@ -99,20 +101,6 @@ class App:
             return Refused(415, "a body must not be compressed here")
         if infer and self._batcher is None:
             return Refused(503, "the model is being loaded", retry_after=1)
-        return None
-
-    def _turned_away(self, exchange: Exchange) -> Refused | None:
-        """Whether nobody known asks, or one who asks too often: a token's owner, else an address."""
-        whose = None
-        if self.tokens is not None:
-            whose = self.tokens.whose(exchange.headers.get(b"authorization"))
-        if self.rate is not None:
-            try:
-                self.rate.take(f"address {exchange.connection.client}" if whose is None else f"token {whose}")
-            except Refused as error:
-                return error
-        if self.tokens is not None and whose is None:
-            return Refused(401, "this replica asks for a token: Authorization: Bearer TOKEN")
         return None
 
     def handle(self, exchange: Exchange) -> None:
@@ -155,12 +143,15 @@ class App:
                 return
             self.metrics.inferences += 1
             self.metrics.request_s.observe(perf_counter() - begun)
-            if monitor is not None:
-                monitor.done(taken, request.id, outputs)
             if json_bytes is None:
                 exchange.answer(200, parts)
             else:
                 exchange.answer(200, parts, BINARY, b"Inference-Header-Content-Length: %d\r\n" % json_bytes)
+            if monitor is not None:
+                try:  # whoever looks on must not end a batch of which others wait for their part
+                    monitor.done(taken, request.id, outputs)
+                except Exception:
+                    log.exception("the monitor failed at an answer")
 
         job = Job(request, done)
         batcher.submit(job)

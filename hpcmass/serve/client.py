@@ -74,14 +74,14 @@ class Client:
         self.model = model or self._deployment.asked().model
 
     def infer(
-        self, inputs: Mapping[str, Array] | None = None, /, *, request_id: str | None = None, **named: Array
+        self, inputs: Mapping[str, Array] | None = None, request_id: str | None = None, /, **named: Array
     ) -> dict[str, Array]:
         """Outputs by name, of inputs by name; the first axis of each is the sample.
 
         Args:
-            inputs: By name, as `named`.
-            request_id: A name of its own for this request, by which its label can be posted later.
-            named: The same as keywords.
+            inputs: By name.
+            request_id: By which a label may come later, see `label`.
+            **named: Further inputs.
 
         Raises:
             ServeError: The request was refused, or nobody answered for `patience_s`.
@@ -94,23 +94,14 @@ class Client:
         answer, body = self._ask("POST", f"/v2/models/{self.model}/infer", b"".join([head, *data]), headers)
         return _unpacked(body, answer.get("inference-header-content-length"))
 
-    def label(self, labels: Mapping[str, Any]) -> int:
-        """Post labels that have come, by the id of their request.
-
-        Args:
-            labels: A class (its name or number) or a value; a list where the request had several samples.
-
-        Returns:
-            How many were taken.
+    def label(self, request_id: str, label: Any) -> None:
+        """Say what the right answer to a request was: a class's name, a number, or a list with one a sample.
 
         Raises:
-            ServeError: They were refused, nobody watches over this model, or nobody answered for `patience_s`.
+            ServeError: It was refused, or nobody answered for `patience_s`.
         """
-        told = json.dumps([{"id": one, "label": label} for one, label in labels.items()]).encode()
-        _, body = self._ask(
-            "POST", f"/v2/models/{self.model}/labels", told, {"Content-Type": "application/json"}
-        )
-        return int(json.loads(body)["labels"])
+        body = json.dumps({"id": request_id, "label": label}).encode()
+        self._ask("POST", f"/v2/models/{self.model}/labels", body, {"Content-Type": "application/json"})
 
     def metadata(self) -> dict[str, Any]:
         """Names, types and shapes of the model's inputs and outputs."""
@@ -196,10 +187,10 @@ def _packed(inputs: Mapping[str, Array], request_id: str | None) -> tuple[bytes,
         parameters = {"binary_data_size": len(raw)}
         told.append({"name": name, "datatype": kind, "shape": list(array.shape), "parameters": parameters})
         data.append(raw)
-    head: dict[str, Any] = {"inputs": told, "parameters": {"binary_data_output": True}}
+    said: dict[str, Any] = {"inputs": told, "parameters": {"binary_data_output": True}}
     if request_id is not None:
-        head["id"] = request_id
-    return json.dumps(head).encode(), data
+        said["id"] = request_id
+    return json.dumps(said).encode(), data
 
 
 def _unpacked(body: bytes, length: str | None) -> dict[str, Array]:

@@ -24,10 +24,10 @@ from hpcmass.serve.deployment import (
     Deployment,
     Known,
     ended,
+    followed,
     launched,
     promoted,
     read_replica,
-    updated,
     version_of,
     without,
 )
@@ -127,7 +127,8 @@ class Controller:
         """Do what is due; `ended` when nothing is left of a deployment that is to end, else empty."""
         now = monotonic()
         took, self._last["tick"] = now - self._last["tick"], now
-        self.hours += len(self.members) * min(took, 5.0) / 3600
+        running = sum(not one.view.waiting for one in self.members.values())
+        self.hours += running * min(took, 5.0) / 3600
         await self.look()
         for member in list(self.members.values()):
             self._watch(member, now)
@@ -168,11 +169,14 @@ class Controller:
         for one in self.deployment.replicas():
             age = time.time() - one.created
             if one.job is None and not self.standby and age > _LOOK_S and one.rid not in self._laying:
-                if (job := self.launcher.find(one)) is not None:
-                    launched(one, job)
-                elif age > _LAID_S:
-                    ended(one, "was not started")
-                    continue
+                try:
+                    if (job := self.launcher.find(one)) is not None:
+                        launched(one, job)
+                    elif age > _LAID_S:
+                        ended(one, "was not started")
+                        continue
+                except HpcmassError as error:  # a silent Slurm, a full disk: the others need care meanwhile
+                    self.note = str(error)
             known.append(one)
         return known, changed
 
@@ -201,16 +205,16 @@ class Controller:
             late > _DRAIN_S or (late > TICK_S and (member.backend is None or not member.backend.in_flight))
         ):
             self._stop(member)
-        elif member.state == "stopping" and late > _STOP_S and not member.killed:
-            member.killed = True
-            self._stop(member, kill=True, why="did not end")
+        elif member.state == "stopping" and late > _STOP_S:  # and again, should nobody have heard it
+            why, member.killed = "" if member.killed else "did not end", True
+            self._stop(member, kill=True, why=why)
 
     async def _probe(self, member: Member) -> None:
         rid, address = member.known.rid, member.address()
         try:
             if address is None:
                 return
-            status, _ = await probe(*address, "/v2/health/ready", self.token)
+            status, _ = await probe(*address, member.health, self.token)
             if member.state not in ("starting", "ready", "suspect") or self.members.get(rid) is not member:
                 return
             if status == 200:
@@ -218,8 +222,8 @@ class Controller:
                 if (wait := monotonic() - self._last.get(f"m{rid}", 0.0)) >= 1.5 or wait < 0:
                     self._last[f"m{rid}"] = monotonic()
                     _, body = await probe(*address, "/metrics", self.token)
-                    member.measured(numbers(body), 1)
-            elif status == 503 and member.serving:
+                    member.measured(numbers(body))
+            elif status == 503 and member.serving and (member.known.endpoint or {}).get("state") != "loading":
                 # Somebody asked it to end: it answers what it has, and another one takes its place.
                 self._event("replica-leaves", replica=rid)
                 self._drain(member)
@@ -237,6 +241,8 @@ class Controller:
             if not self.standby:
                 took = round(monotonic() - member.began, 3)
                 self._event("replica-ready", replica=member.known.rid, model=member.known.model, seconds=took)
+        elif (member.backend.host, member.backend.port) != address:  # another program, started anew
+            member.backend.move(*address)
         if member.state != "ready":
             member.turn("ready")
             self._tracks()
@@ -271,6 +277,7 @@ class Controller:
             self._failed(member.known.model, why)
         if member.backend is not None:
             self.gateway.dismiss(member.backend)
+            member.backend.let_go()
             if kill:
                 member.backend.cut()
         member.turn("stopping")
@@ -307,7 +314,10 @@ class Controller:
         try:
             found = self.resolve(asked.follow)
             if found != asked.stable:
-                self.deployment.change(lambda old: updated(old, found), "follows", reference=asked.follow)
+                reference = asked.follow
+                self.deployment.change(
+                    lambda old: followed(old, reference, found), "follows", reference=reference
+                )
         except HpcmassError as error:
             self.note = str(error)
 

@@ -63,8 +63,8 @@ class Asked:
         site: The site file, and `targets` of it where replicas may run; None: this machine.
         time: Wall time of a replica's job; None: the target's.
         serve: Further words of `hpcmass serve` for replicas.
-        gateway: How the gateway is to be reached: `host`, `port`, `tokens`, `anybody`, `certificate`, `key`;
-            `target`: the target that it is a job on; without one it is a process of the machine of `deploy`.
+        gateway: How the gateway is to be reached: `host`, `port`, `tokens`, `rate`, `anybody`, `certificate`,
+            `key`; `target`: what it is a job on; without one it is a process of the machine of `deploy`.
         state: `running`, or `ended`: nothing of it is to run.
         revision: Raised by each change.
     """
@@ -126,6 +126,7 @@ class Deployment:
         self.events_file = path / "events.jsonl"
         self.endpoint_file = path / "endpoint.json"
         self.status_file = path / "gateway" / "status.json"
+        self._over: set[str] = set()  # replicas that were seen to have ended, which stays so
 
     def exists(self) -> bool:
         """Whether there is one."""
@@ -217,7 +218,10 @@ class Deployment:
         """All that have not ended, by number; one that was not laid down wholly is none."""
         found = []
         for folder in self._folders():
+            if folder.name in self._over:
+                continue
             if (folder / "ended.json").exists():
+                self._over.add(folder.name)
                 continue
             if (one := read_replica(folder)) is not None:
                 found.append(one)
@@ -319,8 +323,17 @@ def without(old: Asked, canary: Canary) -> Asked:
 
 
 def promoted(old: Asked, canary: Canary) -> Asked:
-    """What is asked, with the version on trial in the other's place."""
-    return updated(old, canary.model) if old.canary == canary else old
+    """What is asked, with the version on trial in the other's place; an alias is followed no more.
+
+    It means another version, and would bring that back at the next look.
+    """
+    return replace(updated(old, canary.model), follow=None) if old.canary == canary else old
+
+
+def followed(old: Asked, reference: str, found: str) -> Asked:
+    """What is asked, with what a reference means by now; as it was where that is followed no more."""
+    follows = old.state == "running" and old.follow == reference and old.canary is None
+    return updated(old, found) if follows else old
 
 
 def _written(asked: Asked) -> dict[str, Any]:

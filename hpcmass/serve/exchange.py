@@ -79,7 +79,8 @@ class Exchange:
         self.keep = self.keep and not server.draining
         more = b"" if self.keep and not self.old else b"Connection: keep-alive\r\n" if self.keep else _CLOSE
         length = b"Content-Length: %d\r\n\r\n" % sum(map(len, parts))
-        head = b"".join((_LINES[status], server.date, b"Content-Type: ", kind, b"\r\n", extra, more, length))
+        line = _LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status  # another program's, behind a gateway
+        head = b"".join((line, server.date, b"Content-Type: ", kind, b"\r\n", extra, more, length))
         self.reply = [head] if self.method == b"HEAD" else [head, *parts]
         connection.flush()
 

@@ -15,6 +15,7 @@ from hpcmass.serve.gateway_stats import Window, page
 from hpcmass.serve.http import JSON, TEXT, Exchange
 from hpcmass.serve.interfaces import Refused
 from hpcmass.serve.metrics import Metrics
+from hpcmass.serve.rate import Rate, turned_away
 from hpcmass.serve.tokens import Tokens
 from hpcmass.serve.upstream import MOST_LINKS, Backend, Link
 
@@ -45,7 +46,9 @@ class Call:
         self.avoid: Backend | None = None
         self.backend: Backend | None = None
         self.link: Link | None = None
-        lines = [b"%s %s HTTP/1.1\r\nHost: replica\r\n" % (exchange.method, exchange.path), gateway.credentials]
+        # HEAD is asked as GET: the parser of answers waits for a body, which `Exchange` drops.
+        method = b"POST" if exchange.method == b"POST" else b"GET"
+        lines = [b"%s %s HTTP/1.1\r\nHost: replica\r\n" % (method, exchange.path), gateway.credentials]
         lines += [
             b"%s: %s\r\n" % (name, exchange.headers[name]) for name in _FORWARDED if name in exchange.headers
         ]
@@ -112,6 +115,7 @@ class Gateway:
         model: The model's name in addresses.
         tokens: Who is let in; None: everybody.
         token: What replicas are asked with.
+        rate: How many requests one client may send, by its token, else its address; None: any number.
         hold_s: How long a request waits for a replica where none is ready.
         attempt_s: How long one replica may take to answer.
 
@@ -125,9 +129,9 @@ class Gateway:
 
     def __init__(
         self, model: str, metrics: Metrics, tokens: Tokens | None, token: str | None, *,
-        hold_s: float = 60.0, attempt_s: float = 60.0, hold: int = 1024,
+        rate: Rate | None = None, hold_s: float = 60.0, attempt_s: float = 60.0, hold: int = 1024,
     ) -> None:  # fmt: skip
-        self.model, self.metrics, self.tokens = model, metrics, tokens
+        self.model, self.metrics, self.tokens, self.rate = model, metrics, tokens, rate
         self.credentials = b"" if token is None else b"Authorization: Bearer %s\r\n" % token.encode("ascii")
         self.hold_s, self.attempt_s, self.hold = hold_s, attempt_s, hold
         self.ready: list[Backend] = []
@@ -151,12 +155,10 @@ class Gateway:
     def check(self, exchange: Exchange) -> Refused | None:
         """Say no to a head, where that can be seen from it."""
         path = exchange.path = exchange.path.partition(b"?")[0]
-        if (
-            self.tokens is not None
-            and path not in _OPEN
-            and not self.tokens.allows(exchange.headers.get(b"authorization"))
-        ):
-            return Refused(401, "this deployment asks for a token: Authorization: Bearer TOKEN")
+        if path not in _OPEN:
+            error = turned_away(exchange, self.tokens, self.rate, "this deployment")
+            if error is not None:
+                return error
         posts = path.endswith((b"/infer", b"/labels"))
         if path not in _OWN and self._version(path) is False:
             said = path[:100].decode("ascii", "replace")
@@ -312,6 +314,8 @@ class Gateway:
             ("answers_total", f'{{code="{code}"}}', n) for code, n in sorted(self.metrics.answers.items())
         ]
         counters += [("retries_total", "", self.retries), ("abandoned_total", "", self.metrics.abandoned)]
+        if self.rate is not None:
+            counters.append(("rate_limited_total", "", self.rate.refused))
         gauges = [("held_requests", "", float(len(self.held))), ("calls", "", float(len(self.calls)))]
         for one in self.ready:
             labels = f'{{replica="{one.rid}",version="{one.version}",track="{one.track}"}}'

@@ -32,6 +32,7 @@ from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.listening import BACKLOG, listen, stop_listening
 from hpcmass.serve.metrics import Metrics
 from hpcmass.serve.probing import Launcher
+from hpcmass.serve.rate import Rate
 from hpcmass.serve.replica import _allow_files, _context
 from hpcmass.serve.tokens import Tokens
 
@@ -46,6 +47,7 @@ class GatewaySettings:
 
     Attributes:
         host: Address to listen at; `address`: what others are told to use.
+        rate: Requests a second that one client may send; None: any number.
         token: What replicas are asked with.
         dead: Whether the holder of the lease is known to be dead by other means, such as Slurm's.
         hop: Called in a thread about once a second while it decides; starts the successor where one is due.
@@ -56,6 +58,7 @@ class GatewaySettings:
     port: int = 0
     address: str | None = None
     tokens: Tokens | None = None
+    rate: float | None = None
     certificate: Path | None = None
     key: Path | None = None
     token: str | None = None
@@ -96,8 +99,9 @@ class _Process:
         self.model = asked.model
         self.metrics = Metrics()
         self.gateway = Gateway(
-            asked.model, self.metrics, settings.tokens, settings.token, hold_s=settings.hold_s
-        )
+            asked.model, self.metrics, settings.tokens, settings.token, hold_s=settings.hold_s,
+            rate=None if settings.rate is None else Rate(settings.rate),
+        )  # fmt: skip
         self.server = Server(self.gateway, settings.limits, self.metrics)
         self.controller = Controller(
             deployment, self.gateway, launcher, resolve=resolve, token=settings.token, say=settings.say
@@ -172,12 +176,8 @@ class _Process:
         return False
 
     async def _decide(self) -> None:
-        await self.controller.take_over()
-        before = await asyncio.to_thread(self.deployment.endpoint) or {}
-        self.generation = int(before.get("generation", 0)) + 1
-        await self._publish("ready")
-        self.settings.say(f"generation {self.generation}: {self.url}/v2/models/{self.model}")
-        self.deployment.event("gateway", generation=self.generation, url=self.url, pid=os.getpid())
+        while not (self._asked.is_set() or self.lease.lost or await self._taken_over()):
+            await asyncio.sleep(1.0)
         hopped = 0.0
         while not self._asked.is_set():
             if self.lease.lost:
@@ -198,6 +198,21 @@ class _Process:
         await self.controller.leave()
         await asyncio.to_thread(self.lease.release)
 
+    async def _taken_over(self) -> bool:
+        """Become the one that decides; False where the file system does not let it say so, which passes."""
+        try:
+            await self.controller.take_over()
+            before = await asyncio.to_thread(self.deployment.endpoint) or {}
+            self.generation = int(before.get("generation", 0)) + 1
+            await self._publish("ready")
+            facts = {"generation": self.generation, "url": self.url, "pid": os.getpid()}
+            await asyncio.to_thread(lambda: self.deployment.event("gateway", **facts))
+        except (HpcmassError, OSError) as error:
+            self.settings.say(str(error))
+            return False
+        self.settings.say(f"generation {self.generation}: {self.url}/v2/models/{self.model}")
+        return True
+
     async def _tick(self) -> str:
         """One tick; whatever goes wrong in it (a file system that does not answer), what is served goes on."""
         try:
@@ -211,7 +226,10 @@ class _Process:
 
     async def _followed(self) -> bool:
         """Whether another process is ready to go on."""
-        found = await asyncio.to_thread(maybe_json, self.next_file)
+        try:
+            found = await asyncio.to_thread(maybe_json, self.next_file)
+        except (HpcmassError, OSError):  # the file system does not answer now: what is served goes on
+            return False
         if found is None or found.get("after") != self.generation:
             return False
         self.settings.say(f"followed by {found.get('url')}")

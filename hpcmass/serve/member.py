@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 from typing import Any
 
@@ -9,6 +10,8 @@ from hpcmass.serve.deployment import Known
 from hpcmass.serve.probing import JobView
 from hpcmass.serve.rollout import Piece
 from hpcmass.serve.upstream import Backend
+
+_PATH = re.compile(r"/[!-~]*")
 
 
 class Member:
@@ -61,7 +64,20 @@ class Member:
             host = self.view.address or str(told.get("node"))
         return host, told["port"]
 
-    def measured(self, found: dict[str, float], threads: int) -> None:
+    @property
+    def threads(self) -> int:
+        """Cores of its computation, as it was told."""
+        words = self.known.command
+        said = words[words.index("--threads") + 1 :][:1] if "--threads" in words else ()
+        return int(said[0]) if said and said[0].isdecimal() and int(said[0]) else 1
+
+    @property
+    def health(self) -> str:
+        """Where it says that it is ready; a replica that is another program's has its own address for that."""
+        said = (self.known.endpoint or {}).get("health")
+        return said if isinstance(said, str) and _PATH.fullmatch(said) else "/v2/health/ready"
+
+    def measured(self, found: dict[str, float]) -> None:
         """Learn from the replica's own metrics."""
         self.capacity = found.get("hpcmass_capacity_rows_per_second")
         self.queued = found.get("hpcmass_queue_requests", 0.0)
@@ -70,7 +86,7 @@ class Member:
         if last is None or now[0] - last[0] < 0.1 or now[1] < last[1]:
             return
         took = now[0] - last[0]
-        shares = [(now[1] - last[1]) / took / threads]
+        shares = [(now[1] - last[1]) / took / self.threads]
         if self.capacity:
             shares.append((now[2] - last[2]) / took / self.capacity)
         self.busy = min(1.0, max(shares))

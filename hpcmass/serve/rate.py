@@ -5,9 +5,13 @@ from __future__ import annotations
 import ipaddress
 import math
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpcmass.serve.interfaces import Refused
+
+if TYPE_CHECKING:
+    from hpcmass.serve.exchange import Exchange
+    from hpcmass.serve.tokens import Tokens
 
 _CLIENTS = 10_000
 
@@ -84,3 +88,23 @@ def address_of(peer: Any) -> str:
             return str(found.ipv4_mapped)
         return str(ipaddress.ip_network((found, 64), strict=False))
     return str(found)
+
+
+def turned_away(exchange: Exchange, tokens: Tokens | None, rate: Rate | None, what: str) -> Refused | None:
+    """Whether nobody known asks, or one who asks too often: a token's owner, else an address.
+
+    Args:
+        exchange: The request, of which the head is here.
+        tokens: Who is let in; None: everybody.
+        rate: How many requests one of them may send; None: any number.
+        what: Asks for the token, in words.
+    """
+    whose = None if tokens is None else tokens.whose(exchange.headers.get(b"authorization"))
+    if rate is not None:
+        try:
+            rate.take(f"address {exchange.connection.client}" if whose is None else f"token {whose}")
+        except Refused as error:
+            return error
+    if tokens is not None and whose is None:
+        return Refused(401, f"{what} asks for a token: Authorization: Bearer TOKEN")
+    return None

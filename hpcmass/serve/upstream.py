@@ -93,6 +93,17 @@ class Backend:
         for link in list(self._links):
             link.abort()
 
+    def move(self, host: str, port: int) -> None:
+        """It is elsewhere now: what was under way where it was has failed."""
+        self.host, self.port = host, port
+        self._idle.clear()
+        self.cut()
+
+    def let_go(self) -> None:
+        """End connections on which nothing is under way: a program that is to end may wait for them."""
+        while self._idle:
+            self._idle.pop().abort()
+
     def sweep(self, now: float) -> None:
         """End connections that were not used for a while, before the replica does."""
         while self._idle and self._idle[0].rested < now - _REST_S:

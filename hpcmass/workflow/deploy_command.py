@@ -24,9 +24,11 @@ def replica_command(
         tokens: The file of the one token that is let in: the gateway's.
         host: Where it listens.
     """
-    words = [*hpcmass_command(), "serve", model, "--host", host, "--port", "0", "--tokens", str(tokens)]
+    words = [*hpcmass_command(), "serve", model, "--host", host, "--port", "0"]
     words += ["--endpoint", str(folder / "endpoint.json"), "--notice", "0.5", "--project", str(root)]
-    words += ["--latency-ms", f"{asked.slo_p99_ms:g}"]
+    if "--command" in asked.serve:  # another program: it knows nothing of our tokens, limits and monitor
+        return [*words, *(["--anybody"] if asked.gateway.get("anybody") else []), *asked.serve]
+    words += ["--tokens", str(tokens), "--latency-ms", f"{asked.slo_p99_ms:g}"]
     words += ["--monitor", str(folder.parents[1] / "monitor")]
     return [*words, *asked.serve]
 

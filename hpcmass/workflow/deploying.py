@@ -21,7 +21,7 @@ from hpcmass.errors import (
     NameNotAllowed,
     NotFound,
 )
-from hpcmass.files import Lease, check_name, matching, storage_errors
+from hpcmass.files import Lease, check_name, matching, read_last_records, storage_errors
 from hpcmass.launch import hpcmass_command
 from hpcmass.serve.deployment import Asked, Canary, Deployment, updated
 from hpcmass.serve.probing import Launcher
@@ -84,9 +84,8 @@ def deploy(model: str, project: ProjectRef = None, options: DeployOptions | None
     said = _said(given)
     if follow is not None:
         said["follow"] = follow
-    if said.get("gateway", {}).get("target"):
-        said["gateway"].setdefault("host", "0.0.0.0")
-    _refuse_open(said.get("gateway", {}))
+    if given.gateway:
+        said["gateway"] = _gateway_of(deployment, given.gateway)
     if said.get("site"):
         new = Asked(name=name, model=model_name, asked=model, stable=stable, **said)
         if not slurm_targets(new, load_site(new.site)):
@@ -108,10 +107,12 @@ def _changed(
     if old.model != model_name:
         raise ConfigError(
             f"the deployment '{old.name}' serves the model '{old.model}', not '{model_name}'",
-            hint="give another name (--name), or undeploy it first",
+            hint="give another name: --name",  # what was seen of the one would be taken for the other's
         )
     if old.state == "running" and said.get("site", old.site) != old.site:
         raise ConfigError("runs elsewhere", where=old.name, hint=f"hpcmass undeploy {old.name} first")
+    if "serve" in said:
+        said = {**said, "serve": with_words(old.serve, said["serve"])}
     if old.state == "ended":
         old = replace(old, state="running", canary=None, follow=None, stable=stable)
     if given.canary is not None:
@@ -136,9 +137,30 @@ def _said(given: DeployOptions) -> dict[str, Any]:
         said["targets"] = given.targets
     if given.serve:
         said["serve"] = given.serve
-    if given.gateway:
-        said["gateway"] = dict(given.gateway)
     return said
+
+
+def _gateway_of(deployment: Deployment, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How the gateway is to be reached: as it was, but for what is given.
+
+    Raises:
+        ConfigError: It would be open to others without tokens; or it lives, and would have to be another one.
+    """
+    before = dict(deployment.asked().gateway) if deployment.exists() else {}
+    other = {"tokens": "anybody", "anybody": "tokens"}
+    how = {key: value for key, value in before.items() if other.get(key) not in given} | dict(given)
+    if how.get("target"):
+        how.setdefault("host", "0.0.0.0")
+    _refuse_open(how)
+    # A gateway reads this when it starts. To say nothing would leave one open of which tokens were just asked.
+    if how != before and deployment.exists() and controlled(deployment):
+        changed = sorted(key for key in how.keys() | before.keys() if how.get(key) != before.get(key))
+        raise ConfigError(
+            f"its gateway runs, and was started otherwise ({', '.join(changed)})",
+            where=deployment.path.name,
+            hint=f"hpcmass undeploy {deployment.path.name} first",
+        )
+    return how
 
 
 def rollback(name: str, project: ProjectRef = None) -> Asked:
@@ -212,7 +234,9 @@ def wait_ready(deployment: Deployment, *, wait_s: float) -> dict[str, Any]:
         if alive and fresh and endpoint is not None and ready >= min(1, asked.least):
             return endpoint
         failing = [
-            one for one in deployment.events()[-50:] if one["kind"] == "failing" and one["model"] == model
+            one
+            for one in read_last_records(deployment.events_file)
+            if one.get("kind") == "failing" and one.get("model") == model
         ]
         if failing and failing[-1]["time"] > begun and not ready:
             raise LaunchError(f"replicas do not start: {failing[-1]['reason']}", where=deployment.path)
@@ -299,7 +323,7 @@ def run_gateway(name: str, project: ProjectRef = None, *, say: Callable[[str], N
         address=how.get("address") or (own_addresses()[0] if host in ("0.0.0.0", "::") else None),
         dead=None if asked.site is None else dead_by_slurm(slurm),
         hop=Successor(deployment, found, slurm, job, say) if job and how.get("target") else lambda: None,
-        tokens=None if how.get("tokens") is None else read_tokens(Path(how["tokens"])),
+        tokens=None if how.get("tokens") is None else read_tokens(Path(how["tokens"])), rate=how.get("rate"),
         certificate=None if how.get("certificate") is None else Path(how["certificate"]),
         key=None if how.get("key") is None else Path(how["key"]), token=token, say=say,
     )  # fmt: skip
@@ -373,6 +397,19 @@ def parse_share(text: str) -> float:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise ConfigError(f"{text!r} is no share", where="--canary", hint="such as 10%") from None
+
+
+def with_words(old: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
+    """Options of `hpcmass serve` with their values, where those of `new` stand in place of the `old`."""
+    options: dict[str, list[str]] = {}
+    name = ""
+    for word in (*old, *new):
+        if word.startswith("--"):
+            name = word
+            options[name] = []
+        else:
+            options[name].append(word)
+    return tuple(word for name, values in options.items() for word in (name, *values))
 
 
 def words_of(options: Sequence[tuple[str, Any]]) -> tuple[str, ...]:

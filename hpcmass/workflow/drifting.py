@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpcmass.errors import DataError, HpcmassError, NotFound
 from hpcmass.files import check_name, storage_errors
-from hpcmass.monitor.alerts import accuracy_event, drift_event, error_event, tell
+from hpcmass.monitor.alerts import accuracy_event, close_others, drift_event, error_event, tell
 from hpcmass.monitor.answers import Label, Live, add_labels, check_label, live
 from hpcmass.monitor.drift import ALPHA, Verdict, look
 from hpcmass.monitor.facts import read_facts
@@ -65,8 +65,8 @@ def monitor_of(what: str, project: ProjectRef = None) -> Watched:
         found = maybe_project(project)
         named = check_name(what, "deployment")
         folder, name = Path(what), ""
-        if found is not None and (found.root / "deployments" / named).is_dir():
-            folder, name = found.root / "deployments" / named / "monitor", named
+        if found is not None and (found.deployments / named).is_dir():
+            folder, name = found.deployments / named / "monitor", named
     inside = folder / "monitor"
     if not replicas_in(folder) and inside.is_dir():  # the deployment's own folder was named
         folder, name = inside, folder.absolute().name
@@ -92,6 +92,7 @@ def check(watched: Watched, asked: Watch, *, now: float | None = None) -> tuple[
     if asked.min_accuracy is not None:
         found = accuracy(watched, since=verdict.since)
         events += [accuracy_event(one, asked.min_accuracy) for one in found if one.version == verdict.version]
+    close_others(folder, verdict.version, now=at)
     told = [
         one.text
         for one in events

@@ -84,6 +84,9 @@ def watch(
         except HpcmassError as error:  # a replica serves without: drift is not measured then
             say(f"no reference to measure drift against: {error.message}")
             return None
+        except Exception as error:  # whatever data and model make of each other
+            say(f"no reference to measure drift against: {type(error).__name__}: {str(error)[:300]}")
+            return None
 
     return monitor, baseline
 

@@ -22,6 +22,7 @@ from hpcmass.evaluate.models import cached
 from hpcmass.files import Lease, publish_json, read_json
 from hpcmass.monitor.drift import verdicts
 from hpcmass.monitor.facts import model_name
+from hpcmass.monitor.windows import read_windows, served
 from hpcmass.runs import State
 from hpcmass.workflow.drifting import Watched
 from hpcmass.workflow.livedata import gather, write_live
@@ -118,8 +119,9 @@ def _plan(home: Path, watched: Watched, asked: Asked, project: Project) -> Path:
             hint="look with: hpcmass drift; or train all the same with --anyway",
         )
     catalogue = Catalogue(project.catalogue)
-    said = str(last["version"]) if last is not None else ""
-    name = asked.model or model_name(watched.folder, said)
+    windows = read_windows(watched.folder) if last is None else []
+    said = str(last["version"]) if last is not None else served(windows) if windows else ""
+    name = asked.model or (model_name(watched.folder, said) if said else "")
     if not name:
         raise ConfigError("the model is not known", where=watched.folder, hint="name it: --model NAME")
     bare = name.partition("@")[0]

@@ -37,13 +37,13 @@ def main() -> None:
     def ask(seed: int, number: int, place: int) -> None:
         image = images[place : place + 1] + np.float32(shift or 0)
         known = None if shift is None else f"{os.getpid()}-{seed}-{number}"
-        said = client.infer(request_id=known, image=image)["probabilities"]
+        said = client.infer({"image": image}, known)["probabilities"]
         well = said.shape == (1, 10) and abs(float(said.sum()) - 1) < 1e-3
         with lock:
             counts["wrong"] += not well
             counts["right"] += int(said.argmax()) == int(digits[place])
         if known is not None:
-            client.label({known: int(digits[place])})
+            client.label(known, int(digits[place]))
 
     def work(seed: int) -> None:
         draw, due, number = random.Random(seed), time.perf_counter(), 0

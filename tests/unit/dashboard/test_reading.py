@@ -14,9 +14,10 @@ from hpcmass.catalogue import Catalogue
 from hpcmass.config import Project
 from hpcmass.dashboard import runs as runs_module
 from hpcmass.dashboard.run import thinned
-from hpcmass.files import append_record
+from hpcmass.files import append_record, replace_json
 from hpcmass.runs import State, explain
 from hpcmass.runs.folder import RunFolder
+from hpcmass.serve.deployment import Deployment, launched
 from hpcmass.sweep.show import study_summary
 
 DAMAGE = {
@@ -196,6 +197,18 @@ def test_a_deployment_is_told_as_its_gateway_says(client: Client, project: Proje
     time.sleep(1.6)
     silent = client.get("deployments")["deployments"][0]
     assert (silent["state"], silent["reason"]) == ("UNKNOWN", "its gateway is silent")
+    # Ended, and asked for again: no gateway has come yet. What it does not speak of is told by its own folder.
+    deployment = Deployment(project.root / "deployments/front")
+    replace_json(deployment.endpoint_file, {"format": 1, "state": "ended"})
+    status.write_text(json.dumps({**old, "time": time.time() - 60, "state": "ended", "replicas": []}))
+    laid = deployment.new_replica("net@1", lambda rid, folder: ["true"], "cpu")
+    launched(laid, {"kind": "slurm", "id": "77"})
+    replace_json(laid.path / "endpoint.json", {"format": 1, "state": "loading", "model": "net", "version": "1"})
+    time.sleep(1.6)
+    again = client.get("deployments/front")
+    assert again["state"] == "STARTING"
+    (one,) = [one for one in again["replicas"] if one["id"] == laid.rid]
+    assert (one["model"], one["job"], one["target"], one["state"]) == ("net@1", "77", "cpu", "loading")
 
 
 def test_the_monitors_last_verdict_is_told(client: Client, project: Project) -> None:

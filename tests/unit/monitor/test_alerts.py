@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from hpcmass.cli.root import run
-from hpcmass.errors import DataError
-from hpcmass.monitor.alerts import ALERTS, Event, error_event, tell
-from hpcmass.monitor.answers import Answers, live, wilson
+from hpcmass.errors import DataError, HpcmassError
+from hpcmass.files import publish
+from hpcmass.monitor.alerts import ALERTS, Event, close_others, error_event, tell
+from hpcmass.monitor.answers import Answers, check_label, live, wilson
 from hpcmass.monitor.drift import VERDICTS
 from hpcmass.monitor.facts import write_facts
 from hpcmass.monitor.features import Side, Watched
@@ -140,3 +141,41 @@ def test_the_commands(tmp_path: Path, command: list[str], capsys: pytest.Capture
     assert run(["labels", str(tmp_path)]) == 0
     assert run(["drift", "nothing"]) != 0
     assert run(["drift", str(tmp_path), "--since", "soon"]) == 2
+
+
+def test_an_alert_whose_teller_was_killed_is_told_by_the_next_one(tmp_path: Path, command: list[str]) -> None:
+    publish(tmp_path / "alerts" / "drift-3-000001", "1000.0\n")  # and nothing was written down
+    assert tell(tmp_path, event(True), command, now=1030.0) is False  # perhaps it is still at it
+    assert tell(tmp_path, event(True), command, now=2000.0) is True
+    assert tell(tmp_path, event(True), command, now=2001.0) is False
+    assert len(noted(tmp_path)) == 1
+
+
+def test_an_event_of_a_version_that_is_served_no_more_is_over(tmp_path: Path, command: list[str]) -> None:
+    assert tell(tmp_path, event(True, "3"), command, now=0.0)
+    close_others(tmp_path, "4", now=10.0)
+    close_others(tmp_path, "4", now=11.0)
+    last = [json.loads(line) for line in (tmp_path / ALERTS).read_text().splitlines()]
+    assert [(one["key"], one["on"]) for one in last] == [("3", True), ("3", False)]
+    # Rolled back to, it is told again.
+    assert tell(tmp_path, event(True, "3"), command, now=9000.0)
+
+
+def test_labels_that_a_full_disk_did_not_take_are_written_later(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "m", "r-1", "1", 100)
+    (tmp_path / "m").write_text("no folder")
+    answers.add("q", np.zeros((1, 2)), None)
+    answers.label("q", [0, 0])
+    with pytest.raises(HpcmassError):
+        answers.write()
+    (tmp_path / "m").unlink()
+    (tmp_path / "m").mkdir()
+    assert answers.waiting
+    answers.write()
+    assert not answers.waiting
+    assert live(tmp_path / "m", {})[0].n == 2
+
+
+def test_a_label_that_is_no_number_of_ours() -> None:
+    with pytest.raises(DataError):
+        check_label("q", 10**400)

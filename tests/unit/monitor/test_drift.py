@@ -12,7 +12,7 @@ from hpcmass.errors import NotFound
 from hpcmass.monitor.baseline import Baseline, keep_baseline
 from hpcmass.monitor.drift import MONTH_S, VERDICTS, compare, look
 from hpcmass.monitor.sketch import Sketch
-from hpcmass.monitor.windows import Window, WindowFiles
+from hpcmass.monitor.windows import Window, WindowFiles, read_windows, served
 
 NO_FLOORS = dict.fromkeys(("ks", "psi", "mean", "missing", "class"), 0.0)
 FEATURES = 8
@@ -148,3 +148,16 @@ def test_a_folder_without_windows_or_reference_is_told(tmp_path: Path) -> None:
     WindowFiles(tmp_path, "r").append(one)
     with pytest.raises(NotFound, match="version 3 has no reference"):
         look(tmp_path, now=3600.0)
+
+
+def test_a_version_on_trial_is_not_taken_for_the_one_that_serves(tmp_path: Path) -> None:
+    end = 20_000 * DAY + DAY
+    written(tmp_path, 24)
+    trial = WindowFiles(tmp_path, "r-3")
+    for hour in range(24):  # its windows are the last ones, and have a tenth of the requests
+        trial.append(Window("r-3", "2", end - DAY + hour * 3600 + 60, end - DAY + (hour + 1) * 3600, 20, 20))
+    assert look(tmp_path, now=end).version == "1"
+    new = WindowFiles(tmp_path, "r-4")  # taken over: the one before has no requests any more
+    for hour in range(2):
+        new.append(Window("r-4", "2", end + hour * 3600, end + (hour + 1) * 3600, 200, 200))
+    assert served(read_windows(tmp_path)) == "2"

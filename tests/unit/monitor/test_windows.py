@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcmass.monitor import windows
 from hpcmass.monitor.sketch import Sketch, edges_of, merged
 from hpcmass.monitor.windows import Window, WindowFiles, merge_windows, read_windows
 
@@ -84,3 +86,20 @@ def test_a_torn_line_and_nonsense_are_passed_over(tmp_path: Path) -> None:
         file.write('{"start": 1}\n[3]\n{"replica": "a", "ver')
     files.append(window(60.0))
     assert [one.start for one in read_windows(tmp_path)] == [0.0, 60.0]
+
+
+def test_files_that_were_written_long_before_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("r-0001", "r-0002"):
+        WindowFiles(tmp_path, name).append(Window(name, "1", 1e6, 1e6 + 60, 5, 5))
+    os.utime(tmp_path / "windows-r-0001.jsonl", (1e6 + 60, 1e6 + 60))
+    os.utime(tmp_path / "windows-r-0002.jsonl", (1e6 + 9000, 1e6 + 9000))
+    read: list[str] = []
+    records = windows._records
+    monkeypatch.setattr(
+        windows, "_records", lambda folder, level, one: read.append(one) or records(folder, level, one)
+    )
+    assert read_windows(tmp_path, since=1e6 + 8000) == []
+    assert set(read) == {"r-0002"}
+    assert len(read_windows(tmp_path, since=1e6)) == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,9 +18,11 @@ import pytest
 
 from hpcmass.catalogue import Catalogue
 from hpcmass.files import Lease
-from hpcmass.serve.client import Client
+from hpcmass.serve.client import Client, ServeError
+from hpcmass.serve.tokens import new_token
 
 from .deploy_tools import Deployed, make_project, no_loss
+from .test_command import PROGRAM
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,65 @@ def test_a_controller_killed_at_any_moment_of_the_start(made: Deployed) -> None:
     jobs = {one.job["pid"] for one in made.replicas() if one.job is not None}
     assert sorted(jobs) == sorted(made.processes())
     assert len(jobs) == 3
+
+
+def test_tokens_labels_and_the_monitor_by_the_deployment_s_name(made: Deployed, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    token = new_token("ada", file)
+    made.deploy("toy@3", "--replicas", "2", "--tokens", str(file), "--rate", "500", "--keep-samples", "20")
+    made.until(lambda: len(made.ready()) == 2)
+    x, k = np.zeros((1, 4), np.float32), np.array([1])
+    with pytest.raises(ServeError, match="asks for a token"):
+        Client(made.name, project=made.root).infer(x=x, k=k)
+    client = Client(made.name, project=made.root, token=token)
+    for number in range(40):
+        client.infer({"x": x, "k": k}, f"q{number}")
+    for number in range(40):  # to whichever replica
+        client.label(f"q{number}", [0.0, 0.0, 0.0])
+    secret = (made.folder.path / "gateway" / "token").read_text()
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = words.read_bytes().decode("utf-8", "replace")
+            assert token not in said
+            assert secret not in said
+    assert token not in made.log()
+    assert secret not in made.log()
+    assert "undeploy" in made.deploy("toy@3", "--rate", "5", fails=True)  # nothing that a running one ignores
+    made.hpcmass("undeploy", made.name)  # what both replicas have seen is written by then
+    (live,) = json.loads(made.hpcmass("labels", made.name, "--json"))
+    assert (live["version"], live["n"], live["unknown"]) == ("3", 120, 0)
+    assert "version 3 has no reference" in made.hpcmass("drift", made.name, "--since", "1h", fails=True)
+    kept = list((made.folder.path / "monitor").glob("kept-r-*.h5"))
+    assert kept, sorted(one.name for one in (made.folder.path / "monitor").iterdir())
+
+
+def test_another_program_behind_a_deployment(made: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = f"python {tmp_path}/program.py {{port}} {tmp_path}"
+    made.deploy("toy@1", "--replicas", "2", "--command", words, "--health", "/ready")
+    made.until(lambda: len(made.ready()) == 2)
+    client = Client(made.name, project=made.root)
+    asked = {client.metadata()["pid"] for _ in range(4)}
+    started = {int(line.split()[0]) for line in (tmp_path / "starts").read_text().splitlines()}
+    assert asked == started
+    assert len(asked) == 2
+    os.kill(killed := min(asked), signal.SIGKILL)  # its replica starts it anew, at another port
+
+    def again() -> bool:
+        pids = {int(line.split()[0]) for line in (tmp_path / "starts").read_text().splitlines()} - {killed}
+        return len(pids) == 2 and {client.metadata()["pid"] for _ in range(4)} == pids
+
+    made.until(again)
+    made.hpcmass("undeploy", made.name)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+def test_a_gateway_that_cannot_say_where_it_is_tries_again(made: Deployed) -> None:
+    (made.folder.endpoint_file / "in the way").mkdir(parents=True)
+    made.deploy("toy@1", "--wait", "0")
+    made.until(lambda: "endpoint.json" in made.log())
+    shutil.rmtree(made.folder.endpoint_file)
+    made.until(lambda: len(made.ready()) == 1 and (made.folder.endpoint() or {}).get("state") == "ready")
 
 
 def test_what_is_refused(made: Deployed, project: Path) -> None:

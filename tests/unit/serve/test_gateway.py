@@ -15,6 +15,7 @@ from hpcmass.serve.gateway import Gateway
 from hpcmass.serve.http import Server
 from hpcmass.serve.interfaces import Limits
 from hpcmass.serve.metrics import Metrics
+from hpcmass.serve.rate import Rate
 from hpcmass.serve.tokens import new_token, read_tokens
 from hpcmass.serve.upstream import Backend
 
@@ -265,5 +266,50 @@ def test_who_may_ask_and_what(tmp_path: Any) -> None:
         _, _, page = await house.ask("/metrics", b"", bearer, method="GET")
         assert b'hpcmass_gateway_answers_total{code="401"} 3' in page
         assert b"hpcmass_gateway_request_seconds_count 2" in page
+
+    run(go)
+
+
+def test_a_head_is_asked_as_get_and_answered_without_a_body() -> None:
+    async def go() -> None:
+        house, peer = House(), Peer("a", OK + b"true")
+        await house.open(peer)
+        status, head, body = await house.ask("/v2/models/toy", method="HEAD")
+        assert (status, body) == (200, b"")
+        assert "content-length: 4" in head
+        # A replica answers HEAD without a body, for which the parser of answers would wait until the replica
+        # is taken for dead.
+        assert peer.asked[0].startswith(b"GET /v2/models/toy HTTP/1.1\r\n")
+        assert house.suspects == []
+
+    run(go)
+
+
+def test_an_answer_with_a_status_that_http_has_no_word_for() -> None:
+    async def go() -> None:
+        house = House()
+        await house.open(Peer("a", b"HTTP/1.1 599 Odd\r\nContent-Length: 2\r\n\r\n{}"))
+        assert (await house.ask())[0] == 599
+        assert house.gateway.calls == set()
+
+    run(go)
+
+
+def test_a_client_s_rate_is_kept_at_the_gateway(tmp_path: Any) -> None:
+    tokens = [new_token(name, tmp_path / "tokens") for name in ("ada", "bob")]
+
+    async def go() -> None:
+        house, peer = (
+            House(tokens=read_tokens(tmp_path / "tokens"), rate=Rate(0.01, 3)),
+            Peer("a", OK + b"true"),
+        )
+        await house.open(peer)
+        ada, bob = (f"Authorization: Bearer {token}" for token in tokens)
+        assert [(await house.ask(INFER, b"{}", ada))[0] for _ in range(4)] == [200, 200, 200, 429]
+        assert (await house.ask(INFER, b"{}", bob))[0] == 200
+        assert (await house.ask("/v2/health/ready", method="GET"))[0] == 200
+        assert len(peer.asked) == 4
+        _, _, page = await house.ask("/metrics", b"", bob, method="GET")
+        assert b"hpcmass_gateway_rate_limited_total 1" in page
 
     run(go)
