@@ -21,6 +21,7 @@ from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
 
 # One open file a process: (path, process id) -> file. A handle must not be used across a fork.
+_LONGEST_WORD = 1000
 _open_files: dict[tuple[Path, int], Any] = {}
 
 
@@ -168,6 +169,12 @@ def _texts(item: h5py.Dataset, start: int, stop: int, path: Path) -> Texts:
     """Texts start … stop of a data set of them."""
     rows = _rows(item, start, stop, path)
     if rows.dtype.kind == "O":  # of variable length: bytes
+        longest = max(map(len, rows), default=0)
+        if longest > _LONGEST_WORD:  # a block of them, each with as much room, would not fit into memory
+            raise DataError(
+                f"data set {item.name} holds texts of up to {longest} bytes, which are no names of classes",
+                where=path, hint="leave it out by naming the fields to take (--input)",
+            )  # fmt: skip
         rows = np.array([one.encode() if isinstance(one, str) else bytes(one) for one in rows], np.bytes_)
     return as_text(np.ascontiguousarray(rows), str(item.name), path)
 

@@ -97,6 +97,21 @@ def test_the_newest_counts_and_nothing_is_left_of_those_before(catalogue: Catalo
     }
 
 
+def test_a_data_set_whose_name_begins_another_ones(catalogue: Catalogue) -> None:
+    evaluate(catalogue, 1, measured(0.9), dataset="a", data="data/mnist")
+    evaluate(catalogue, 1, measured(0.8), dataset="b", data="data/mnist.v2")
+    evaluate(catalogue, 1, {"n": 7, "metrics": {}}, dataset="a", data="data/mnist")
+    for reader in (catalogue, anew(catalogue)):
+        (one,) = reader.search("version == 1")
+        assert one.evaluations == {
+            "mnist.n": 7,
+            "mnist.v2.n": 50,
+            "mnist.v2.accuracy": 0.8,
+            "mnist.v2.accuracy_low": pytest.approx(0.7),
+            "mnist.v2.accuracy_high": pytest.approx(0.9),
+        }
+
+
 def test_what_does_not_fit_the_columns_is_found(catalogue: Catalogue) -> None:
     evaluate(catalogue, 1, {"n": 1, "metrics": {f"m{i}": {"value": i} for i in range(1100)}})
     assert refs(catalogue, "eval.test.m1098 == 1098 and eval.test.m2 == 2") == ["m@1"]
