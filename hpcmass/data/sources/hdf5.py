@@ -119,6 +119,12 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             raise DataError(f"data set {item.name} is a single value, without samples", where=path)
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        if item.external:  # any file of the user's, by its path: a set made by others would publish it
+            raise DataError(
+                f"data set {item.name} has its values outside of HDF5, in {item.external[0][0]}",
+                where=path, hint="copy it into a file that holds them (h5repack); or name the fields to take",
+                field=name,
+            )  # fmt: skip
         if h5py.check_string_dtype(item.dtype) is not None and len(item.shape) == 1:
             words = _words(item, name, path)
             fields.append(SourceField(check_name(name, "field"), np.dtype(np.int64), (), words))
