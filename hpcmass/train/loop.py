@@ -368,4 +368,4 @@ class Loop:
         self.keeper.kept = self.at.step
         self._precision.load(self.at.scaler)
         self.gradients.soundness.mean = self.at.loss_mean
-        self.watch.advance(self.at.step)
+        self.watch.begin(self.at.step)

@@ -107,6 +107,11 @@ class Watch:
         self._ending = threading.Event()
         self._read, self._write = -1, -1
 
+    def begin(self, step: int) -> None:
+        """Say where it goes on from; the first step after that is a first one, and has its time."""
+        self._step = step
+        self.alive()
+
     def advance(self, step: int) -> None:
         """Say that `step` optimiser steps are done."""
         self._step = step
