@@ -213,7 +213,7 @@ def test_an_hdf5_set_whose_values_are_another_files_bytes_is_refused(tmp_path: P
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.zeros((4, 2), np.float32)
         file.create_dataset("y", (4,), "u1", external=[(str(tmp_path / "private"), 0, 4)])
-    with pytest.raises(DataError, match="y has its values outside of HDF5, in .*private"):
+    with pytest.raises(DataError, match="y has its values outside of HDF5, in "):
         shard(tmp_path / "a.h5", tmp_path / "out")
     (manifest,) = shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x"], targets=[])
     assert manifest.samples == 4
