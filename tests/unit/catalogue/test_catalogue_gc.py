@@ -1,7 +1,7 @@
 """Collecting: what stays and why, what goes, and writers beside it that register the same content all the while."""
 
-import json
 import itertools
+import json
 import os
 import random
 import subprocess
