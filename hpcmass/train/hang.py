@@ -160,23 +160,24 @@ class Waiting:
             self._folder.rmdir()
 
     def others_work(self) -> bool:
-        """Whether another rank has counted on since the last look."""
-        before, self._seen = self._seen, {rank: n for rank, n in enumerate(self._look()) if n}
-        return any(before.get(rank) != n for rank, n in self._seen.items())
+        """Whether another rank has counted on since the last look; of a thousand ranks one file is read then."""
+        for rank in dict.fromkeys((*self._seen, *range(self._size))):
+            n = self._look(rank)
+            if n and n != self._seen.get(rank):
+                self._seen[rank] = n
+                return True
+        return False
 
     def silent(self) -> list[int]:
         """The ranks that do not say that they wait."""
-        return [rank for rank, n in enumerate(self._look()) if n != 0]
+        return [rank for rank in range(self._size) if self._look(rank) != 0]
 
-    def _look(self) -> list[int | None]:
-        """Of each rank how far it has counted; 0: it waits; None: it says nothing."""
-        found: list[int | None] = []
-        for rank in range(self._size):
-            try:
-                found.append(int(read_json(self._file(rank)).get("at_work", 0)))
-            except (HpcmassError, OSError, ValueError, AttributeError):
-                found.append(None)
-        return found
+    def _look(self, rank: int) -> int | None:
+        """How far a rank has counted; 0: it waits; None: it says nothing."""
+        try:
+            return int(read_json(self._file(rank)).get("at_work", 0))
+        except (HpcmassError, OSError, ValueError, AttributeError):
+            return None
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"attempt-{self._attempt}-rank-{rank}.json"
