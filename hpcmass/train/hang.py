@@ -160,7 +160,7 @@ class Waiting:
             self._folder.rmdir()
 
     def others_work(self) -> bool:
-        """Whether another rank has counted on since the last look; of a thousand ranks one file is read then."""
+        """Whether another rank has counted on since the last look; as a rule one file is read."""
         for rank in dict.fromkeys((*self._seen, *range(self._size))):
             n = self._look(rank)
             if n and n != self._seen.get(rank):
