@@ -149,7 +149,13 @@ class IndexRows:
         )
         facts: dict[str, float | int | None] = {}
         if known is not None:  # nothing of an earlier one is left among the newer one's
-            facts.update(dict.fromkeys(key for key in self._keys if key.startswith(f"eval.{label}.")))
+            start = f"eval.{label}."
+            labels = self.connection.execute("SELECT label FROM evaluations WHERE id = ?", (place,))
+            others = tuple(f"eval.{one}." for (one,) in labels.fetchall())
+            longer = tuple(one for one in others if one != start and one.startswith(start))  # `mnist.v2`
+            facts.update(
+                dict.fromkeys(k for k in self._keys if k.startswith(start) and not k.startswith(longer))
+            )
         facts.update((clean(key), value) for key, value in searched(record, label).items())
         for key in facts:
             if key not in self._keys:

@@ -156,9 +156,7 @@ def revive(root: Path, name: str, number: int) -> bool:
                     said = {"why": "an alias points at it", "brought_back": [version.ref]}
                     log_removal(root, said)
                 return brought
-        if not any(
-            _put_back(aside, name, number) for kind in (TRASH, QUARANTINE) for aside in runs(root, kind)
-        ):
+        if not any(_put_back(aside, name, number) for aside in _newest_first(root)):
             break
         brought = True
         claims = claims_of(root, name)
@@ -170,7 +168,14 @@ def revive(root: Path, name: str, number: int) -> bool:
 def _newest_first(root: Path) -> list[Aside]:
     """What is set aside; of a claim that lost versions one after the other the newest copy is the true one."""
     found = [*runs(root, TRASH), *runs(root, QUARANTINE)]
-    return sorted(found, key=lambda aside: aside.run, reverse=True)
+    return sorted(found, key=_when, reverse=True)
+
+
+def _when(aside: Aside) -> tuple[str, float]:
+    """When a run was: its name has whole seconds."""
+    with contextlib.suppress(HpcmassError, TypeError, ValueError):
+        return aside.run.partition("-")[0], float(aside.record.get("created", 0))
+    return aside.run.partition("-")[0], 0.0
 
 
 def _put_back(aside: Aside, name: str, number: int) -> bool:

@@ -197,6 +197,7 @@ class Loop:
     def _loss_of(self, ids: np.ndarray[Any, Any], *, train: bool = False) -> float:
         """The loss of some samples as in validation, or augmented as in training; the model stays as it is."""
         task = self.task
+        self.watch.alive()  # samples are looked at one by one where the loss is bad
         arrays = self._augmented(ids) if train and task.recipe.augments else task.train.batch(ids)
         ready = prepare(
             {**arrays, "sample_id": ids}, task.recipe, *task.fields, train=train, device=self.comm.device
@@ -367,4 +368,4 @@ class Loop:
         self.keeper.kept = self.at.step
         self._precision.load(self.at.scaler)
         self.gradients.soundness.mean = self.at.loss_mean
-        self.watch.advance(self.at.step)
+        self.watch.begin(self.at.step)

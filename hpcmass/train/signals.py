@@ -107,6 +107,11 @@ class Watch:
         self._ending = threading.Event()
         self._read, self._write = -1, -1
 
+    def begin(self, step: int) -> None:
+        """Say where it goes on from; the first step after that is a first one, and has its time."""
+        self._step = step
+        self.alive()
+
     def advance(self, step: int) -> None:
         """Say that `step` optimiser steps are done."""
         self._step = step
@@ -241,7 +246,10 @@ class Watch:
             return
         clock.tick()
         if clock.idle_s < clock.limit_s:
-            self._waiting.take_back()
+            if clock.waited_for:
+                self._waiting.work(self._step)
+            else:
+                self._waiting.take_back()
             self._waited_s = 0.0
             return
         waits, where, stack = main_place()
@@ -254,6 +262,9 @@ class Watch:
         if said and waited_s >= 2 * patience_s:  # its launcher should have ended this one too
             self._finish(State.FAILED, f"rank {said[0].rank} ended: {said[0].message}", "PeerDied")
         if waited_s < patience_s or said:
+            return
+        if self._waiting.others_work():  # no step, but a long validation or checkpoint: of a slow node, say
+            self._waited_s = clock.idle_s
             return
         self._name_the_silent(clock, stack)
 
@@ -284,7 +295,8 @@ class Watch:
         who = who - {self._rank}
         if min(rank for rank in self._hosts if rank not in who) == self._rank:
             fail_status(self._run, reason if who else f"rank {self._rank} on {record.host}: {reason}")
-        print(f"hpcmass: rank {self._rank}: {reason}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print(f"hpcmass: rank {self._rank}: {reason}", file=sys.stderr, flush=True)
         self._waiting.take_back()
         os._exit(2)
 
@@ -304,7 +316,8 @@ class Watch:
         told = self._fail(state, reason)
         self._record(self._rank, error, reason, None)
         if told and tell:
-            print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                print(f"hpcmass: {reason}", file=sys.stderr, flush=True)
         self._waiting.take_back()
         os._exit(2)
 

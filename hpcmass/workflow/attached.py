@@ -49,6 +49,7 @@ class LeftBlocks:
         self._jobs = {driver: set(journaled(journal, driver)) for driver in self.drivers}
         self._lock = threading.Lock()
         self._busy: dict[str, set[Path]] = {}
+        self._held: dict[Path, str] = {}  # by a trial's folder its block, as it was found last
         self._idle: dict[str, set[str]] = {}
         self._over_since: dict[str, float] = {}
         self._alive: dict[str, set[str]] = {}
@@ -69,6 +70,13 @@ class LeftBlocks:
 
     def _holder(self, run: RunFolder) -> str:
         """The block whose worker took a trial and has not given it back, or nothing."""
+        try:
+            found = self._held[run.path] = self._holder_now(run)
+        except OSError:  # a file system that hesitates ends no block, and no thread that looks at blocks
+            return self._held.get(run.path, "")
+        return found
+
+    def _holder_now(self, run: RunFolder) -> str:
         place = place_of(run)
         if not self.drivers or not place.job_id or place.ended is not None:
             return ""
@@ -117,7 +125,7 @@ class LeftBlocks:
         return sorted(set(ledger.unsettled()) & self._jobs[driver])
 
     def _in_use(self, job_id: str) -> bool:
-        return any(self._holder(RunFolder(path)) == job_id for path in self._busy.get(job_id, ()))
+        return any(self._holder(RunFolder(path)) == job_id for path in self._busy.get(job_id, set()).copy())
 
     def _over_for_s(self, driver: str) -> float:
         return time.monotonic() - self._over_since.setdefault(driver, time.monotonic())

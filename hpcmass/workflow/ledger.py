@@ -56,8 +56,8 @@ class Ledger:
             self._open[key] = _Block(int(record.get("nodes", 1)), int(record.get("time_s", 0)))
         elif kind == "block" and key in self._open:
             self._open[key].job_id = str(record["job_id"])
-        elif kind in ("void", "settled"):
-            self._open.pop(key, None)
+        elif kind in ("void", "settled") and self._open.pop(key, None) is not None:
+            # Once: a driver that was stopped, and taken for gone, may have written it again.
             self._settled_s += float(record.get("node_s", 0.0))
 
     # -- before and after sbatch ------------------------------------------------------------------------
@@ -110,9 +110,9 @@ class Ledger:
             known = {block.job_id: key for key, block in self._open.items() if block.job_id}
         for job_id, info in infos.items():
             key = known.get(job_id)
-            if key is None:
+            block = None if key is None else self._open.get(key)
+            if key is None or block is None:  # another thread may have settled it just now
                 continue
-            block = self._open[key]
             block.started = info.started if info.state.ended is False and info.source else block.started
             if info.state.ended:
                 block.over_since = block.over_since or time.monotonic()

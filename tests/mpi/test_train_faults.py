@@ -281,6 +281,28 @@ def test_a_rank_that_hangs_ends_all_and_says_where(backend: str, tmp_path: Path)
     assert done.returncode == 0, done.stdout
 
 
+def test_the_first_step_of_a_resumed_run_has_its_time_too(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p")
+    sets = ["train.backend=mpi", "train.hang_s=10"]
+    argv = tools.mpiexec(2, tools.words(root, "r", *sets))
+    tools.run(argv, tools.environment(root, RAISE_AT="8", RAISE_RANK="1"))
+    assert tools.status(root, "r")["state"] == "FAILED"
+    done = tools.run(argv, tools.environment(root, WAIT_AT="1", WAIT_RANK="1", WAIT_S="22", TRY="2"))
+    assert done.returncode == 0, done.stdout  # as while a model is compiled
+    assert tools.records(root, "r", "resume")
+
+
+def test_a_rank_whose_validation_takes_long_is_waited_for(tmp_path: Path) -> None:
+    root = tools.make_project(tmp_path / "p", samples=160)
+    sets = ["train.backend=mpi", "train.epochs=1", "train.hang_s=5"]
+    argv = tools.mpiexec(2, tools.words(root, "r", *sets))
+    # Of 16 batches; the other rank has said long before that it waits.
+    done = tools.run(argv, tools.environment(root, CHECK_RANK="1", CHECK_S="3.5"))
+    assert done.returncode == 0, done.stdout
+    assert tools.status(root, "r")["state"] == "COMPLETED"
+    assert not (root / "runs" / "r" / "waiting").exists()
+
+
 def test_a_rank_that_is_stopped_is_known_by_its_silence(tmp_path: Path) -> None:
     root = tools.make_project(tmp_path / "p")
     sets = ["train.backend=mpi", "train.checkpoint_every_steps=1", "train.hang_s=10"]

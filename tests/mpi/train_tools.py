@@ -65,6 +65,8 @@ def transform(batch, train):
             batch["x"] = batch["x"] * float("nan")
         if ENV.get("RAISE_AT") == str(CALLS) and RANK == ENV.get("RAISE_RANK", RANK):
             raise RuntimeError("the recipe is at its end")
+    elif RANK == ENV.get("CHECK_RANK"):  # of a validation every batch
+        time.sleep(float(ENV["CHECK_S"]))
     return batch
 """
 JOB = """

@@ -21,6 +21,7 @@ from hpcmass.errors import CorruptError, DataError
 from hpcmass.files import check_name, storage_errors
 
 # One open file a process: (path, process id) -> file. A handle must not be used across a fork.
+_LONGEST_WORD = 1000
 _open_files: dict[tuple[Path, int], Any] = {}
 
 
@@ -118,6 +119,12 @@ def open_hdf5(path: Path, names: Sequence[str] | None = None, optional: Sequence
             raise DataError(f"data set {item.name} is a single value, without samples", where=path)
         if min(item.shape[1:], default=1) < 1:
             raise DataError(f"data set {item.name} has an axis of length 0 {item.shape}", where=path)
+        if item.external:  # any file of the user's, by its path: a set made by others would publish it
+            raise DataError(
+                f"data set {item.name} has its values outside of HDF5, in {item.external[0][0]}",
+                where=path, hint="copy it into a file that holds them (h5repack); or name the fields to take",
+                field=name,
+            )  # fmt: skip
         if h5py.check_string_dtype(item.dtype) is not None and len(item.shape) == 1:
             words = _words(item, name, path)
             fields.append(SourceField(check_name(name, "field"), np.dtype(np.int64), (), words))
@@ -168,6 +175,12 @@ def _texts(item: h5py.Dataset, start: int, stop: int, path: Path) -> Texts:
     """Texts start … stop of a data set of them."""
     rows = _rows(item, start, stop, path)
     if rows.dtype.kind == "O":  # of variable length: bytes
+        longest = max(map(len, rows), default=0)
+        if longest > _LONGEST_WORD:  # a block of them, each with as much room, would not fit into memory
+            raise DataError(
+                f"data set {item.name} holds texts of up to {longest} bytes, which are no names of classes",
+                where=path, hint="leave it out by naming the fields to take (--input)",
+            )  # fmt: skip
         rows = np.array([one.encode() if isinstance(one, str) else bytes(one) for one in rows], np.bytes_)
     return as_text(np.ascontiguousarray(rows), str(item.name), path)
 

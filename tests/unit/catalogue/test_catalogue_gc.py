@@ -1,5 +1,6 @@
 """Collecting: what stays and why, what goes, and writers beside it that register the same content all the while."""
 
+import itertools
 import json
 import os
 import random
@@ -208,6 +209,25 @@ def test_a_version_that_is_brought_back_to_where_its_stone_goes_stays(
     collect(catalogue.path)
     assert catalogue.get("m@back").version == 1
     assert catalogue.verify().ok
+
+
+def test_what_comes_back_of_a_claim_that_lost_versions_in_turn_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = itertools.count()  # within a second runs would have names in any order
+    monkeypatch.setattr("hpcmass.catalogue.aside.secrets.token_hex", lambda _: f"{next(number):08x}")
+    catalogue = Catalogue(tmp_path / "c")
+    catalogue.register_many([Registration("m", model(tmp_path, one), {"n": one}) for one in range(3)])
+    catalogue.register("m", model(tmp_path, 9), metrics={}, lineage={})
+    for left in (2, 1):
+        collect(catalogue.path, Rules(keep_best=(("n", left, False),)))
+    assert refs(catalogue) == ["m@3", "m@4"]
+    os.utime(catalogue.path / "models/m/versions/000001.json", (1, 1))
+    collect(catalogue.path, Rules(keep_last=1))
+    assert sorted(os.listdir(catalogue.path / "models/m/versions")) == ["000004.json"]
+    assert revive(catalogue.path, "m", 3)  # of the copies of the claim the newest says what else is gone
+    assert refs(catalogue) == ["m@3", "m@4"]
+    assert Catalogue(catalogue.path).verify().ok
 
 
 def test_of_a_claim_of_several_the_others_stay(tmp_path: Path) -> None:

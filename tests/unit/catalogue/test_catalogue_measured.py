@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def anew(catalogue: Catalogue) -> Catalogue:
     return made
 
 
+def both(catalogue: Catalogue) -> Iterator[Catalogue]:
+    """It, whose index learns what is new; and then one whose index is made anew."""
+    yield catalogue
+    yield anew(catalogue)
+
+
 def test_an_index_learns_what_is_measured_without_a_walk(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +91,7 @@ def test_the_newest_counts_and_nothing_is_left_of_those_before(catalogue: Catalo
     assert refs(catalogue, "eval.test.accuracy['site == 3'] < 0.5") == ["m@1"]
     evaluate(catalogue, 1, measured(0.7, per_class=[{"name": "a cat", "recall": {"value": 0.4}}]))
     assert refs(catalogue, "eval.test.accuracy['site == 3'] != None") == []
-    for reader in (catalogue, anew(catalogue)):
+    for reader in both(catalogue):
         assert refs(reader, "eval.test.accuracy < 0.8") == ["m@1"]
         assert refs(reader, "eval.test.recall['a cat'] == 0.4") == ["m@1"]
     (one,) = catalogue.search("version == 1")
@@ -97,6 +104,22 @@ def test_the_newest_counts_and_nothing_is_left_of_those_before(catalogue: Catalo
     }
 
 
+def test_a_data_set_whose_name_begins_another_ones(catalogue: Catalogue) -> None:
+    evaluate(catalogue, 1, measured(0.9), dataset="a", data="data/mnist")
+    evaluate(catalogue, 1, measured(0.8), dataset="b", data="data/mnist.v2")
+    assert refs(catalogue, "eval.mnist.accuracy > eval.mnist.v2.accuracy") == ["m@1"]
+    evaluate(catalogue, 1, {"n": 7, "metrics": {}}, dataset="a", data="data/mnist")
+    for reader in both(catalogue):
+        (one,) = reader.search("version == 1")
+        assert one.evaluations == {
+            "mnist.n": 7,
+            "mnist.v2.n": 50,
+            "mnist.v2.accuracy": 0.8,
+            "mnist.v2.accuracy_low": pytest.approx(0.7),
+            "mnist.v2.accuracy_high": pytest.approx(0.9),
+        }
+
+
 def test_what_does_not_fit_the_columns_is_found(catalogue: Catalogue) -> None:
     evaluate(catalogue, 1, {"n": 1, "metrics": {f"m{i}": {"value": i} for i in range(1100)}})
     assert refs(catalogue, "eval.test.m1098 == 1098 and eval.test.m2 == 2") == ["m@1"]
@@ -104,7 +127,7 @@ def test_what_does_not_fit_the_columns_is_found(catalogue: Catalogue) -> None:
     assert refs(catalogue, "eval.test.m1098 != None or eval.test.m2 != None") == []
     (one,) = catalogue.search("version == 1")
     assert one.evaluations == {"test.n": 1, "test.m1099": -1, "test.m1": 5}
-    for reader in (catalogue, anew(catalogue)):
+    for reader in both(catalogue):
         assert refs(reader, "eval.test.m1099 == -1 and eval.test.m1 == 5") == ["m@1"]
 
 

@@ -208,6 +208,28 @@ def test_words_in_arrays_are_classes(tmp_path: Path) -> None:
         append(tmp_path / "out0", tmp_path / "new.npz")
 
 
+def test_an_hdf5_set_whose_values_are_another_files_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(b"a key of nobody else's")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.zeros((4, 2), np.float32)
+        file.create_dataset("y", (4,), "u1", external=[(str(tmp_path / "private"), 0, 4)])
+    with pytest.raises(DataError, match="y has its values outside of HDF5, in "):
+        shard(tmp_path / "a.h5", tmp_path / "out")
+    (manifest,) = shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x"], targets=[])
+    assert manifest.samples == 4
+
+
+def test_long_texts_are_no_words(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.zeros((3, 2), np.float32)
+        file["abstract"] = ["a", "b" * 100_000, "c"]  # 65,536 of them at once would be 32 GB
+    with pytest.raises(DataError, match="holds texts of up to 100000 bytes") as caught:
+        shard(tmp_path / "a.h5", tmp_path / "out", inputs=["x"], targets=["abstract"])
+    assert "--input" in str(caught.value.hint)
+    (manifest,) = shard(tmp_path / "a.h5", tmp_path / "out2", inputs=["x"], targets=[])
+    assert manifest.samples == 3
+
+
 def test_words_that_are_no_classes(tmp_path: Path) -> None:
     x = np.zeros((4, 2), np.float32)
     for label, message in (

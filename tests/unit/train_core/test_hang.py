@@ -97,3 +97,44 @@ def test_ranks_that_wait_say_so(tmp_path: Path) -> None:
     assert ranks[0].silent() == [0, 2]
     Waiting(tmp_path, 2, 0, 3).sweep()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_gets_on_without_a_step_says_so(clock: Time, tmp_path: Path) -> None:
+    mine, other = (Waiting(tmp_path, 1, rank, 2) for rank in range(2))
+    mine.say(7)
+    other.work(7)
+    assert mine.others_work()
+    assert not mine.others_work()  # it has not counted on since
+    other.work(7)  # said a moment ago
+    assert not mine.others_work()
+    assert mine.silent() == [1]
+    clock.now += 5
+    other.work(7)
+    assert mine.others_work()
+    other.say(7)
+    assert not mine.others_work()
+    assert mine.silent() == []
+    other.take_back()
+    assert mine.silent() == [1]
+
+
+def test_signs_of_life_are_no_steps(clock: Time) -> None:
+    mine = Clock(60.0)
+    for _ in range(70):
+        mine.alive(step=False)
+        idle(mine, clock, 1)
+    assert mine.idle_s == 0.0
+    assert mine.waited_for
+    mine.alive(step=True)
+    idle(mine, clock, 1)
+    assert not mine.waited_for
+
+
+def test_a_word_that_could_not_be_written_is_said_again(tmp_path: Path) -> None:
+    (tmp_path / "waiting").write_text("in the way")
+    mine = Waiting(tmp_path, 1, 0, 1)
+    mine.say(7)
+    assert mine.silent() == [0]
+    (tmp_path / "waiting").unlink()
+    mine.say(7)
+    assert mine.silent() == []

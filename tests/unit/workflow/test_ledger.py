@@ -79,3 +79,33 @@ def test_a_budget_is_not_spent_before_the_last_block_is_settled(tmp_path):
     ledger.reserve("another", "cpu-0.sbatch", 1, 640)  # Whoever has that settles it.
     ledger.submitted("another", "cpu-0.sbatch", "8")
     assert pool.spent()
+
+
+class Told(dict):
+    """What Slurm says, while another thread is told the same and is quicker."""
+
+    def __init__(self, ledger, infos):
+        super().__init__(infos)
+        self.ledger = ledger
+
+    def items(self):
+        for pair in super().items():
+            self.ledger.look({pair[0]: pair[1]})
+            yield pair
+
+
+def test_a_block_is_settled_once_whoever_looks(tmp_path):
+    journal = tmp_path / JOURNAL
+    ledger = Ledger(journal, 3600.0)
+    record = {"driver": "d", "script": "cpu-0.sbatch"}
+    append_record(journal, {"kind": "intent", **record, "nodes": 2, "time_s": 600})
+    ledger.reserve("d", "cpu-0.sbatch", 2, 600)
+    append_record(journal, {"kind": "block", **record, "job_id": "10"})
+    ledger.submitted("d", "cpu-0.sbatch", "10")
+    done = JobInfo("10", JobState.COMPLETED, used=(("elapsed_s", 90.0),), source="sacct")
+    ledger.look(Told(ledger, {"10": done}))
+    assert ledger.used_s() == 180
+    assert Ledger(journal, 3600.0).used_s() == 180
+    # A driver that was stopped meanwhile goes on, and says it too.
+    append_record(journal, {"kind": "settled", **record, "node_s": 180.0, "job_id": "10"})
+    assert Ledger(journal, 3600.0).used_s() == 180
