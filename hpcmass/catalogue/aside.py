@@ -106,7 +106,11 @@ class Aside:
                 os.link(path, target)
             except OSError:
                 if not target.exists():
-                    target.write_bytes(path.read_bytes())
+                    try:
+                        target.write_bytes(path.read_bytes())
+                    except OSError:
+                        target.unlink(missing_ok=True)  # half a copy would pass for one when this is done again
+                        raise
 
     def settle(self) -> None:
         """Make durable what was moved, before anything is deleted for good.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from hpcmass.files import read_json, replace, settle
 _TRIES = 20
 STALLED_S = 3600.0
 """A writer between looking for a number, or announcing it, and claiming it is held for dead after so long."""
+
+_FEW_INODES = 1000
 
 
 def claims_of(root: Path, name: str) -> VersionClaims:
@@ -65,7 +68,8 @@ def take_out(aside: Aside, name: str, start: int, stones: Mapping[int, dict[str,
     left = [
         start + place for place, one in enumerate(found) if not removed(one) and start + place not in stones
     ]
-    if not left and start != claims.starts()[-1] and passed(path, file_system_now(aside.root / "care")):
+    whole = not left and start != claims.starts()[-1]
+    if whole and (_crowded(claims.folder) or passed(path, file_system_now(aside.root / "care"))):
         if not aside.take(path):
             return False
     else:
@@ -74,6 +78,12 @@ def take_out(aside: Aside, name: str, start: int, stones: Mapping[int, dict[str,
     for number in stones:
         _take_evaluations(aside, name, number)
     return True
+
+
+def _crowded(folder: Path) -> bool:
+    """Whether inodes are short: then `gc` is there to free some, and leaves no stones, which take one each."""
+    found = os.statvfs(folder)
+    return found.f_files > 0 and found.f_favail < _FEW_INODES
 
 
 def passed(path: Path, now: float) -> bool:

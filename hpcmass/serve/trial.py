@@ -10,6 +10,9 @@ from hpcmass.serve.gateway_stats import BOUNDS
 from hpcmass.serve.member import Member
 
 _EVERY = 3  # seconds of counts between two looks
+# Answers of one stall of a machine are slow together, which no test of independent ones knows: slowness has to
+# be found at so many looks in a row; errors, which no stall makes, at one.
+_LOOKS_SLOW = 3
 
 
 class Trial:
@@ -20,14 +23,14 @@ class Trial:
         self._counts: dict[str, list[int]] = {}
         self._errors: dict[str, int] = {}
         self._last: dict[str, tuple[list[int], int]] = {}
-        self._seconds = self._looks = self._looked = 0
+        self._seconds = self._looks = self._looked = self._slow = 0
 
     def follow(self, asked: Asked) -> None:
         """Begin anew where another trial is asked for."""
         if asked.canary != self._canary:
             self._canary = asked.canary
             self._counts, self._errors = {}, {}
-            self._seconds = self._looks = self._looked = 0
+            self._seconds = self._looks = self._looked = self._slow = 0
 
     def count(self, members: Iterable[Member], asked: Asked) -> None:
         """Add what was answered since the last time."""
@@ -52,8 +55,12 @@ class Trial:
         self._looked = self._seconds
         self._looks += 1
         trial, stable = self.seen(canary.model), self.seen(asked.stable)
-        if why := worse(stable, trial, self._looks):
+        why = worse(stable, trial, self._looks)
+        self._slow = self._slow + 1 if why else 0
+        if why and (not why.startswith("latency") or self._slow >= _LOOKS_SLOW):
             return "worse", why
+        if why:
+            return None
         if canary.after_s is not None and now - canary.since >= canary.after_s and trial.answers >= 100:
             return "passed", f"{trial.answers} answers, {trial.errors} of them errors, not worse"
         return None
