@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hpcmass.errors import LeaseHeld
-from hpcmass.runs import RunFolder, State
+from hpcmass.runs import RunFolder
 from hpcmass.runs.pace import rank_in_words, step_in_words
 from hpcmass.train.events import Events
 from hpcmass.train.pace import Row, seconds_a_step, slow_rank, slow_step
@@ -147,11 +147,10 @@ class Reporter:
             self.status(step, epoch, samples_done)
 
     def status(self, step: int, epoch: int, samples_done: int, **more: Any) -> None:
-        """Write where the run is."""
+        """Write where the run is; not its state, which others may have ended while this process was stopped."""
         self._written = time.monotonic()
         with contextlib.suppress(LeaseHeld):
             self._run.update(
-                state=State.RUNNING,
                 step=step,
                 total_steps=self._total,
                 epoch=epoch,
