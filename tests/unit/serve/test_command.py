@@ -145,7 +145,7 @@ def test_a_program_that_dies_is_started_anew_and_given_up_at_last(tmp_path: Path
     log = replica.log.read_text()
     assert "the command ended with exit code 7; it is started anew" in log
     assert "the command ended with exit code 7, 4 times" in log
-    assert "command.py\", line" not in log  # the program has tracebacks of its own where a client leaves it
+    assert 'command.py", line' not in log  # the program has tracebacks of its own where a client leaves it
     assert replica.state()["state"] == "ended"
     assert len(starts(tmp_path)) == 4
 
