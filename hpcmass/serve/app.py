@@ -24,7 +24,6 @@ from hpcmass.serve.tokens import Tokens
 
 log = logging.getLogger("hpcmass.serve")
 
-_GET = {b"GET", b"HEAD"}
 _OPEN = {b"/v2/health/live", b"/v2/health/ready"}
 _SERVER = {"name": "hpcmass", "version": __version__, "extensions": ["binary_tensor_data"]}
 
@@ -93,12 +92,8 @@ class App:
         if not posts and path not in self._known:
             said = path[:100].decode("ascii", "replace")
             return Refused(404, f"there is nothing at {said}; the model is /v2/models/{self.name}")
-        if exchange.method not in ({b"POST"} if posts else _GET):
-            error = Refused(405, "this address takes POST" if posts else "this address takes GET")
-            error.data["allow"] = b"POST" if posts else b"GET, HEAD"
+        if (error := exchange.misused(posts)) is not None:
             return error
-        if exchange.headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            return Refused(415, "a body must not be compressed here")
         if infer and self._batcher is None:
             return Refused(503, "the model is being loaded", retry_after=1)
         return None

@@ -54,6 +54,20 @@ class Exchange:
         self.abandoned = False
         self.job: Callable[[], None] | None = None  # takes the work for it back
 
+    def misused(self, posts: bool) -> Refused | None:
+        """Say no to another method than the address takes, and to a compressed body.
+
+        Args:
+            posts: Whether the address takes POST; else GET and HEAD.
+        """
+        if self.method not in ((b"POST",) if posts else (b"GET", b"HEAD")):
+            error = Refused(405, "this address takes POST" if posts else "this address takes GET")
+            error.data["allow"] = b"POST" if posts else b"GET, HEAD"
+            return error
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            return Refused(415, "a body must not be compressed here")
+        return None
+
     def answer(self, status: int, parts: Sequence[bytes], kind: bytes = JSON, extra: bytes = b"") -> None:
         """Give the answer; the first call counts.
 

@@ -21,7 +21,6 @@ from hpcmass.serve.upstream import MOST_LINKS, Backend, Link
 
 log = logging.getLogger("hpcmass.serve")
 
-_GET = {b"GET", b"HEAD"}
 _OPEN = {b"/v2/health/live", b"/v2/health/ready"}
 _SERVER = {"name": "hpcmass", "version": __version__, "extensions": ["binary_tensor_data"]}
 _ATTEMPTS = 3
@@ -163,13 +162,7 @@ class Gateway:
         if path not in _OWN and self._version(path) is False:
             said = path[:100].decode("ascii", "replace")
             return Refused(404, f"there is nothing at {said}; the model is /v2/models/{self.model}")
-        if exchange.method not in ({b"POST"} if posts else _GET):
-            error = Refused(405, "this address takes POST" if posts else "this address takes GET")
-            error.data["allow"] = b"POST" if posts else b"GET, HEAD"
-            return error
-        if exchange.headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            return Refused(415, "a body must not be compressed here")
-        return None
+        return exchange.misused(posts)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, or send it to a replica."""
